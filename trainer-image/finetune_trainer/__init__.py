@@ -1,0 +1,1 @@
+"""The trainer: one program that fine-tunes a model and knows nothing of Kubernetes."""

@@ -1,0 +1,1 @@
+"""From rows to tokens: sources, the data gate, chat templates, the token cache."""

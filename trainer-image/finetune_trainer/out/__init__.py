@@ -1,0 +1,1 @@
+"""What leaves the trainer: metrics, progress, recovery state, published checkpoints."""

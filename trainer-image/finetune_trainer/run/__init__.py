@@ -1,0 +1,1 @@
+"""From steps to a finished job: the loop, evaluation, the optimiser."""

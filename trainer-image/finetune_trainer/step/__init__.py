@@ -1,0 +1,1 @@
+"""From tokens to gradients: packing, attention layout, log-probabilities, losses."""
