@@ -15,11 +15,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from tiny import save_model  # noqa: E402
+from tiny import save_model
 
-PRODUCTS = (
-    "router printer camera kettle tablet scooter heater speaker monitor keyboard drill lamp toaster mixer".split()
-)
+PRODUCTS = [
+    "router",
+    "printer",
+    "camera",
+    "kettle",
+    "tablet",
+    "scooter",
+    "heater",
+    "speaker",
+    "monitor",
+    "keyboard",
+    "drill",
+    "lamp",
+    "toaster",
+    "mixer",
+]
 TROUBLES = [
     "does not start",
     "makes a strange noise",
