@@ -17,22 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from tiny import save_model
 
-PRODUCTS = [
-    "router",
-    "printer",
-    "camera",
-    "kettle",
-    "tablet",
-    "scooter",
-    "heater",
-    "speaker",
-    "monitor",
-    "keyboard",
-    "drill",
-    "lamp",
-    "toaster",
-    "mixer",
-]
+PRODUCTS = ["router", "printer", "camera", "kettle", "tablet", "scooter", "heater"]
+PRODUCTS += ["speaker", "monitor", "keyboard", "drill", "lamp", "toaster", "mixer"]
 TROUBLES = [
     "does not start",
     "makes a strange noise",
