@@ -28,6 +28,11 @@ KEPT = frozenset(
         "required",
     }
 )
+SIZES = (
+    ("characters", "minLength", "maxLength"),
+    ("items", "minItems", "maxItems"),
+    ("entries", "minProperties", "maxProperties"),
+)
 JOB_COLUMNS: list[Schema] = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Step", "type": "string", "jsonPath": ".status.progress.display"},
@@ -167,7 +172,7 @@ def _add_exclusive_bounds(schema: Schema, node: Schema) -> None:
 def _described(node: Schema, schema: Schema) -> Schema:
     """The field's docstring, with its default and bounds in words: `kubectl explain` shows nothing else."""
     description = " ".join(str(node.get("description", "")).split())
-    facts = [f"Default: {_literal(schema['default'])}."] if schema.get("default") not in (None, {}) else []
+    facts = [f"Default: {_literal(schema['default'])}."] if schema.get("default") not in (None, {}, [], "") else []
     if bounds := _bounds(schema):
         facts.append(f"Bounds: {bounds}.")
     text = " ".join([description, *facts]).strip()
@@ -175,11 +180,19 @@ def _described(node: Schema, schema: Schema) -> Schema:
 
 
 def _bounds(schema: Schema) -> str:
+    """Every bound of a field; a field that is judged by a sentence of its own shows that sentence."""
+    if "properties" not in schema and "x-kubernetes-validations" in schema:
+        return "; ".join(rule["message"] for rule in schema["x-kubernetes-validations"])
     words = []
     if "minimum" in schema:
         words.append(f"{'>' if schema.get('exclusiveMinimum') else '>='} {_literal(schema['minimum'])}")
     if "maximum" in schema:
         words.append(f"{'<' if schema.get('exclusiveMaximum') else '<='} {_literal(schema['maximum'])}")
+    for what, least, most in SIZES:
+        if least in schema:
+            words.append(f"at least {schema[least]} {what}")
+        if most in schema:
+            words.append(f"at most {schema[most]} {what}")
     return ", ".join(words)
 
 

@@ -6,15 +6,31 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field
 
-from finetune_api.base import ApiModel, Flag, Integer, IntOrString, Name, Number, Resource, Rule, TransitionRule
+from finetune_api.base import (
+    ApiModel,
+    Flag,
+    Integer,
+    IntOrString,
+    Matching,
+    Name,
+    Number,
+    Resource,
+    Rule,
+    TransitionRule,
+    cel_string,
+)
 from finetune_api.method import TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN
 from finetune_api.status import JobStatus
 from finetune_api.uris import DataUri, ModelUri, OutputUri
 
 MAX_BATCH_SIZE = 65536
+MAX_EPOCHS = MAX_EVALS = 1000
+MAX_CHECKPOINTS = 32
+MAX_LEARNING_RATE = 10
+MAX_SEQ_LENGTH = 16777216
 DEFAULT_BATCH_SIZE = 32
 CPU_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?|[0-9]{1,9}m)$"
 MEMORY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
@@ -55,12 +71,12 @@ BatchSize = Annotated[
 class Hyperparameters(ApiModel):
     """The optimisation."""
 
-    n_epochs: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    n_epochs: Annotated[Integer, Field(ge=1, le=MAX_EPOCHS)] = 1
     """Passes over the training data."""
     batch_size: BatchSize | None = None
     """Pairs (DPO) or rows (SFT) per optimiser step over all GPUs, or `max`: the runtime's limit for the model and
     method, else 32. How they are split into micro-batches changes nothing in the result. Absent = max."""
-    learning_rate: Annotated[Number, Field(gt=0, le=10)] = 1e-5
+    learning_rate: Annotated[Number, Field(gt=0, le=MAX_LEARNING_RATE)] = 1e-5
     """Peak learning rate of AdamW."""
     lr_scheduler: LrScheduler = LrScheduler()
     """How the learning rate falls after warm-up."""
@@ -70,7 +86,7 @@ class Hyperparameters(ApiModel):
     """Gradients are clipped to this norm; 0 = off."""
     weight_decay: Annotated[Number, Field(ge=0, le=10)] = 0.0
     """AdamW's weight decay; norms and biases are left out."""
-    max_seq_length: Annotated[Integer, Field(ge=8, le=16777216)] | None = None
+    max_seq_length: Annotated[Integer, Field(ge=8, le=MAX_SEQ_LENGTH)] | None = None
     """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. Longer rows are dropped and
     counted. Absent = the model's own limit."""
     seed: Annotated[Integer, Field(ge=0, le=2147483647)] = 42
@@ -80,14 +96,14 @@ class Hyperparameters(ApiModel):
 class Evaluation(ApiModel):
     """Evaluations on the validation file."""
 
-    n_evals: Annotated[Integer, Field(ge=0, le=1000)] = 0
+    n_evals: Annotated[Integer, Field(ge=0, le=MAX_EVALS)] = 0
     """Evaluations, evenly spaced, the last at the end; one more, at step 0, is the baseline. Needs validationFile."""
 
 
 class Checkpointing(ApiModel):
     """What is kept on the way."""
 
-    n_checkpoints: Annotated[Integer, Field(ge=1, le=32)] = 1
+    n_checkpoints: Annotated[Integer, Field(ge=1, le=MAX_CHECKPOINTS)] = 1
     """Published checkpoints, evenly spaced; the last is the final one."""
     recovery_period_seconds: Annotated[Integer, Field(ge=0, le=86400)] = 600
     """How often a state is saved from which training goes on exactly; 0 = after every step. Also saved on SIGTERM."""
@@ -102,11 +118,14 @@ class Output(ApiModel):
 
 def _quantity(pattern: str, what: str, example: str) -> IntOrString:
     compiled = re.compile(pattern)
-    cel_pattern = pattern.replace("\\", "\\\\")
     return IntOrString(
-        message=f"{what} must be a quantity such as {example}",
-        cel=f"type(self) == int ? self >= 1 : self.matches('{cel_pattern}')",
-        holds=lambda value: value >= 1 if isinstance(value, int) else bool(compiled.fullmatch(value)),
+        message=f"{what} must be a quantity above 0 such as {example}",
+        cel=f"type(self) == int ? self >= 1 : self.matches({cel_string(pattern)}) && self.matches('[1-9]')",
+        holds=lambda value: (
+            value >= 1
+            if isinstance(value, int)
+            else compiled.fullmatch(value) is not None and re.search("[1-9]", value) is not None
+        ),
     )
 
 
@@ -127,9 +146,22 @@ class Resources(ApiModel):
     """Memory of each pod: request and limit."""
 
 
-Suffix = Annotated[str, StringConstraints(strict=True, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9.]{0,38}[a-z0-9])?$")]
+Suffix = Annotated[
+    str,
+    Matching(
+        "suffix must hold only a-z, 0-9, '.' and '-', begin and end with a letter or digit, and have at most 40"
+        " characters",
+        r"^[a-z0-9]([-a-z0-9.]{0,38}[a-z0-9])?$",
+        max_length=40,
+    ),
+]
 CheckpointName = Annotated[
-    str, StringConstraints(strict=True, max_length=63, pattern=r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?(:[0-9]{1,9})?$")
+    str,
+    Matching(
+        "fromCheckpoint must be JOB or JOB:STEP: the name of an earlier job and a step that it published",
+        r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?(:[0-9]{1,9})?$",
+        max_length=63,
+    ),
 ]
 
 
@@ -233,7 +265,7 @@ class ObjectMeta(ApiModel):
 NAME_RULE = Rule(
     message="metadata.name must begin with a letter, hold only a-z, 0-9 and '-', and have at most 52 characters"
     " (Job and Service names derive from it)",
-    cel=f"self.metadata.name.matches('{JOB_NAME_PATTERN}')",
+    cel=f"self.metadata.name.matches({cel_string(JOB_NAME_PATTERN)})",
     holds=lambda job: re.fullmatch(JOB_NAME_PATTERN, job.metadata.name) is not None,
 )
 
@@ -265,4 +297,4 @@ def job_from(manifest: dict[str, Any], *, local: bool = False) -> FineTuneJob:
     Raises:
         pydantic.ValidationError: one entry per broken bound or rule, with its path.
     """
-    return FineTuneJob.model_validate(manifest, context={"local": local})
+    return FineTuneJob.model_validate(manifest, context={"local": local}, by_alias=True, by_name=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from finetune_api.base import ApiModel, Integer, Number, Rule
+from finetune_api.base import ApiModel, Integer, Matching, Number, Rule
 
 DEFAULT_BETA = 0.1
 DEFAULT_LORA_RANK = 16
@@ -58,7 +58,10 @@ class TrainingKind(StrEnum):
     FULL = "Full"
 
 
-ModuleName = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
+ModuleName = Annotated[
+    str,
+    Matching("trainableModules must hold names of modules such as q_proj or all-linear", r"^[A-Za-z0-9_.-]+$", 128),
+]
 
 
 class Lora(ApiModel):

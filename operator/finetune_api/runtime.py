@@ -7,7 +7,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Resource, Rule
-from finetune_api.job import Cpu, Memory, ObjectMeta, Resources
+from finetune_api.job import (
+    MAX_BATCH_SIZE,
+    MAX_CHECKPOINTS,
+    MAX_EPOCHS,
+    MAX_EVALS,
+    MAX_LEARNING_RATE,
+    MAX_SEQ_LENGTH,
+    Cpu,
+    Memory,
+    ObjectMeta,
+    Resources,
+)
 from finetune_api.method import MethodType, TrainingKind
 from finetune_api.uris import ModelUri, OutputTemplate
 
@@ -18,6 +29,8 @@ Globs = Annotated[tuple[Glob, ...], Field(max_length=64)]
 LabelValue = Annotated[str, StringConstraints(strict=True, max_length=4096)]
 StringMap = Annotated[dict[str, LabelValue], Field(max_length=64)]
 OpaqueList = Annotated[tuple[Opaque, ...], Field(max_length=64)]
+BatchLimit = Annotated[Integer, Field(ge=1, le=MAX_BATCH_SIZE)]
+SeqLimit = Annotated[Integer, Field(ge=1, le=MAX_SEQ_LENGTH)]
 
 
 class ClaimAccess(ApiModel):
@@ -114,11 +127,11 @@ class KindLimits(ApiModel):
 
     supported: Flag = True
     """False refuses it."""
-    min_batch_size: Annotated[Integer, Field(ge=1)] | None = None
+    min_batch_size: BatchLimit | None = None
     """Smallest batchSize."""
-    max_batch_size: Annotated[Integer, Field(ge=1)] | None = None
+    max_batch_size: BatchLimit | None = None
     """Largest batchSize for SFT, and what `max` means."""
-    max_batch_size_dpo: Annotated[Integer, Field(ge=1)] | None = None
+    max_batch_size_dpo: BatchLimit | None = None
     """Largest batchSize for DPO, and what `max` means."""
 
     def max_batch(self, method: MethodType) -> int | None:
@@ -142,21 +155,21 @@ class ModelLimits(ApiModel):
     """LoRA."""
     full: KindLimits = KindLimits()
     """Full fine-tuning."""
-    min_seq_length: Annotated[Integer, Field(ge=1)] | None = None
+    min_seq_length: SeqLimit | None = None
     """Smallest maxSeqLength."""
-    max_seq_length_sft: Annotated[Integer, Field(ge=1)] | None = None
+    max_seq_length_sft: SeqLimit | None = None
     """Largest maxSeqLength for SFT, and its value when a job gives none."""
-    max_seq_length_dpo: Annotated[Integer, Field(ge=1)] | None = None
+    max_seq_length_dpo: SeqLimit | None = None
     """Largest maxSeqLength for DPO, and its value when a job gives none."""
-    max_epochs: Annotated[Integer, Field(ge=1)] | None = None
+    max_epochs: Annotated[Integer, Field(ge=1, le=MAX_EPOCHS)] | None = None
     """Largest nEpochs."""
-    max_evals: Annotated[Integer, Field(ge=0)] | None = None
+    max_evals: Annotated[Integer, Field(ge=0, le=MAX_EVALS)] | None = None
     """Largest nEvals."""
-    max_checkpoints: Annotated[Integer, Field(ge=1)] | None = None
+    max_checkpoints: Annotated[Integer, Field(ge=1, le=MAX_CHECKPOINTS)] | None = None
     """Largest nCheckpoints."""
-    min_learning_rate: Annotated[Number, Field(gt=0)] | None = None
+    min_learning_rate: Annotated[Number, Field(gt=0, le=MAX_LEARNING_RATE)] | None = None
     """Smallest learningRate."""
-    max_learning_rate: Annotated[Number, Field(gt=0)] | None = None
+    max_learning_rate: Annotated[Number, Field(gt=0, le=MAX_LEARNING_RATE)] | None = None
     """Largest learningRate."""
 
     def of_kind(self, kind: TrainingKind) -> KindLimits:
@@ -226,4 +239,4 @@ def runtime_from(manifest: dict[str, Any]) -> FineTuneRuntime:
     Raises:
         pydantic.ValidationError: one entry per broken bound, with its path.
     """
-    return FineTuneRuntime.model_validate(manifest)
+    return FineTuneRuntime.model_validate(manifest, by_alias=True, by_name=False)

@@ -5,11 +5,10 @@ Segments may not begin with two dots, so that no path leaves its volume; the pat
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, StringConstraints, ValidationInfo, WithJsonSchema
+from finetune_api.base import Matching
 
 SEGMENT = r"\.?[A-Za-z0-9_-][A-Za-z0-9._-]*"
 DNS_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
@@ -23,37 +22,26 @@ MODEL_NAME = rf"{SEGMENT}(/{SEGMENT})?{REVISION}"
 LOCAL_FILE = "file://"
 MAX_URI = 1024
 
+PVC_FILE = rf"pvc://{DNS_NAME}(/{SEGMENT})+"
 MODEL_PATTERN = rf"^({MODEL_NAME}|{HF_MODEL}|{PVC})$"
-DATA_PATTERN = rf"^({PVC}|{CONFIG_MAP}|{HF_DATA})$"
+DATA_PATTERN = rf"^({PVC_FILE}|{CONFIG_MAP}|{HF_DATA})$"
 OUTPUT_PATTERN = rf"^{PVC}$"
 OUTPUT_TEMPLATE_PATTERN = rf"^pvc://{DNS_NAME}(/({SEGMENT}|\{{namespace\}}|\{{name\}}))*$"
 
 
 def _uri(pattern: str, takes: str) -> Any:
     """A string field that matches `pattern`; on a single machine (validation context `local`) also `file://`."""
-    compiled = re.compile(pattern)
-
-    def check(value: str, info: ValidationInfo) -> str:
-        local = bool(info.context and info.context.get("local"))
-        if compiled.fullmatch(value) or (local and value.startswith(LOCAL_FILE)):
-            return value
-        raise ValueError(f"{value!r} is none of: {takes}{', file:///absolute/path' if local else ''}")
-
-    schema = {"type": "string", "pattern": pattern, "minLength": 1, "maxLength": MAX_URI}
-    return Annotated[
-        str,
-        StringConstraints(strict=True, min_length=1, max_length=MAX_URI),
-        AfterValidator(check),
-        WithJsonSchema(schema),
-    ]
+    return Annotated[str, Matching(f"must be {takes}", pattern, MAX_URI, local_prefix=LOCAL_FILE)]
 
 
 ModelUri = _uri(
-    MODEL_PATTERN, "a model of the runtime, org/name[@revision], hf://org/name[@revision], pvc://claim/path"
+    MODEL_PATTERN, "a model of the runtime, org/name[@revision], hf://org/name[@revision] or pvc://claim/path"
 )
-DataUri = _uri(DATA_PATTERN, "pvc://claim/path, configmap://name/key, hf://datasets/org/name[@revision]/path")
-OutputUri = _uri(OUTPUT_PATTERN, "pvc://claim/path")
-OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, "pvc://claim/path, with {namespace} and {name} as segments")
+DataUri = _uri(
+    DATA_PATTERN, "pvc://claim/path, configmap://name/key or hf://datasets/org/name[@revision]/path of a file"
+)
+OutputUri = _uri(OUTPUT_PATTERN, "pvc://claim/path of a folder")
+OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, "pvc://claim/path of a folder, with {namespace} and {name} as segments")
 
 
 @dataclass(frozen=True, slots=True)
