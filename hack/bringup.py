@@ -1,4 +1,4 @@
-"""From nothing to a running operator: the cluster, the images, the chart. The demo and the end-to-end tests begin so."""
+"""From nothing to a running operator: cluster, images, chart. The demo and the end-to-end tests begin so."""
 
 from __future__ import annotations
 
