@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from apiserver import Answer, Api
-from finetune_api.base import ApiModel
-from finetune_api.job import job_from
+from finetune_api.base import ApiModel, broken_transitions
+from finetune_api.job import FineTuneJob, job_from
 from finetune_api.runtime import runtime_from
 from manifests import KINDS
 
@@ -83,6 +83,11 @@ def pydantic_verdict(manifest: dict[str, Any]) -> Verdict:
         )
         return Verdict(bounds, rules)
     return Verdict(value=read.to_json()["spec"])
+
+
+def broken_by_change(old: FineTuneJob, new: FineTuneJob) -> list[str]:
+    """The transition rules, of the object and of its spec, that the models see broken."""
+    return [*broken_transitions(old, new), *broken_transitions(old.spec, new.spec)]
 
 
 def server_verdict(api: Api, manifest: dict[str, Any], namespace: str = "default") -> Verdict:

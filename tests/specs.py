@@ -106,7 +106,8 @@ def _applied(manifest: dict[str, Any], changes: list[tuple[Path, Any]]) -> dict[
     return made
 
 
-def _bases() -> list[dict[str, Any]]:
+def bases() -> list[dict[str, Any]]:
+    """Valid jobs: the smallest, one with every block, one that continues another, one of all weights."""
     dpo = {"type": "DPO", "dpo": {"beta": 0.2}}
     lora = {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0.1, "trainableModules": ["q_proj"]}}
     evaluated = {"validationFile": "pvc://data/eval.jsonl", "evaluation": {"nEvals": 2}}
@@ -116,11 +117,16 @@ def _bases() -> list[dict[str, Any]]:
     return [job(), complete, continued, job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})]
 
 
+def edits(manifest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """The manifest with at most one field of its spec replaced."""
+    return st.builds(_applied, st.just(manifest), st.lists(_changes(_schema(job_crd())), max_size=1))
+
+
 def jobs() -> st.SearchStrategy[dict[str, Any]]:
     """FineTuneJobs, about half of them valid."""
     one = _changes(_schema(job_crd()))
     changes = st.one_of(st.lists(one, max_size=1), st.lists(one, min_size=1, max_size=2))
-    return st.builds(_applied, st.sampled_from(_bases()), changes)
+    return st.builds(_applied, st.sampled_from(bases()), changes)
 
 
 def runtimes() -> st.SearchStrategy[dict[str, Any]]:
