@@ -21,3 +21,10 @@ lock: ## pin the newest allowed dependencies, with hashes
 	$(LOCK) --extra operator -o requirements/operator.txt
 	$(LOCK) --extra trainer -o requirements/trainer.txt
 	$(LOCK) --extra operator --extra trainer --extra dev -o requirements/dev.txt
+
+.PHONY: demo demo-down
+demo: setup ## SFT, then DPO, on a real cluster; MODEL=org/name takes a Hub model; the cluster stays
+	$(PY) hack/demo/run.py $(if $(MODEL),--model $(MODEL))
+
+demo-down: setup ## take the demo and its cluster away
+	$(PY) hack/demo/run.py --down
