@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -28,15 +27,10 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, Pyd
 
 
 def _integral(value: object) -> object:
-    """1.0 is an integer, as JSON Schema has it."""
+    """1.0 is an integer: so JSON Schema has it, and so kubectl writes it."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
-
-
-def _is_int64(value: object) -> bool:
-    integral = _integral(value)
-    return isinstance(integral, int) and not isinstance(integral, bool) and -(2**63) <= integral < 2**63
 
 
 Integer = Annotated[int, Field(strict=True)]
@@ -83,11 +77,10 @@ class ApiModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_as_the_api_server_does(cls, data: object) -> object:
-        """A null is an absent field; 1.0 is an integer (a float field takes it back), but for int-or-string."""
+        """A null is an absent field; 1.0 is an integer (a float field takes it back)."""
         if not isinstance(data, dict):
             return data
-        exact = _int_or_string_fields(cls)
-        return {k: v if k in exact else _integral(v) for k, v in data.items() if v is not None}
+        return {key: _integral(value) for key, value in data.items() if value is not None}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -172,19 +165,6 @@ class Matching:
         return {"type": "string", "maxLength": self.max_length, "x-kubernetes-validations": [rule]}
 
 
-@cache
-def _int_or_string_fields(model: type[ApiModel]) -> frozenset[str | None]:
-    """JSON names of the fields that are marked, or that hold an optional of a marked type."""
-    marks = {
-        field.alias: [
-            *field.metadata,
-            *(mark for option in get_args(field.annotation) for mark in get_args(option)[1:]),
-        ]
-        for field in model.model_fields.values()
-    }
-    return frozenset(name for name, found in marks.items() if any(isinstance(mark, IntOrString) for mark in found))
-
-
 def cel_string(text: str) -> str:
     """`text` as a CEL literal."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -192,10 +172,7 @@ def cel_string(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class IntOrString:
-    """Marks a field that Kubernetes calls int-or-string, with the CEL and Python form of what it may be.
-
-    The one number that the API server does not take back from 8.0 to 8 is this one, so neither is it here.
-    """
+    """Marks a field that Kubernetes calls int-or-string, with the CEL and Python form of what it may be."""
 
     message: str
     cel: str
@@ -204,12 +181,15 @@ class IntOrString:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         from pydantic_core import core_schema
 
+        def fits(value: int | str) -> bool:
+            return isinstance(value, str) or -(2**63) <= value < 2**63
+
         def check(value: object) -> int | str:
-            if not _is_int64(value) and not isinstance(value, str):
+            if isinstance(value, bool) or not isinstance(value, int | str) or not fits(value):
                 raise PydanticCustomError("int_or_string", "{message}", {"message": self.message})
             if isinstance(value, str) and len(value) > INT_OR_STRING_LENGTH:
                 raise PydanticKnownError("string_too_long", {"max_length": INT_OR_STRING_LENGTH})
-            if not isinstance(value, int | str) or not self.holds(value):
+            if not self.holds(value):
                 raise PydanticCustomError("rule", "{message}", {"message": self.message})
             return value
 

@@ -1,0 +1,137 @@
+"""Generated manifests: a valid one, and up to two of its fields replaced by something at or beyond a border.
+
+The borders come from the generated schema itself, so a new field is tested without a line here.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from hypothesis import strategies as st
+
+from finetune_api.crd import job_crd, runtime_crd
+from manifests import job, runtime
+
+Path = tuple[str, ...]
+ODD: list[Any] = [None, 0, -1, 1, 1.0, 2.0, 0.5, 1.5, 1e-320, 1e30, 2**53, 2**63, True, False, "", "1", "max", "a\n"]
+ODD += [[], {}, [None], [{}], {"type": "DPO"}, {"type": "Full"}, {"unknown": 1}]
+WORDS: dict[str, list[Any]] = {
+    "model": [
+        "model",
+        "org/model",
+        "org/model@main",
+        "hf://org/model",
+        "pvc://finetune-models",
+        "a/b/c",
+        "s3://b/k",
+        "/",
+    ],
+    "fromCheckpoint": ["support-sft", "support-sft:120", "support-sft:best", "Support", "a:1234567890", ":1", "a" * 53],
+    "trainingFile": [
+        "pvc://claim/a/b.jsonl",
+        "configmap://map/key",
+        "hf://datasets/o/n/a.jsonl",
+        "pvc://c",
+        "https://x",
+    ],
+    "validationFile": ["pvc://claim/eval.jsonl", "hf://o/n@v1/a.jsonl", "pvc://c/../d", "pvc://c//d", "file:///a"],
+    "uri": ["pvc://claim", "pvc://claim/a/.b", "pvc://claim/{namespace}/{name}", "pvc://claim/{uid}", "hf://me/repo"],
+    "source": ["hf://org/model@0123abcd", "pvc://claim/model", "org/model", "https://host/model"],
+    "suffix": ["support", "a.b-c", "Support", "-a", "a" * 40, "a" * 41, "é"],
+    "trainableModules": [["all-linear"], ["q_proj", "q_proj"], ["q proj"], ["a"] * 65, ["a" * 129], [1]],
+    "cpu": [1, 8, "500m", "0.5", "8", "0", "0m", "8Gi", 0.5],
+    "memory": ["64Gi", "1.5Gi", 1073741824, "0", "1e9", "64 Gi", -1],
+    "batchSize": ["max", 1, 8, 65536, 65537, "Max", "8", 8.0, 8.5],
+    "runtime": ["gpu", "x" * 253, "x" * 254],
+}
+
+
+def _schema(crd: dict[str, Any]) -> dict[str, Any]:
+    return crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+
+
+def fields(schema: dict[str, Any], path: Path = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """Every field of a spec with its path, blocks included."""
+    found = []
+    for name, field in schema.get("properties", {}).items():
+        found += [((*path, name), field), *fields(field, (*path, name))]
+    return found
+
+
+def _fitting(name: str, schema: dict[str, Any]) -> list[Any]:
+    """Values that the field takes, and its borders with one step to either side."""
+    if "enum" in schema:
+        return [*schema["enum"], schema["enum"][0].lower(), "Other"]
+    numbers: list[Any] = [schema["minimum"] + 1, schema["minimum"] + 0.5] if "minimum" in schema else []
+    for border in (schema.get("minimum"), schema.get("maximum")):
+        if border is not None:
+            numbers += [border, border + 1, border - 1, float(border)]
+    if schema.get("type") == "number":
+        numbers += [number / 2 for number in numbers]
+    if schema.get("type") == "boolean":
+        return [True, False]
+    longest = ["x", "x" * schema["maxLength"], "x" * (schema["maxLength"] + 1)] if "maxLength" in schema else []
+    if schema.get("type") == "array":
+        text = schema["items"].get("type") == "string"
+        longest = [[], ["x"], ["x", "y"], ["x"] * (schema["maxItems"] + 1)] if text else [[], [{"name": "x"}]]
+    if "maxProperties" in schema:
+        many = {f"k{i}": "v" for i in range(schema["maxProperties"] + 1)}
+        longest = [{}, {"key": "value"}, {"key": ""}, many, {"key": 1}]
+    return numbers + WORDS.get(name, longest)
+
+
+def _changes(schema: dict[str, Any]) -> st.SearchStrategy[tuple[Path, Any]]:
+    """One field and what it becomes: mostly something of its kind."""
+    all_fields = fields(schema)
+
+    def values(field: tuple[Path, dict[str, Any]]) -> st.SearchStrategy[tuple[Path, Any]]:
+        path, form = field
+        fitting = _fitting(path[-1], form)
+        share = 3 * len(ODD) // len(fitting) if fitting else 0
+        return st.tuples(st.just(path), st.sampled_from(fitting * share + ODD))
+
+    return st.sampled_from(all_fields).flatmap(values)
+
+
+def _applied(manifest: dict[str, Any], changes: list[tuple[Path, Any]]) -> dict[str, Any]:
+    made = copy.deepcopy(manifest)
+    for path, value in changes:
+        node = made["spec"]
+        for step in path[:-1]:
+            if not isinstance(node.get(step), dict):
+                node[step] = {}
+            node = node[step]
+        node[path[-1]] = copy.deepcopy(value)
+    return made
+
+
+def bases() -> list[dict[str, Any]]:
+    """Valid jobs: the smallest, one with every block, one that continues another, one of all weights."""
+    dpo = {"type": "DPO", "dpo": {"beta": 0.2}}
+    lora = {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0.1, "trainableModules": ["q_proj"]}}
+    evaluated = {"validationFile": "pvc://data/eval.jsonl", "evaluation": {"nEvals": 2}}
+    complete = job(trainingMethod=dpo, trainingType=lora, **evaluated)
+    continued = job(fromCheckpoint="support-sft:12")
+    del continued["spec"]["model"]
+    return [job(), complete, continued, job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})]
+
+
+def edits(manifest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """The manifest with at most one field of its spec replaced."""
+    return st.builds(_applied, st.just(manifest), st.lists(_changes(_schema(job_crd())), max_size=1))
+
+
+def jobs() -> st.SearchStrategy[dict[str, Any]]:
+    """FineTuneJobs, about half of them valid."""
+    one = _changes(_schema(job_crd()))
+    changes = st.one_of(st.lists(one, max_size=1), st.lists(one, min_size=1, max_size=2))
+    return st.builds(_applied, st.sampled_from(bases()), changes)
+
+
+def runtimes() -> st.SearchStrategy[dict[str, Any]]:
+    """FineTuneRuntimes, about half of them valid."""
+    models = [{"name": "org/model", "source": "hf://org/model", "limits": {"lora": {"maxRank": 64}}}]
+    bases = [runtime(), runtime(models=models, default=True), runtime(access={"claims": {"read": ["a", "b"]}})]
+    changes = st.lists(_changes(_schema(runtime_crd())), max_size=2)
+    return st.builds(_applied, st.sampled_from(bases), changes)
