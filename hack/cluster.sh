@@ -56,9 +56,6 @@ down() {
   esac
 }
 
-# Healthy means: every process we recorded is that process still, the API server is ready, and so is the node.
-healthy() { all_running && api_ready && node_ready; }
-
 status() {
   local name
   for name in "${COMPONENTS[@]}"; do
@@ -67,8 +64,6 @@ status() {
   api_ready && kubectl get nodes -o wide || echo "the API server does not answer"
   healthy
 }
-
-load() { containerd_ctl images import "$1"; }
 
 env_lines() { printf 'export KUBECONFIG=%q PATH=%q:$PATH\n' "$KUBECONFIG" "$BIN"; }
 

@@ -15,7 +15,7 @@ def main(name: str, rootfs: str, entrypoint: str, archive: str) -> None:
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Entrypoint": [entrypoint]},
+            "config": {"Entrypoint": [entrypoint]} if entrypoint else {},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
     ).encode()

@@ -5,7 +5,12 @@ node_ready() {
   [ "$(kubectl get node "$NODE" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null)" = True ]
 }
 
+# Healthy means: every process we recorded is that process still, the API server is ready, and so is the node.
+healthy() { all_running && api_ready && node_ready; }
+
 containerd_ctl() { ctr -a "$CONTAINERD_SOCKET" -n k8s.io "$@"; }
+
+load() { containerd_ctl images import "$1"; }
 
 start_containerd() {
   mkdir -p "$CONF/cni" "$ROOT/cni"
