@@ -70,9 +70,13 @@ env_lines() { printf 'export KUBECONFIG=%q PATH=%q:$PATH\n' "$KUBECONFIG" "$BIN"
 main() {
   local command=${1:-help}
   shift || true
-  [ "$FLAVOUR" = local ] || { kind_main "$command" "$@" && return; }
+  if [ "$FLAVOUR" = kind ] && declare -F "kind_$command" >/dev/null; then
+    "kind_$command" "$@"
+    return
+  fi
   case $command in
-    build | up | down) need_root; take_lock; "$command" "$@" ;;
+    build) take_lock; build ;;
+    up | down) need_root; take_lock; "$command" "$@" ;;
     status | load) "$command" "$@" ;;
     env) env_lines ;;
     kind) echo "$FLAVOUR" ;;

@@ -22,6 +22,7 @@ install_packages() {
 
 apt_install() {
   local log
+  need_root
   log=$(mktemp)
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >"$log" 2>&1 ||
     { cat "$log" >&2; die "cannot install $*"; }

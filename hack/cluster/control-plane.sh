@@ -27,7 +27,8 @@ start_apiserver() {
 start_controllers() {
   start kube-controller-manager kube-controller-manager --kubeconfig="$ROOT/controller-manager.kubeconfig" \
     --bind-address=127.0.0.1 --cert-dir="$ROOT/controller-manager" --service-account-private-key-file="$PKI/sa.key" \
-    --root-ca-file="$PKI/ca.crt" --use-service-account-credentials --leader-elect=false
+    --root-ca-file="$PKI/ca.crt" --use-service-account-credentials --leader-elect=false \
+    --pvclaimbinder-sync-period=1s   # its default lets a claim that came just after its volume wait for 15 s
   start kube-scheduler kube-scheduler --kubeconfig="$ROOT/scheduler.kubeconfig" \
     --bind-address=127.0.0.1 --cert-dir="$ROOT/scheduler" --leader-elect=false
   # a pod can only be created once its namespace has a service account

@@ -8,7 +8,7 @@ need_root() { [ "$(id -u)" = 0 ] || die "a node needs root: run it with sudo, or
 
 # One `up` or `down` at a time. Daemons must not inherit the lock: start() closes it for them.
 take_lock() {
-  mkdir -p "$ROOT"
+  mkdir -p "$ROOT" || die "cannot write $ROOT: be root, or set CLUSTER_ROOT"
   exec 9>"$ROOT/lock"
   flock -n 9 || { say "another hack/cluster.sh is at work, waiting for it"; flock 9; }
 }
