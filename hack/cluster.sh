@@ -16,15 +16,10 @@
 # image registry. CLUSTER=kind|local overrides the choice; state lies in CLUSTER_ROOT (/var/lib/local-cluster).
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/cluster" && pwd)
-# shellcheck source=cluster/settings.sh
-source "$HERE/settings.sh"
-source "$HERE/process.sh"
-source "$HERE/build.sh"
-source "$HERE/certificates.sh"
-source "$HERE/control-plane.sh"
-source "$HERE/node.sh"
-source "$HERE/teardown.sh"
-source "$HERE/kind.sh"
+for part in settings process build certificates control-plane node teardown kind; do
+  # shellcheck source=/dev/null
+  source "$HERE/$part.sh"
+done
 
 up() {
   if healthy; then
@@ -32,6 +27,8 @@ up() {
     return
   fi
   build
+  refuse_taken_port etcd "$ETCD_PORT"
+  refuse_taken_port kube-apiserver "$API_PORT"
   step "certificates" issue_certificates
   step "etcd" start_etcd
   step "kube-apiserver" start_apiserver
@@ -59,12 +56,13 @@ down() {
 status() {
   local name
   for name in "${COMPONENTS[@]}"; do
-    printf '%-20s %s\n' "$name" "$(running "$name" && echo "running, pid $(pid_of "$name")" || echo 'NOT RUNNING')"
+    printf '%-24s %s\n' "$name" "$(running "$name" && echo "running, pid $(pid_of "$name")" || echo 'NOT RUNNING')"
   done
   api_ready && kubectl get nodes -o wide || echo "the API server does not answer"
   healthy
 }
 
+# shellcheck disable=SC2016  # PATH is for the caller's shell to expand
 env_lines() { printf 'export KUBECONFIG=%q PATH=%q:$PATH\n' "$KUBECONFIG" "$BIN"; }
 
 main() {

@@ -1,7 +1,7 @@
 # The cluster's certificate authority, certificates and kubeconfigs. Sourced by hack/cluster.sh.
 # shellcheck shell=bash
 
-node_ip() { hostname -I | awk '{print $1}'; }
+node_ip() { hostname -I | tr ' ' '\n' | grep -m1 -F .; }   # the first IPv4 address
 
 issue_certificates() {
   IP=$(node_ip)

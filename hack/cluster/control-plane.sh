@@ -6,10 +6,10 @@ api_ready() { kubectl get --raw /readyz --request-timeout=5s >/dev/null 2>&1; }
 start_etcd() {
   start etcd etcd --data-dir "$ROOT/etcd" --listen-client-urls "$ETCD_URL" --advertise-client-urls "$ETCD_URL" \
     --listen-peer-urls "http://127.0.0.1:$ETCD_PEER_PORT"
-  await etcd 30 etcd_ready
+  await etcd 30 http_ok "$ETCD_URL/health"
 }
 
-etcd_ready() { python3 -c "import urllib.request as u; u.urlopen('$ETCD_URL/health', timeout=2)"; }
+http_ok() { python3 -c "import urllib.request as u; u.urlopen('$1', timeout=2)"; }
 
 start_apiserver() {
   start kube-apiserver kube-apiserver --etcd-servers="$ETCD_URL" --secure-port="$API_PORT" --advertise-address="$IP" \

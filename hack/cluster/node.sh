@@ -13,7 +13,8 @@ containerd_ctl() { ctr -a "$CONTAINERD_SOCKET" -n k8s.io "$@"; }
 load() { containerd_ctl images import "$1"; }
 
 start_containerd() {
-  mkdir -p "$CONF/cni" "$ROOT/cni"
+  mkdir -p "$CONF/cni" "$ROOT/cni" "$RUN"
+  touch "$NODE_MARK"
   sysctl -qw net.ipv4.ip_forward=1
   cat >"$CONF/cni/10-bridge.conflist" <<J
 {"cniVersion": "1.0.0", "name": "$NETWORK", "plugins": [
@@ -99,6 +100,7 @@ imageGCHighThresholdPercent: 100
 J
   start kubelet kubelet --config="$CONF/kubelet.yaml" --kubeconfig="$ROOT/node.kubeconfig" --hostname-override="$NODE" \
     --node-ip="$IP" --root-dir="$ROOT/kubelet" --cert-dir="$ROOT/kubelet-pki"
+  await kubelet 60 http_ok http://127.0.0.1:10248/healthz   # after a crash the node still reads Ready from before
   await kubelet 90 node_ready
   await coredns 30 true
 }

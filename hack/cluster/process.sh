@@ -45,6 +45,13 @@ start() {
   echo "$! $(identity $!)" >"$RUN/$name.pid"
 }
 
+# Another program behind NAME's port would answer in its place and, if it is another cluster's etcd, be written to.
+refuse_taken_port() {
+  if ! running "$1" && (exec 3<>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; then
+    die "port $2 of $1 is taken by another program; is a cluster with another CLUSTER_ROOT up?"
+  fi
+}
+
 # await NAME SECONDS COMMAND...: until COMMAND succeeds; fails at once, with the log's end, when NAME has died.
 await() {
   local name=$1 tries=$(($2 * 5))

@@ -26,6 +26,7 @@ PKI=$ROOT/pki
 CONF=$ROOT/conf
 LOGS=$ROOT/logs
 RUN=$ROOT/run
+NODE_MARK=$RUN/node   # this root's node has bridge and packet filter rules on the machine
 CONTAINERD_SOCKET=$ROOT/containerd.sock
 BUILDKIT_ADDRESS=unix://$ROOT/buildkitd.sock
 ETCD_URL=http://127.0.0.1:$ETCD_PORT

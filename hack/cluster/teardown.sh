@@ -13,7 +13,10 @@ remove_pods() {
     containerd_ctl tasks kill --all --signal KILL "$id" >/dev/null 2>&1 || true   # it may end by itself meanwhile
     containerd_ctl tasks delete --force "$id" >/dev/null 2>&1 || true
   done
-  for id in $(containerd_ctl containers ls -q); do containerd_ctl containers delete "$id" >/dev/null; done
+  for id in $(containerd_ctl containers ls -q); do
+    containerd_ctl containers delete "$id" >/dev/null
+    rm -f "/var/lib/cni/results/"*"-$id-"*   # what the network plug-ins remember of it
+  done
 }
 
 stop_runtime() {
@@ -38,22 +41,22 @@ remove_node_leftovers() {
     umount -l "$mount"
   done
   rm -rf "$ROOT/containerd/state" "$ROOT/cni" "$ROOT/kubelet/pods"
+  [ -f "$NODE_MARK" ] || return 0   # what follows belongs to the machine, and may be another CLUSTER_ROOT's
   ! ip link show "$BRIDGE" >/dev/null 2>&1 || ip link delete "$BRIDGE"
   find /sys/fs/cgroup -type d -path '*/kubepods*' -depth -exec rmdir {} + 2>/dev/null || true   # only empty ones can go
   [ ! -x "$BIN/kube-proxy" ] || kube-proxy --cleanup >/dev/null 2>&1 || true   # 1 when there was nothing to clean
   remove_masquerading
   remove_kubelet_chains
+  rm "$NODE_MARK"
 }
 
 # The bridge plug-in's rule and chain of each pod; the comment carries the network's name.
 remove_masquerading() {
-  local rule chain
-  iptables-save -t nat 2>/dev/null | grep -- "^-A POSTROUTING .*name: ..$NETWORK" | while read -r rule; do
-    chain=${rule##*-j }
-    echo "${rule/-A/-D}" | xargs iptables -w -t nat   # xargs understands the quotes that iptables-save writes
-    iptables -w -t nat -F "$chain"
-    iptables -w -t nat -X "$chain"
-  done
+  {
+    echo '*nat'
+    iptables-save -t nat | sed -nE "s/^-A (POSTROUTING .*name: ..$NETWORK.* -j )(CNI-[^ ]+)$/-D \1\2\n-F \2\n-X \2/p"
+    echo COMMIT
+  } | iptables-restore --noflush
 }
 
 # kube-proxy removes its own rules; these are the kubelet's, which has no command for that.
