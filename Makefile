@@ -35,3 +35,10 @@ cluster-down: ## stop it; WIPE=1 forgets objects and volumes too
 
 images: cluster-up ## build the operator's and the trainer's image into the cluster
 	hack/images.sh build
+
+.PHONY: demo demo-down
+demo: setup ## SFT, then DPO, on a real cluster; MODEL=org/name takes a Hub model; the cluster stays
+	$(PY) hack/demo/run.py $(if $(MODEL),--model $(MODEL))
+
+demo-down: setup ## take the demo and its cluster away
+	$(PY) hack/demo/run.py --down

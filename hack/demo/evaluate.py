@@ -1,0 +1,124 @@
+"""Judge the demo's result from its published files alone, with plain transformers and peft.
+
+Which answer of a held-out pair does the model find likelier, per token? On the DPO job's starting weights that is a
+coin's toss, because the SFT rows showed both manners equally; after DPO it is the preferred one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+BEFORE, AFTER = (0.3, 0.7), 0.9
+LN_2_TOLERANCE = 1e-4
+QUESTIONS = 2
+console = Console(highlight=False)
+
+
+def main() -> None:
+    """Print the comparison; exit 1 unless every claim holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("base", "sft", "dpo", "pairs"):
+        parser.add_argument(name)
+    arguments = parser.parse_args()
+    logging.disable_progress_bar()
+    pairs = [json.loads(line) for line in Path(arguments.pairs).read_text(encoding="utf-8").splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(Path(arguments.dpo) / "adapter")
+    before = judged(adapted(arguments.base, Path(arguments.sft)), tokenizer, pairs)
+    after = judged(adapted(arguments.base, Path(arguments.dpo)), tokenizer, pairs)
+    first_loss = first_training_loss(Path(arguments.dpo) / "metrics.jsonl")
+    show(before, after, first_loss)
+    check(before[0], after[0], first_loss)
+
+
+def adapted(base: str, output: Path) -> torch.nn.Module:
+    """The base model in fp32 with a job's published adapter."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, output / "adapter").eval()
+
+
+def judged(model: torch.nn.Module, tokenizer: object, pairs: list[dict]) -> tuple[float, float, list[tuple[str, str]]]:
+    """Share of pairs won by the preferred answer, the mean margin in nats per token, and a few answers."""
+    margins = []
+    for pair in pairs:
+        prompt = pair["input"]["messages"]
+        preferred, other = (
+            mean_logp(model, tokenizer, prompt, pair[side]) for side in ("preferred_output", "non_preferred_output")
+        )
+        margins.append(preferred - other)
+    answers = [
+        (p["input"]["messages"][-1]["content"], answer(model, tokenizer, p["input"]["messages"]))
+        for p in pairs[:QUESTIONS]
+    ]
+    return sum(m > 0 for m in margins) / len(margins), sum(margins) / len(margins), answers
+
+
+@torch.no_grad()
+def mean_logp(model: torch.nn.Module, tokenizer, prompt: list[dict], answer: list[dict]) -> float:
+    """Mean log-probability of the answer's tokens, in nats."""
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(prompt + answer)["input_ids"]
+    logits = model(input_ids=torch.tensor([whole])).logits[0, len(start) - 1 : -1]
+    targets = torch.tensor(whole[len(start) :])
+    return float(logits.log_softmax(-1).gather(-1, targets[:, None]).mean())
+
+
+@torch.no_grad()
+def answer(model: torch.nn.Module, tokenizer, prompt: list[dict]) -> str:
+    """What the model says, greedily."""
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    made = model.generate(
+        input_ids=start,
+        attention_mask=torch.ones_like(start),
+        max_new_tokens=40,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(made[0, start.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def first_training_loss(metrics: Path) -> float:
+    """The loss of step 1, from metrics.jsonl."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return float(next(row["train/loss"] for row in rows if "train/loss" in row))
+
+
+def show(before: tuple, after: tuple, first_loss: float) -> None:
+    """The comparison as a table, and the same questions answered before and after."""
+    table = Table(box=None, pad_edge=False)
+    for title, side in (("held-out pairs", "left"), ("starting weights (SFT)", "right"), ("after DPO", "right")):
+        table.add_column(title, justify=side)
+    table.add_row("preferred answer likelier per token", f"{before[0]:.1%}", f"[bold green]{after[0]:.1%}[/]")
+    table.add_row("mean margin, nats per token", f"{before[1]:+.3f}", f"{after[1]:+.3f}")
+    console.print(table)
+    console.print(f"first DPO loss {first_loss:.6f}, ln 2 = {math.log(2):.6f}")
+    for (question, said), (_, says) in zip(before[2], after[2], strict=True):
+        console.print(f"\n  [bold]{question}[/]\n    before: {said}\n    after:  {says}")
+
+
+def check(before: float, after: float, first_loss: float) -> None:
+    """The demo's claims; a broken one ends the program with its numbers."""
+    broken = []
+    if not BEFORE[0] <= before <= BEFORE[1]:
+        broken.append(f"the share before DPO is {before:.3f}, not within {BEFORE}")
+    if after < AFTER:
+        broken.append(f"the share after DPO is {after:.3f}, below {AFTER}")
+    if abs(first_loss - math.log(2)) > LN_2_TOLERANCE:
+        broken.append(f"the first DPO loss is {first_loss:.6f}, not ln 2")
+    if broken:
+        sys.exit("\n".join(broken))
+
+
+if __name__ == "__main__":
+    main()

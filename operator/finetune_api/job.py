@@ -1,0 +1,300 @@
+"""FineTuneJob: what a user wants trained. The docstring under each field is its documentation everywhere."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.base import (
+    ApiModel,
+    Flag,
+    Integer,
+    IntOrString,
+    Matching,
+    Name,
+    Number,
+    Resource,
+    Rule,
+    TransitionRule,
+    cel_string,
+)
+from finetune_api.method import TrainingMethod, TrainingType
+from finetune_api.names import JOB_NAME_PATTERN
+from finetune_api.status import JobStatus
+from finetune_api.uris import DataUri, ModelUri, OutputUri
+
+MAX_BATCH_SIZE = 65536
+MAX_EPOCHS = MAX_EVALS = 1000
+MAX_CHECKPOINTS = 32
+MAX_LEARNING_RATE = 10
+MAX_SEQ_LENGTH = 16777216
+DEFAULT_BATCH_SIZE = 32
+CPU_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?|[0-9]{1,9}m)$"
+MEMORY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
+
+
+class LrSchedulerType(StrEnum):
+    """Shape of the learning rate after warm-up."""
+
+    COSINE = "Cosine"
+    LINEAR = "Linear"
+
+
+class LrScheduler(ApiModel):
+    """How the learning rate falls."""
+
+    type: LrSchedulerType = LrSchedulerType.COSINE
+    """Cosine or linear decay."""
+    min_lr_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Smallest learning rate, as a share of learningRate."""
+    num_cycles: Annotated[Number, Field(gt=0, le=100)] = 0.5
+    """Waves of the cosine; 0.5 falls once from the peak to the minimum. Not used by Linear."""
+
+
+def _batch_size(value: int | str) -> bool:
+    return value == "max" if isinstance(value, str) else 1 <= value <= MAX_BATCH_SIZE
+
+
+BatchSize = Annotated[
+    int | str,
+    IntOrString(
+        message=f'batchSize must be "max" or an integer from 1 to {MAX_BATCH_SIZE}',
+        cel=f"type(self) == int ? self >= 1 && self <= {MAX_BATCH_SIZE} : self == 'max'",
+        holds=_batch_size,
+    ),
+]
+
+
+class Hyperparameters(ApiModel):
+    """The optimisation."""
+
+    n_epochs: Annotated[Integer, Field(ge=1, le=MAX_EPOCHS)] = 1
+    """Passes over the training data."""
+    batch_size: BatchSize | None = None
+    """Pairs (DPO) or rows (SFT) per optimiser step over all GPUs, or `max`: the runtime's limit for the model and
+    method, else 32. How they are split into micro-batches changes nothing in the result. Absent = max."""
+    learning_rate: Annotated[Number, Field(gt=0, le=MAX_LEARNING_RATE)] = 1e-5
+    """Peak learning rate of AdamW."""
+    lr_scheduler: LrScheduler = LrScheduler()
+    """How the learning rate falls after warm-up."""
+    warmup_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Share of all steps over which the learning rate rises from 0."""
+    max_grad_norm: Annotated[Number, Field(ge=0, le=1e6)] = 1.0
+    """Gradients are clipped to this norm; 0 = off."""
+    weight_decay: Annotated[Number, Field(ge=0, le=10)] = 0.0
+    """AdamW's weight decay; norms and biases are left out."""
+    max_seq_length: Annotated[Integer, Field(ge=8, le=MAX_SEQ_LENGTH)] | None = None
+    """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. Longer rows are dropped and
+    counted. Absent = the model's own limit."""
+    seed: Annotated[Integer, Field(ge=0, le=2147483647)] = 42
+    """Seed of the data order, of a new adapter and of dropout."""
+
+
+class Evaluation(ApiModel):
+    """Evaluations on the validation file."""
+
+    n_evals: Annotated[Integer, Field(ge=0, le=MAX_EVALS)] = 0
+    """Evaluations, evenly spaced, the last at the end; one more, at step 0, is the baseline. Needs validationFile."""
+
+
+class Checkpointing(ApiModel):
+    """What is kept on the way."""
+
+    n_checkpoints: Annotated[Integer, Field(ge=1, le=MAX_CHECKPOINTS)] = 1
+    """Published checkpoints, evenly spaced; the last is the final one."""
+    recovery_period_seconds: Annotated[Integer, Field(ge=0, le=86400)] = 600
+    """How often a state is saved from which training goes on exactly; 0 = after every step. Also saved on SIGTERM."""
+
+
+class Output(ApiModel):
+    """Where the result goes."""
+
+    uri: OutputUri | None = None
+    """Folder of the result, `pvc://claim/path`. Absent = the runtime's default."""
+
+
+def _quantity(pattern: str, what: str, example: str) -> IntOrString:
+    compiled = re.compile(pattern)
+    return IntOrString(
+        message=f"{what} must be a quantity above 0 such as {example}",
+        cel=f"type(self) == int ? self >= 1 : self.matches({cel_string(pattern)}) && self.matches('[1-9]')",
+        holds=lambda value: (
+            value >= 1
+            if isinstance(value, int)
+            else compiled.fullmatch(value) is not None and re.search("[1-9]", value) is not None
+        ),
+    )
+
+
+Cpu = Annotated[int | str, _quantity(CPU_PATTERN, "cpu", '"8" or 500m')]
+Memory = Annotated[int | str, _quantity(MEMORY_PATTERN, "memory", "64Gi")]
+
+
+class Resources(ApiModel):
+    """What a training pod asks for, within the runtime's limits. Absent values are the runtime's defaults."""
+
+    nodes: Annotated[Integer, Field(ge=1, le=1)] | None = None
+    """Training pods. Absent = 1."""
+    gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
+    """GPUs of each pod; 0 = train on the CPU."""
+    cpu: Cpu | None = None
+    """CPU request of each pod; there is no CPU limit."""
+    memory: Memory | None = None
+    """Memory of each pod: request and limit."""
+
+
+Suffix = Annotated[
+    str,
+    Matching(
+        "suffix must hold only a-z, 0-9, '.' and '-', begin and end with a letter or digit, and have at most 40"
+        " characters",
+        r"^[a-z0-9]([-a-z0-9.]{0,38}[a-z0-9])?$",
+        max_length=40,
+    ),
+]
+CheckpointName = Annotated[
+    str,
+    Matching(
+        "fromCheckpoint must be JOB or JOB:STEP: the name of an earlier job and a step that it published",
+        r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?(:[0-9]{1,9})?$",
+        max_length=63,
+    ),
+]
+
+
+class JobSpec(ApiModel):
+    """What to train, on what, how, and where the result goes."""
+
+    runtime: Name | None = None
+    """FineTuneRuntime to run on. Absent = the one with spec.default true."""
+    model: ModelUri | None = None
+    """Starting weights: a name in the runtime's model list, a Hub id (org/name[@revision]) or a URI (hf://, pvc://).
+    Exactly one of model and fromCheckpoint."""
+    from_checkpoint: CheckpointName | None = None
+    """Starting weights of an earlier job in this namespace: JOB or JOB:STEP; no step = its final checkpoint. A LoRA
+    job that continues a LoRA job goes on with its adapter and inherits rank, alpha and modules."""
+    training_file: DataUri
+    """Training rows, JSON Lines: pvc://claim/path, configmap://name/key, hf://datasets/org/name[@revision]/path."""
+    validation_file: DataUri | None = None
+    """Validation rows, the same formats. Needed when evaluation.nEvals > 0."""
+    training_method: TrainingMethod = TrainingMethod()
+    """The objective."""
+    training_type: TrainingType = TrainingType()
+    """Which weights move."""
+    hyperparameters: Hyperparameters = Hyperparameters()
+    """The optimisation."""
+    evaluation: Evaluation = Evaluation()
+    """Evaluations on the validation file."""
+    checkpointing: Checkpointing = Checkpointing()
+    """What is kept on the way."""
+    suffix: Suffix | None = None
+    """Part of the output's name."""
+    output: Output | None = None
+    """Where the result goes."""
+    resources: Resources | None = None
+    """What a training pod asks for."""
+    cancel: Flag = False
+    """True saves the state, stops the job and keeps its record; it cannot be taken back. Condition Failed, reason
+    Cancelled."""
+    backoff_limit: Annotated[Integer, Field(ge=0, le=100)] = 3
+    """Retries after failures that are not the user's. Preemptions are free."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            message="You must specify either a model or a checkpoint to start from, not both",
+            cel="!(has(self.model) && has(self.fromCheckpoint))",
+            holds=lambda s: s.model is None or s.from_checkpoint is None,
+        ),
+        Rule(
+            message="You must specify either a model or a checkpoint",
+            cel="has(self.model) || has(self.fromCheckpoint)",
+            holds=lambda s: s.model is not None or s.from_checkpoint is not None,
+        ),
+        Rule(
+            message="nEvals needs a validationFile",
+            cel="self.evaluation.nEvals == 0 || has(self.validationFile)",
+            holds=lambda s: s.evaluation.n_evals == 0 or s.validation_file is not None,
+        ),
+    )
+    transition_rules: ClassVar[tuple[TransitionRule, ...]] = (
+        TransitionRule(
+            message="cancel cannot be taken back",
+            cel="!oldSelf.cancel || self.cancel",
+            holds=lambda old, new: not old.cancel or new.cancel,
+        ),
+    )
+
+
+MUTABLE_FIELDS = frozenset({"cancel"})
+"""Fields of the spec that may change once the job has started."""
+
+
+def _unchanged_cel() -> str:
+    names = [field.alias for name, field in JobSpec.model_fields.items() if name not in MUTABLE_FIELDS]
+    same = (
+        f"has(self.spec.{n}) == has(oldSelf.spec.{n}) && (!has(self.spec.{n}) || self.spec.{n} == oldSelf.spec.{n})"
+        for n in names
+    )
+    return "!has(oldSelf.status) || !has(oldSelf.status.startTime) || (" + " && ".join(same) + ")"
+
+
+def _unchanged(old: FineTuneJob, new: FineTuneJob) -> bool:
+    fixed = {name for name in JobSpec.model_fields if name not in MUTABLE_FIELDS}
+    started = old.status is not None and old.status.start_time is not None
+    return not started or old.spec.model_dump(include=fixed) == new.spec.model_dump(include=fixed)
+
+
+class ObjectMeta(ApiModel):
+    """The few parts of Kubernetes metadata that the project reads; the rest passes by."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Name
+    namespace: Name | None = None
+    uid: Name | None = None
+    generation: int | None = None
+    resource_version: str | None = None
+    deletion_timestamp: str | None = None
+    creation_timestamp: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+NAME_RULE = Rule(
+    message="metadata.name must begin with a letter, hold only a-z, 0-9 and '-', and have at most 52 characters"
+    " (Job and Service names derive from it)",
+    cel=f"self.metadata.name.matches({cel_string(JOB_NAME_PATTERN)})",
+    holds=lambda job: re.fullmatch(JOB_NAME_PATTERN, job.metadata.name) is not None,
+)
+
+
+class FineTuneJob(Resource):
+    """A fine-tuning job: data and model in, an adapter or model out, with its progress in status."""
+
+    api_version: Literal["finetune.dev/v1alpha1"]
+    kind: Literal["FineTuneJob"]
+    metadata: ObjectMeta
+    spec: JobSpec
+    """What to train, on what, how, and where the result goes."""
+    status: JobStatus | None = None
+    """What has become of it; written by the operator alone."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (NAME_RULE,)
+    transition_rules: ClassVar[tuple[TransitionRule, ...]] = (
+        TransitionRule(
+            message="spec is immutable once the job has started: create a new FineTuneJob",
+            cel=_unchanged_cel(),
+            holds=_unchanged,
+        ),
+    )
+
+
+def job_from(manifest: dict[str, Any], *, local: bool = False) -> FineTuneJob:
+    """Parse a manifest; `local` also takes file:// URIs.
+
+    Raises:
+        pydantic.ValidationError: one entry per broken bound or rule, with its path.
+    """
+    return FineTuneJob.model_validate(manifest, context={"local": local}, by_alias=True, by_name=False)

@@ -1,0 +1,68 @@
+"""The one home of every name that two parts must agree on: group, labels, paths, ports, child names."""
+
+from __future__ import annotations
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+JOB_KIND, JOB_PLURAL, JOB_SINGULAR, JOB_SHORT = "FineTuneJob", "finetunejobs", "finetunejob", "ftj"
+RUNTIME_KIND, RUNTIME_PLURAL, RUNTIME_SINGULAR, RUNTIME_SHORT = (
+    "FineTuneRuntime",
+    "finetuneruntimes",
+    "finetuneruntime",
+    "ftr",
+)
+JOB_CATEGORY = "ml"
+
+FIELD_MANAGER = "finetune-operator"
+MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "finetune-operator"
+JOB_NAME_LABEL = f"{GROUP}/job-name"
+JOB_UID_LABEL = f"{GROUP}/job-uid"
+STAGE_LABEL = f"{GROUP}/stage"
+CONFIG_ANNOTATION = f"{GROUP}/trainer-config"
+
+DEFAULT_RUNTIME_NAME = "default"
+JOB_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
+
+# Inside a training pod.
+CONFIG_DIRECTORY, CONFIG_FILE = "/etc/finetune", "config.json"
+CLAIM_MOUNT_ROOT, CONFIG_MAP_MOUNT_ROOT = "/mnt/claims", "/mnt/configmaps"
+HOME_DIRECTORY = "/home/finetune"
+TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_MESSAGE_BYTES = 4096
+USER_ID = 65532
+POD_UID_ENV = "FINETUNE_POD_UID"
+
+PROGRESS_PORT = 8080
+PROGRESS_PATH, HEALTH_PATH = "/progress", "/healthz"
+PROGRESS_HEADER = "X-Finetune-Job"
+PROGRESS_BYTES = 64 * 1024
+
+# Below the output URI.
+PRIVATE_DIRECTORY = ".finetune"
+METRICS_FILE, DATA_REPORT_FILE, MANIFEST_FILE = "metrics.jsonl", "data-report.json", "manifest.json"
+CHECKPOINTS_DIRECTORY, ADAPTER_DIRECTORY, MODEL_DIRECTORY = "checkpoints", "adapter", "model"
+
+
+def prepare_job_name(job: str) -> str:
+    """The Job that checks and tokenises the data of FineTuneJob `job`."""
+    return f"{job}-prepare"
+
+
+def train_job_name(job: str) -> str:
+    """The Job that trains FineTuneJob `job`."""
+    return f"{job}-train"
+
+
+def job_id(uid: str) -> str:
+    """The public id of a job: `ft-<uid>`."""
+    return f"ft-{uid}"
+
+
+def output_name(namespace: str, model: str, suffix: str | None, uid: str) -> str:
+    """`<namespace>/<last part of the model name, lower case>[-<suffix>]-<first 8 of the uid>`.
+
+    `model` is the model as resolved, revision left out: a Hub id, a runtime's model name or a URI.
+    """
+    last = model.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0].lower()
+    return f"{namespace}/{'-'.join(part for part in (last, suffix, uid[:8]) if part)}"

@@ -1,0 +1,223 @@
+"""What the trainer tells the operator: one Report, served while it runs and cut into its last word.
+
+The trainer sends codes and numbers; the sentences that people read are rendered from the tables here, so that no
+text from a row or an exception can reach a status.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import ApiModel, Integer, Name
+from finetune_api.status import (
+    MAX_CHECKPOINTS,
+    MAX_WARNINGS,
+    Checkpoint,
+    DataStatus,
+    JobWarning,
+    Metrics,
+    OutputStatus,
+    Progress,
+    Recovery,
+    Resolved,
+)
+from finetune_api.trainer import ExitCode, Stage
+
+
+class DataErrorCode(StrEnum):
+    """Kinds of bad rows."""
+
+    EMPTY_FILE = "EmptyFile"
+    INVALID_UTF8 = "InvalidUtf8"
+    INVALID_JSON = "InvalidJson"
+    NOT_AN_OBJECT = "NotAnObject"
+    UNKNOWN_FORMAT = "UnknownFormat"
+    MIXED_FORMATS = "MixedFormats"
+    EXTRA_COLUMN = "ExtraColumn"
+    MISSING_FIELD = "MissingField"
+    WRONG_TYPE = "WrongType"
+    EMPTY_MESSAGES = "EmptyMessages"
+    INVALID_ROLE = "InvalidRole"
+    LAST_MESSAGE_FROM_ASSISTANT = "LastMessageFromAssistant"
+    NOT_ONE_ASSISTANT_MESSAGE = "NotOneAssistantMessage"
+    NO_ASSISTANT_MESSAGE = "NoAssistantMessage"
+    EMPTY_ANSWER = "EmptyAnswer"
+    IDENTICAL_ANSWERS = "IdenticalAnswers"
+    NO_CHAT_TEMPLATE = "NoChatTemplate"
+    TEMPLATE_REFUSED = "TemplateRefused"
+    BORDER_UNCLEAR = "BorderUnclear"
+    PROMPT_TOO_LONG = "PromptTooLong"
+    TOKEN_OUT_OF_RANGE = "TokenOutOfRange"
+
+
+DATA_SENTENCES: dict[DataErrorCode, str] = {
+    DataErrorCode.EMPTY_FILE: "the file holds no rows: write at least one",
+    DataErrorCode.INVALID_UTF8: "the line is not UTF-8: save the file as UTF-8",
+    DataErrorCode.INVALID_JSON: "the line is not JSON: write one JSON object per line",
+    DataErrorCode.NOT_AN_OBJECT: "the line is JSON but no object: write {...}",
+    DataErrorCode.UNKNOWN_FORMAT: "the row has the columns of no known format: give input, preferred_output and"
+    " non_preferred_output, or messages",
+    DataErrorCode.MIXED_FORMATS: "the row has another format than the first row: use one format per file",
+    DataErrorCode.EXTRA_COLUMN: "the column is not part of the format: remove it",
+    DataErrorCode.MISSING_FIELD: "the field is missing: add it",
+    DataErrorCode.WRONG_TYPE: "the field has the wrong type: see docs/data.md for the format",
+    DataErrorCode.EMPTY_MESSAGES: "the list of messages is empty: give at least one message",
+    DataErrorCode.INVALID_ROLE: "the role is none of system, user, assistant, tool",
+    DataErrorCode.LAST_MESSAGE_FROM_ASSISTANT: "the last input message is from the assistant: move it to the outputs",
+    DataErrorCode.NOT_ONE_ASSISTANT_MESSAGE: "the output must be a list of exactly one message from the assistant",
+    DataErrorCode.NO_ASSISTANT_MESSAGE: "no message is from the assistant, so there is nothing to learn",
+    DataErrorCode.EMPTY_ANSWER: "the answer is empty: remove the row or write an answer",
+    DataErrorCode.IDENTICAL_ANSWERS: "preferred and non-preferred answer are the same: remove the row",
+    DataErrorCode.NO_CHAT_TEMPLATE: "the model's tokenizer has no chat template, so messages cannot be rendered:"
+    " choose a chat model",
+    DataErrorCode.TEMPLATE_REFUSED: "the model's chat template refuses the row: check order and roles of the messages",
+    DataErrorCode.BORDER_UNCLEAR: "the chat template renders the prompt differently with an answer, so the answer's"
+    " first token is unclear: use another model or template",
+    DataErrorCode.PROMPT_TOO_LONG: "the prompt alone fills maxSeqLength: shorten it or raise maxSeqLength",
+    DataErrorCode.TOKEN_OUT_OF_RANGE: "the tokenizer made a token that the model does not know: model and tokenizer"
+    " do not fit",
+}
+
+
+class FailureCode(StrEnum):
+    """Why a run ended without success; each has an exit code and a sentence."""
+
+    CONFIG_INVALID = "ConfigInvalid"
+    ADAPTER_MODULES_UNKNOWN = "AdapterModulesUnknown"
+    SEQUENCE_TOO_LONG_FOR_MODEL = "SequenceTooLongForModel"
+    NO_TRAINABLE_ROWS = "NoTrainableRows"
+    METHOD_NEEDS_PREFERENCE = "MethodNeedsPreference"
+    DATA_INVALID = "DataInvalid"
+    DATA_NOT_FOUND = "DataNotFound"
+    DATA_UNREACHABLE = "DataUnreachable"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_UNSUPPORTED = "ModelUnsupported"
+    MODEL_UNREACHABLE = "ModelUnreachable"
+    GPU_MISSING = "GpuMissing"
+    OUT_OF_MEMORY = "OutOfMemory"
+    DIVERGED = "Diverged"
+    CHECKPOINT_MISSING = "CheckpointMissing"
+    CHECKPOINT_CHANGED = "CheckpointChanged"
+    OUTPUT_NOT_WRITABLE = "OutputNotWritable"
+    OUTPUT_TAKEN = "OutputTaken"
+    STORAGE_FULL = "StorageFull"
+    STOPPED = "Stopped"
+
+
+FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
+    FailureCode.CONFIG_INVALID: (ExitCode.BAD_CONFIG, "the configuration is invalid at {field}: {problem}"),
+    FailureCode.ADAPTER_MODULES_UNKNOWN: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, which the model does not have; its linear layers are {known}",
+    ),
+    FailureCode.SEQUENCE_TOO_LONG_FOR_MODEL: (
+        ExitCode.BAD_CONFIG,
+        "maxSeqLength is {value}, the model takes at most {limit}: lower it",
+    ),
+    FailureCode.NO_TRAINABLE_ROWS: (
+        ExitCode.DATA_INVALID,
+        "no row of {file} is left to train on ({dropped} longer than maxSeqLength {limit}): raise maxSeqLength",
+    ),
+    FailureCode.METHOD_NEEDS_PREFERENCE: (
+        ExitCode.DATA_INVALID,
+        "{file} has the format {format}, DPO needs preference rows: input, preferred_output, non_preferred_output",
+    ),
+    FailureCode.DATA_INVALID: (
+        ExitCode.DATA_INVALID,
+        "{count} bad rows in {file}; the first: line {line}, {field}: {problem}",
+    ),
+    FailureCode.DATA_NOT_FOUND: (ExitCode.DATA_UNREACHABLE, "{uri} does not exist: check {field}"),
+    FailureCode.DATA_UNREACHABLE: (ExitCode.DATA_UNREACHABLE, "{uri} could not be read: {problem}"),
+    FailureCode.MODEL_NOT_FOUND: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} does not exist or may not be read"),
+    FailureCode.MODEL_UNSUPPORTED: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} cannot be trained: {problem}"),
+    FailureCode.MODEL_UNREACHABLE: (ExitCode.MODEL_UNREACHABLE, "the model {uri} could not be fetched: {problem}"),
+    FailureCode.GPU_MISSING: (ExitCode.BAD_CONFIG, "gpusPerNode is {value} but the pod sees {found} GPUs that do bf16"),
+    FailureCode.OUT_OF_MEMORY: (
+        ExitCode.OUT_OF_MEMORY,
+        "a row of {tokens} tokens does not fit into {device} memory: lower maxSeqLength or use more memory",
+    ),
+    FailureCode.DIVERGED: (
+        ExitCode.DIVERGED,
+        "loss or gradients were not finite at step {step}: lower learningRate (now {learningRate})",
+    ),
+    FailureCode.CHECKPOINT_MISSING: (ExitCode.CHECKPOINT_INVALID, "the checkpoint {uri} does not exist any more"),
+    FailureCode.CHECKPOINT_CHANGED: (
+        ExitCode.CHECKPOINT_INVALID,
+        "the checkpoint {uri} has another digest than when it was published",
+    ),
+    FailureCode.OUTPUT_NOT_WRITABLE: (ExitCode.PUBLISH_FAILED, "{uri} cannot be written: {problem}"),
+    FailureCode.OUTPUT_TAKEN: (
+        ExitCode.PUBLISH_FAILED,
+        "{uri} holds the output of another job: choose another output or suffix",
+    ),
+    FailureCode.STORAGE_FULL: (ExitCode.PUBLISH_FAILED, "no space is left at {uri}: make room or use a larger claim"),
+    FailureCode.STOPPED: (ExitCode.STOPPED, "stopped on request after step {step}"),
+}
+
+
+class Failure(ApiModel):
+    """A cause: its code and the values of its sentence."""
+
+    code: FailureCode
+    args: Annotated[dict[str, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)] = Field(
+        default_factory=dict
+    )
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code of this cause."""
+        return FAILURES[self.code][0]
+
+    @property
+    def sentence(self) -> str:
+        """The cause in words; a value that was not sent stays as its name in braces."""
+        return FAILURES[self.code][1].format_map(_Given(self.args))
+
+
+class _Given(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return "{" + key + "}"
+
+
+class WarningCode(StrEnum):
+    """Kinds of warnings that a run may give."""
+
+    RECOVERY_SKIPPED = "RecoverySkipped"
+
+
+class Report(ApiModel):
+    """The state of a run: the body of GET /progress, and, cut to fit, the termination message."""
+
+    job_uid: Name
+    """Whose run this is; the operator drops an answer with another."""
+    pod_uid: Name | None = None
+    """Which pod says it."""
+    stage: Stage
+    """Prepare or Train."""
+    finished: bool = False
+    """True in the last word."""
+    failure: Failure | None = None
+    """Why the run ended, when it did not end well."""
+    publishing: bool = False
+    """True once training has ended and results are being published."""
+    resumed_from_step: Integer | None = None
+    """Step of the recovery state that this run went on from; 0 = from the start."""
+    progress: Progress | None = None
+    """How far training is (Train)."""
+    metrics: Metrics | None = None
+    """The latest values (Train)."""
+    checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
+    """Published checkpoints, oldest first (Train)."""
+    recovery: Recovery | None = None
+    """The newest resumable state (Train)."""
+    warnings: Annotated[tuple[JobWarning, ...], Field(max_length=MAX_WARNINGS)] = ()
+    """What a person should know."""
+    data: DataStatus | None = None
+    """What was found in the data (Prepare)."""
+    resolved: Resolved | None = None
+    """What absent values became (Prepare)."""
+    output: OutputStatus | None = None
+    """Where the results lie (Train, at the end)."""

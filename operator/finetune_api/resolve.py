@@ -1,0 +1,81 @@
+"""What absent values of a job become: the model's entry in the runtime first, then the constants of the contract.
+
+One home for the order, so that a manifest means the same in the cluster and on a laptop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.job import DEFAULT_BATCH_SIZE, JobSpec
+from finetune_api.method import ALL_LINEAR, DEFAULT_LORA_RANK, Lora, MethodType, TrainingKind
+from finetune_api.runtime import ModelLimits, RuntimeModel
+from finetune_api.trainer import LoraConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedValues:
+    """The values of a spec that may be absent, as they will be used."""
+
+    batch_size: int
+    lora: LoraConfig | None
+    """None for full training."""
+    max_seq_length: int | None
+    """None = the model's own limit, which only the trainer knows."""
+
+
+def resolve(spec: JobSpec, entry: RuntimeModel | None, parent: LoraConfig | None = None) -> ResolvedValues:
+    """Fill in what `spec` leaves out.
+
+    Args:
+        entry: the model's entry in the runtime, None where the runtime lists no models.
+        parent: the adapter that the job continues (LoRA from LoRA), which passes on rank, alpha and modules.
+    """
+    limits = entry.limits if entry else ModelLimits()
+    method, kind = spec.training_method.type, spec.training_type.type
+    return ResolvedValues(
+        batch_size=_batch_size(spec, limits, method, kind),
+        lora=_lora(spec.training_type.lora or Lora(), limits, parent) if kind is TrainingKind.LORA else None,
+        max_seq_length=spec.hyperparameters.max_seq_length or limits.max_seq_length(method),
+    )
+
+
+def inherited_conflict(spec: JobSpec, parent: LoraConfig) -> str | None:
+    """The sentence that refuses a job which gives the adapter that it continues another shape; None = no conflict."""
+    given = spec.training_type.lora or Lora()
+    for name, mine, inherited in (
+        ("rank", given.rank, parent.rank),
+        ("alpha", given.alpha, parent.alpha),
+        ("trainableModules", _as_set(given.trainable_modules), _as_set(parent.trainable_modules)),
+    ):
+        if mine is not None and mine != inherited:
+            theirs = _shown(inherited)
+            return f"lora.{name} is {_shown(mine)}, but the adapter of fromCheckpoint has {theirs}: leave it out"
+    return None
+
+
+def _batch_size(spec: JobSpec, limits: ModelLimits, method: MethodType, kind: TrainingKind) -> int:
+    given = spec.hyperparameters.batch_size
+    if isinstance(given, int):
+        return given
+    return limits.of_kind(kind).max_batch(method) or DEFAULT_BATCH_SIZE
+
+
+def _lora(given: Lora, limits: ModelLimits, parent: LoraConfig | None) -> LoraConfig:
+    if parent is not None:
+        return parent.model_copy(update={"dropout": given.dropout or 0.0})
+    rank = given.rank or limits.lora.default_rank or limits.lora.max_rank or DEFAULT_LORA_RANK
+    return LoraConfig(
+        rank=rank,
+        alpha=given.alpha if given.alpha is not None else 2.0 * rank,
+        dropout=given.dropout or 0.0,
+        trainable_modules=given.trainable_modules or (ALL_LINEAR,),
+    )
+
+
+def _as_set(modules: tuple[str, ...] | None) -> frozenset[str] | None:
+    return None if modules is None else frozenset(modules)
+
+
+def _shown(value: object) -> str:
+    return f"[{', '.join(sorted(value))}]" if isinstance(value, frozenset) else f"{value:g}"

@@ -1,0 +1,398 @@
+"""What a FineTuneJob reports: conditions with their reasons, progress, metrics, checkpoints, data, attempts."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import ApiModel, Integer, Name, Number, Text
+
+MAX_DATA_ERRORS = 20
+MAX_CHECKPOINTS = 33
+MAX_ATTEMPTS = 5
+MAX_WARNINGS = 20
+MAX_METRICS = 32
+
+Time = Annotated[str, StringConstraints(max_length=32), Field(json_schema_extra={"format": "date-time"})]
+"""RFC 3339, UTC, whole seconds."""
+
+
+class Phase(StrEnum):
+    """Derived from the conditions, for people only."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    RUNNING = "Running"
+    PUBLISHING = "Publishing"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class ConditionType(StrEnum):
+    """The conditions of a FineTuneJob."""
+
+    ACCEPTED = "Accepted"
+    """Spec and references resolve. False: never final, looked at again on each change."""
+    DATA_READY = "DataReady"
+    """The prepare step has checked and tokenised the data."""
+    RUNNING = "Running"
+    """The training pod runs."""
+    PUBLISHED = "Published"
+    """Every requested output is where it was asked for."""
+    COMPLETE = "Complete"
+    """Final: training and publishing ended well."""
+    FAILED = "Failed"
+    """Final: the reason is the cause."""
+    STALLED = "Stalled"
+    """Abnormal when True: mirrors a permanent failure, for tools that read kstatus."""
+
+
+class Reason(StrEnum):
+    """Why a condition has its value. A condition that holds and has no cause of its own bears its type as reason."""
+
+    # Accepted=False
+    INVALID_SPEC = "InvalidSpec"
+    RUNTIME_NOT_FOUND = "RuntimeNotFound"
+    RUNTIME_AMBIGUOUS = "RuntimeAmbiguous"
+    MODEL_NOT_ALLOWED = "ModelNotAllowed"
+    LIMIT_EXCEEDED = "LimitExceeded"
+    SOURCE_NOT_ALLOWED = "SourceNotAllowed"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    SERVICE_ACCOUNT_NOT_FOUND = "ServiceAccountNotFound"
+    CHECKPOINT_NOT_FOUND = "CheckpointNotFound"
+    CHECKPOINT_NOT_READY = "CheckpointNotReady"
+    NAME_CONFLICT = "NameConflict"
+    # DataReady, Running, Published = False
+    PENDING = "Pending"
+    CHECKING = "Checking"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    INITIALIZING = "Initializing"
+    FINISHED = "Finished"
+    UPLOADING = "Uploading"
+    UPLOAD_FAILED = "UploadFailed"
+    # Complete
+    SUCCEEDED = "Succeeded"
+    NO_FINAL_REPORT = "NoFinalReport"
+    # Failed
+    DATA_INVALID = "DataInvalid"
+    USER_ERROR = "UserError"
+    OUT_OF_MEMORY = "OutOfMemory"
+    DIVERGED = "Diverged"
+    CHECKPOINT_INVALID = "CheckpointInvalid"
+    DATA_UNREACHABLE = "DataUnreachable"
+    MODEL_UNAVAILABLE = "ModelUnavailable"
+    PUBLISH_FAILED = "PublishFailed"
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    CANCELLED = "Cancelled"
+
+
+class ConditionStatus(StrEnum):
+    """Kubernetes' three values."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(ApiModel):
+    """One observation of the job, in Kubernetes' usual shape."""
+
+    type: Annotated[str, StringConstraints(max_length=64)]
+    """Name of the condition."""
+    status: ConditionStatus
+    """True, False or Unknown."""
+    reason: Annotated[str, StringConstraints(max_length=64)]
+    """The cause, in one CamelCase word."""
+    message: Annotated[str, StringConstraints(max_length=32768)]
+    """The cause, in a sentence."""
+    last_transition_time: Time
+    """When status last changed."""
+    observed_generation: Integer | None = None
+    """Generation of the spec that this was said of."""
+
+
+class ResolvedRuntime(ApiModel):
+    """The runtime as it was when the job started."""
+
+    name: Name
+    """Name of the FineTuneRuntime."""
+    generation: Integer
+    """Its generation then."""
+    spec: Annotated[dict[str, object], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+    """Its spec then, with only the chosen model's entry. Later edits of the runtime do not touch this job."""
+
+
+class ResolvedModel(ApiModel):
+    """The starting weights as resolved."""
+
+    source: Text
+    """Hub id or URI of the base weights."""
+    revision: Annotated[str, StringConstraints(max_length=128)] | None = None
+    """Commit on the Hub."""
+    parameters: Integer | None = None
+    """Number of weights of the base model."""
+    checkpoint: Text | None = None
+    """URI of the checkpoint that the job continues."""
+    checkpoint_sha256: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """Digest of that checkpoint's weights."""
+
+
+class ResolvedFile(ApiModel):
+    """A data file as read."""
+
+    sha256: Annotated[str, StringConstraints(max_length=64)]
+    """Digest of the file."""
+    size_bytes: Integer
+    """Its size."""
+
+
+class Resolved(ApiModel):
+    """What names and absent values became."""
+
+    runtime: ResolvedRuntime | None = None
+    """The runtime, frozen when the job started."""
+    model: ResolvedModel | None = None
+    """The starting weights."""
+    training_file: ResolvedFile | None = None
+    """The training data."""
+    validation_file: ResolvedFile | None = None
+    """The validation data."""
+    batch_size: Integer | None = None
+    """Pairs or rows per optimiser step."""
+    lora_rank: Integer | None = None
+    """Rank of the adapter."""
+    max_seq_length: Integer | None = None
+    """Longest sequence, in tokens."""
+    total_steps: Integer | None = None
+    """Optimiser steps of the whole job."""
+
+
+class DataError(ApiModel):
+    """A bad row. The message never quotes the row's content."""
+
+    line: Integer
+    """Line in the file, from 1."""
+    file: Annotated[str, StringConstraints(max_length=32)] = "trainingFile"
+    """trainingFile or validationFile."""
+    field: Annotated[str, StringConstraints(max_length=128)]
+    """Path of the field in the row; empty for the row as a whole."""
+    code: Annotated[str, StringConstraints(max_length=64)]
+    """Kind of error."""
+    message: Annotated[str, StringConstraints(max_length=512)] = ""
+    """What is wrong and what to do."""
+
+
+class TokenStatistics(ApiModel):
+    """Lengths of one side of the rows, in tokens."""
+
+    p50: Integer
+    """Median."""
+    p95: Integer
+    """95th percentile."""
+    max: Integer
+    """Longest."""
+
+
+class DataStatus(ApiModel):
+    """What the prepare step found in the data."""
+
+    format: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """preference or conversation."""
+    rows: Integer = 0
+    """Rows read from the training file."""
+    pairs: Integer | None = None
+    """Preference pairs used for training."""
+    validation_rows: Integer | None = None
+    """Rows used for evaluation."""
+    tokens: Annotated[dict[str, TokenStatistics], Field(max_length=8)] = Field(default_factory=dict)
+    """Token statistics per side: prompt, preferred, nonPreferred; or sequence."""
+    total_tokens: Integer | None = None
+    """Tokens of one epoch."""
+    dropped: Integer = 0
+    """Rows left out because they are longer than maxSeqLength."""
+    duplicates: Integer = 0
+    """Rows that repeat an earlier one."""
+    warnings: Annotated[tuple[Text, ...], Field(max_length=MAX_WARNINGS)] = ()
+    """What is odd but no error."""
+    errors: Annotated[tuple[DataError, ...], Field(max_length=MAX_DATA_ERRORS)] = ()
+    """The first bad rows; all of them are in data-report.json."""
+    error_count: Integer = 0
+    """Number of bad rows found."""
+    report_uri: Text | None = None
+    """The whole report."""
+
+
+class Progress(ApiModel):
+    """How far training is."""
+
+    display: Annotated[str, StringConstraints(max_length=32)]
+    """Step of total steps, for people."""
+    step: Integer
+    """Optimiser steps done."""
+    total_steps: Integer
+    """Optimiser steps of the whole job."""
+    epoch: Number = 0.0
+    """Passes over the data so far."""
+    percentage: Integer = 0
+    """Share of the steps done."""
+    tokens: Integer = 0
+    """Tokens trained on so far."""
+    tokens_per_second: Number | None = None
+    """Recent speed."""
+    estimated_remaining_seconds: Integer | None = None
+    """Seconds to the last step at recent speed."""
+    last_report_time: Time | None = None
+    """When the operator last heard from the pod."""
+
+
+class Recovery(ApiModel):
+    """The newest complete state from which training goes on exactly."""
+
+    step: Integer
+    """Its step."""
+    time: Time
+    """When it was saved."""
+
+
+MetricValues = Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
+
+
+class Metrics(ApiModel):
+    """The latest values, by the names of the metric table."""
+
+    train: MetricValues = Field(default_factory=dict)
+    """Of the latest optimiser step."""
+    eval: MetricValues = Field(default_factory=dict)
+    """Of the latest evaluation."""
+
+
+class CheckpointType(StrEnum):
+    """Place of a checkpoint in the job."""
+
+    INTERMEDIATE = "Intermediate"
+    FINAL = "Final"
+
+
+class Checkpoint(ApiModel):
+    """A published checkpoint; `name` is what another job's fromCheckpoint takes."""
+
+    name: Annotated[str, StringConstraints(max_length=128)]
+    """JOB:STEP."""
+    step: Integer
+    """Optimiser step."""
+    type: CheckpointType
+    """Intermediate or Final."""
+    uri: Text
+    """Its folder."""
+    time: Time
+    """When it was published."""
+    size_bytes: Integer
+    """Size of the folder."""
+    sha256: Annotated[str, StringConstraints(max_length=64)]
+    """Digest of the weights file, or of the list of digests where there are several."""
+    metrics: MetricValues = Field(default_factory=dict)
+    """Of the newest evaluation at or before its step."""
+
+
+class OutputStatus(ApiModel):
+    """Where the results lie."""
+
+    adapter_uri: Text | None = None
+    """The trained adapter."""
+    model_uri: Text | None = None
+    """The trained weights."""
+
+
+class JobWarning(ApiModel):
+    """Something a person should know that did not stop the job."""
+
+    reason: Annotated[str, StringConstraints(max_length=64)]
+    """Kind, in one word."""
+    message: Text
+    """The facts, with numbers."""
+    step: Integer | None = None
+    """Step at which it was seen."""
+
+
+class Attempt(ApiModel):
+    """One pod that prepared or trained."""
+
+    pod: Name
+    """Its name."""
+    start_time: Time | None = None
+    """When it started."""
+    end_time: Time | None = None
+    """When it ended."""
+    exit_code: Integer | None = None
+    """How its process ended."""
+    reason: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """Why it ended."""
+    resumed_from_step: Integer | None = None
+    """Step of the recovery state that it went on from; 0 = from the start."""
+
+
+class JobStatus(ApiModel):
+    """What has become of the job; written by the operator alone."""
+
+    observed_generation: Integer | None = None
+    """Generation of the spec that this status speaks of."""
+    id: Name | None = None
+    """ft-<uid>."""
+    output_name: Name | None = None
+    """Folder of the result below the output URI."""
+    phase: Phase | None = None
+    """Derived from the conditions, for people only."""
+    start_time: Time | None = None
+    """When the operator started it; from then on the spec is immutable."""
+    completion_time: Time | None = None
+    """When it reached its final state."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = ()
+    """Accepted, DataReady, Running, Published, Complete, Failed, Stalled."""
+    resolved: Resolved | None = None
+    """What names and absent values became."""
+    data: DataStatus | None = None
+    """What the prepare step found in the data."""
+    progress: Progress | None = None
+    """How far training is."""
+    recovery: Recovery | None = None
+    """The newest complete state from which training goes on exactly."""
+    metrics: Metrics | None = None
+    """The latest values."""
+    checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
+    """All published checkpoints, oldest first."""
+    output: OutputStatus | None = None
+    """Where the results lie."""
+    warnings: Annotated[tuple[JobWarning, ...], Field(max_length=MAX_WARNINGS)] = ()
+    """What a person should know that did not stop the job."""
+    attempts: Annotated[tuple[Attempt, ...], Field(max_length=MAX_ATTEMPTS)] = ()
+    """The newest pods, oldest first."""
+    restarts: Integer = 0
+    """Attempts after failures that count against backoffLimit."""
+    disruptions: Integer = 0
+    """Attempts after preemptions and stops, which are free."""
+
+    def condition(self, kind: ConditionType) -> Condition | None:
+        """The condition of that type, if it was ever set."""
+        return next((c for c in self.conditions if c.type == kind), None)
+
+    def is_true(self, kind: ConditionType) -> bool:
+        """Whether that condition holds."""
+        found = self.condition(kind)
+        return found is not None and found.status is ConditionStatus.TRUE
+
+    @property
+    def is_final(self) -> bool:
+        """Complete or Failed: nothing changes any more."""
+        return self.is_true(ConditionType.COMPLETE) or self.is_true(ConditionType.FAILED)

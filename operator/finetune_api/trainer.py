@@ -1,0 +1,109 @@
+"""What the operator tells the trainer: one TrainerConfig, the same for preparing and for training.
+
+It embeds the spec's own models and adds only what names became: sources as URIs, volumes as folders.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.job import Checkpointing, Evaluation, Hyperparameters
+from finetune_api.method import TrainingKind, TrainingMethod
+
+
+class ExitCode(IntEnum):
+    """How the trainer ends. 10 to 19 are the user's to mend and are never retried."""
+
+    DONE = 0
+    STOPPED = 3
+    """Stopped on request (SIGTERM); the newest complete state stands."""
+    BAD_CONFIG = 10
+    DATA_INVALID = 11
+    MODEL_UNAVAILABLE = 13
+    OUT_OF_MEMORY = 14
+    DIVERGED = 15
+    CHECKPOINT_INVALID = 16
+    DATA_UNREACHABLE = 20
+    MODEL_UNREACHABLE = 21
+    PUBLISH_FAILED = 22
+
+
+NOT_RETRIED = range(10, 20)
+
+
+class JobIdentity(ApiModel):
+    """Whose training this is."""
+
+    namespace: Name
+    name: Name
+    uid: Name
+
+
+class Start(ApiModel):
+    """The weights that training starts from, and that are the reference of DPO."""
+
+    model: Text
+    """URI of full weights: hf://org/name[@revision], pvc://claim/path or file:///path."""
+    adapter: Text | None = None
+    """URI of the LoRA adapter on top of them, when a LoRA job is continued."""
+    sha256: Annotated[str, Field(max_length=64)] | None = None
+    """Digest that the checkpoint must have: of the adapter if there is one, else of the model."""
+
+
+class LoraConfig(ApiModel):
+    """The adapter, all absent values resolved."""
+
+    rank: Integer
+    alpha: Number
+    dropout: Number
+    trainable_modules: tuple[str, ...]
+
+
+class TrainerConfig(ApiModel):
+    """All that a run needs to know."""
+
+    job: JobIdentity
+    """Whose training this is."""
+    start: Start
+    """Starting weights."""
+    training_file: Text
+    """URI of the training rows."""
+    validation_file: Text | None = None
+    """URI of the validation rows."""
+    training_method: TrainingMethod
+    """The objective, as in the spec."""
+    training_kind: TrainingKind
+    """Adapter or all weights."""
+    lora: LoraConfig | None = None
+    """The adapter; None for full training."""
+    hyperparameters: Hyperparameters
+    """The optimisation, as in the spec."""
+    batch_size: Integer
+    """Pairs or rows per optimiser step, resolved."""
+    max_seq_length: Integer | None = None
+    """Longest sequence in tokens; None = the model's own limit."""
+    evaluation: Evaluation
+    """Evaluations, as in the spec."""
+    checkpointing: Checkpointing
+    """Checkpoints, as in the spec."""
+    output_uri: Text
+    """Folder that holds the outputs of jobs."""
+    output_name: Name
+    """Folder of this job below it; empty = the output URI itself."""
+    gpus: Integer = 0
+    """GPUs of this pod; 0 = CPU."""
+    offline: Flag = False
+    """The Hub's client stays off the network."""
+    mounts: dict[str, str] = Field(default_factory=dict)
+    """Folder of each volume: `pvc://claim` or `configmap://name` to a path."""
+
+
+class Stage(StrEnum):
+    """The two programs of a job."""
+
+    PREPARE = "Prepare"
+    TRAIN = "Train"

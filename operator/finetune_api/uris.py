@@ -1,0 +1,80 @@
+"""URIs of the contract: which schemes a field takes, and what a URI's parts are.
+
+Segments may not begin with two dots, so that no path leaves its volume; the pattern says it, in the API server too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from finetune_api.base import Matching
+
+SEGMENT = r"\.?[A-Za-z0-9_-][A-Za-z0-9._-]*"
+DNS_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+REVISION = r"(@[A-Za-z0-9._-]{1,128})?"
+PVC = rf"pvc://{DNS_NAME}(/{SEGMENT})*"
+CONFIG_MAP = rf"configmap://{DNS_NAME}/{SEGMENT}"
+HF_REPO = rf"{SEGMENT}/{SEGMENT}"
+HF_MODEL = rf"hf://{HF_REPO}{REVISION}"
+HF_DATA = rf"hf://(datasets/)?{HF_REPO}(@[A-Za-z0-9._-]{{1,128}})?(/{SEGMENT})+"
+MODEL_NAME = rf"{SEGMENT}(/{SEGMENT})?{REVISION}"
+LOCAL_FILE = "file://"
+MAX_URI = 1024
+
+PVC_FILE = rf"pvc://{DNS_NAME}(/{SEGMENT})+"
+MODEL_PATTERN = rf"^({MODEL_NAME}|{HF_MODEL}|{PVC})$"
+DATA_PATTERN = rf"^({PVC_FILE}|{CONFIG_MAP}|{HF_DATA})$"
+OUTPUT_PATTERN = rf"^{PVC}$"
+OUTPUT_TEMPLATE_PATTERN = rf"^pvc://{DNS_NAME}(/({SEGMENT}|\{{namespace\}}|\{{name\}}))*$"
+
+
+def _uri(pattern: str, takes: str) -> Any:
+    """A string field that matches `pattern`; on a single machine (validation context `local`) also `file://`."""
+    return Annotated[str, Matching(f"must be {takes}", pattern, MAX_URI, local_prefix=LOCAL_FILE)]
+
+
+ModelUri = _uri(
+    MODEL_PATTERN, "a model of the runtime, org/name[@revision], hf://org/name[@revision] or pvc://claim/path"
+)
+DataUri = _uri(
+    DATA_PATTERN, "pvc://claim/path, configmap://name/key or hf://datasets/org/name[@revision]/path of a file"
+)
+OutputUri = _uri(OUTPUT_PATTERN, "pvc://claim/path of a folder")
+OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, "pvc://claim/path of a folder, with {namespace} and {name} as segments")
+
+
+@dataclass(frozen=True, slots=True)
+class UriParts:
+    """A URI taken apart: scheme, what holds the data (claim, config map, Hub repository) and the path inside it."""
+
+    scheme: str
+    root: str
+    path: str = ""
+    revision: str | None = None
+
+    @property
+    def volume(self) -> str:
+        """`scheme://root`: the volume that a pod mounts for this URI."""
+        return f"{self.scheme}://{self.root}"
+
+
+def parse_uri(uri: str) -> UriParts:
+    """Take apart a URI of the contract (already validated)."""
+    scheme, rest = uri.split("://", 1)
+    if scheme == "file":
+        return UriParts(scheme=scheme, root="", path=rest)
+    if scheme == "hf":
+        return _parse_hub(rest)
+    root, _, path = rest.partition("/")
+    return UriParts(scheme=scheme, root=root, path=path)
+
+
+def _parse_hub(rest: str) -> UriParts:
+    """`[datasets/]org/name[@revision][/path]`."""
+    dataset = rest.startswith("datasets/")
+    segments = rest.split("/")
+    size = 3 if dataset else 2
+    repo, path = segments[:size], segments[size:]
+    name, _, revision = repo[-1].partition("@")
+    return UriParts(scheme="hf", root="/".join([*repo[:-1], name]), path="/".join(path), revision=revision or None)

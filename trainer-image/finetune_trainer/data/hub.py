@@ -1,0 +1,156 @@
+"""The Hugging Face Hub: what its client raises, told apart into what the user must mend and what may pass by itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+log = logging.getLogger(__name__)
+
+CONFIG_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+WEIGHT_PATTERNS = ["*.safetensors"]
+LEFT_OUT = ["*/*", "consolidated*"]
+"""Subfolders hold other formats of the same weights (onnx, original); `consolidated` is a second copy of them."""
+WAITS = (1.0, 4.0)
+"""Seconds before another try when the Hub does not answer; after that the pod ends and is retried as a whole."""
+
+T = TypeVar("T")
+
+
+class Trouble(Enum):
+    """Who has to act."""
+
+    NOT_FOUND = auto()
+    """Does not exist, or may not be read with this token."""
+    UNSUPPORTED = auto()
+    """Exists but is nothing that can be trained."""
+    UNREACHABLE = auto()
+    """The network or the Hub: may pass by itself."""
+
+
+class HubFailed(Exception):
+    """The Hub did not give what was asked for; the text says why, in words for the user."""
+
+    def __init__(self, trouble: Trouble, problem: str) -> None:
+        super().__init__(problem)
+        self.trouble = trouble
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model repository at one commit."""
+
+    commit: str
+    has_weights: bool
+
+
+def find_model(repo: str, revision: str | None) -> HubModel:
+    """Resolve `revision` (branch, tag, commit; None = the default branch) to a commit.
+
+    Raises:
+        HubFailed
+    """
+    info = _ask(lambda: HfApi().model_info(repo, revision=revision))
+    if info.sha is None:
+        raise HubFailed(Trouble.UNREACHABLE, "the answer holds no commit")
+    return HubModel(info.sha, any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()))
+
+
+def count_parameters(repo: str, commit: str) -> int:
+    """Number of weights, from the headers of the safetensors files alone.
+
+    Raises:
+        HubFailed
+    """
+    return sum(_ask(lambda: HfApi().get_safetensors_metadata(repo, revision=commit)).parameter_count.values())
+
+
+def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: bool) -> str:
+    """Download a model's files into the client's cache, no code among them, and return the folder.
+
+    Raises:
+        HubFailed
+    """
+    disable_progress_bars()
+    patterns = [*CONFIG_PATTERNS, *WEIGHT_PATTERNS] if weights else CONFIG_PATTERNS
+    return _ask(
+        lambda: snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, ignore_patterns=LEFT_OUT, local_files_only=offline
+        )
+    )
+
+
+def fetch_one(repo: str, kind: str, path: str, revision: str | None, *, offline: bool) -> str:
+    """Download one file of a `model` or `dataset` repository and return its path.
+
+    Raises:
+        HubFailed
+    """
+    disable_progress_bars()
+    return _ask(lambda: hf_hub_download(repo, path, repo_type=kind, revision=revision, local_files_only=offline))
+
+
+def _ask(call: Callable[[], T]) -> T:
+    """Call the Hub, and again after a pause while it is the Hub that fails."""
+    for wait in (*WAITS, None):
+        try:
+            return call()
+        except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, FileMetadataError) as error:
+            failure = HubFailed(*_judge(error))
+            if failure.trouble is not Trouble.UNREACHABLE or wait is None:
+                raise failure from error
+            log.warning("the Hub does not answer, trying again in %s s: %s", wait, failure)
+            time.sleep(wait)
+        except HFValidationError as error:
+            raise HubFailed(Trouble.NOT_FOUND, "it is no name of a repository") from error
+        except NotASafetensorsRepoError as error:
+            raise HubFailed(Trouble.UNSUPPORTED, "it has no weights in safetensors format") from error
+        except SafetensorsParsingError as error:
+            raise HubFailed(Trouble.UNSUPPORTED, "the header of its weights is damaged") from error
+    raise AssertionError("the last try either returns or raises")
+
+
+def _judge(error: BaseException) -> tuple[Trouble, str]:
+    """Who has to act on `error`, and why. A cache miss is judged by what kept the client from the network."""
+    if isinstance(error, LocalEntryNotFoundError):
+        cause = error.__cause__
+        if cause is None or isinstance(cause, OfflineModeIsEnabled):
+            return Trouble.UNREACHABLE, "it is not in the cache, and the runtime is offline"
+        return _judge(cause)
+    if isinstance(error, GatedRepoError):
+        return Trouble.NOT_FOUND, "it is gated and the token may not read it"
+    if isinstance(error, RepositoryNotFoundError):
+        return Trouble.NOT_FOUND, "there is no such repository, or the token may not read it"
+    if isinstance(error, RevisionNotFoundError):
+        return Trouble.NOT_FOUND, "there is no such revision"
+    if isinstance(error, EntryNotFoundError | DisabledRepoError):
+        return Trouble.NOT_FOUND, "there is no such file"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        forbidden = status in (401, 403, 404)
+        return (Trouble.NOT_FOUND if forbidden else Trouble.UNREACHABLE), f"the Hub answered {status}"
+    if isinstance(error, FileMetadataError):
+        return Trouble.UNREACHABLE, "the endpoint does not answer like a Hub"
+    return Trouble.UNREACHABLE, type(error).__name__

@@ -1,0 +1,140 @@
+"""What checking data needs to know of a model, without its weights: tokenizer, longest sequence, embedding, size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.report import FailureCode
+from finetune_api.trainer import Start
+from finetune_api.uris import parse_uri
+from finetune_trainer.data import hub
+from finetune_trainer.data.chat import ChatTokenizer
+from finetune_trainer.data.hub import HubFailed
+from finetune_trainer.data.sources import FetchedModel, fetch_model, model_failure
+from finetune_trainer.failures import failed
+from finetune_trainer.files import weight_files, weights_digest
+from finetune_trainer.volumes import OutsideVolume, locate
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+SANE_LENGTH = 10**9
+"""Tokenizers without a limit of their own carry a huge number in its place."""
+MAX_HEADER_BYTES = 100_000_000
+DAMAGED = "the header of its weights is damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class StartModel:
+    """The starting weights, as far as the data is concerned."""
+
+    source: str
+    """Hub id, or URI of a folder."""
+    revision: str | None
+    parameters: int | None
+    longest: int | None
+    """Tokens that the model takes; None = it does not say."""
+    vocab_size: int | None
+    chat: ChatTokenizer
+
+
+def read_model(uri: str, mounts: Mapping[str, str], offline: bool) -> StartModel:
+    """Fetch and read everything but the weights.
+
+    Raises:
+        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable.
+    """
+    model = fetch_model(uri, mounts, offline, tokenizer_only=True)
+    config = _read_config(uri, model.path)
+    if not (model.path / "tokenizer.json").is_file():
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no tokenizer.json")
+    chat = ChatTokenizer(model.path)
+    parts = parse_uri(uri)
+    return StartModel(
+        source=parts.root if parts.scheme == "hf" else uri,
+        revision=model.revision,
+        parameters=_count_parameters(uri, model, offline),
+        longest=_longest(config, chat),
+        vocab_size=config.get("vocab_size"),
+        chat=chat,
+    )
+
+
+def resolve_length(asked: int | None, model: StartModel) -> int:
+    """The longest sequence in tokens: the one asked for, else the model's.
+
+    Raises:
+        RunFailed: SequenceTooLongForModel; ConfigInvalid if neither names one.
+    """
+    if asked is None and model.longest is None:
+        problem = "the model names no longest sequence: set one"
+        raise failed(FailureCode.CONFIG_INVALID, field="hyperparameters.maxSeqLength", problem=problem)
+    if asked is not None and model.longest is not None and asked > model.longest:
+        raise failed(FailureCode.SEQUENCE_TOO_LONG_FOR_MODEL, value=asked, limit=model.longest)
+    return asked or model.longest or 0
+
+
+def check_checkpoint(start: Start, mounts: Mapping[str, str]) -> str | None:
+    """The digest of the checkpoint that the job continues, None if it continues none.
+
+    Raises:
+        RunFailed: CheckpointMissing, CheckpointChanged.
+    """
+    uri = start.adapter or start.model
+    if start.adapter is None and start.sha256 is None:
+        return None
+    try:
+        digest = weights_digest(locate(uri, mounts))
+    except (OutsideVolume, OSError, ValueError) as error:
+        raise failed(FailureCode.CHECKPOINT_MISSING, uri=uri) from error
+    if start.sha256 is not None and digest != start.sha256:
+        raise failed(FailureCode.CHECKPOINT_CHANGED, uri=uri)
+    return digest
+
+
+def _read_config(uri: str, folder: Path) -> dict[str, Any]:
+    """config.json, or the part of it that speaks of text where there are several."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        text = config.get("text_config", config)
+        return dict(text)
+    except FileNotFoundError as error:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no config.json") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="its config.json is damaged") from error
+
+
+def _longest(config: dict[str, Any], chat: ChatTokenizer) -> int | None:
+    for key in POSITIONS:
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    limit = int(chat.tokenizer.model_max_length)
+    return limit if limit < SANE_LENGTH else None
+
+
+def _count_parameters(uri: str, model: FetchedModel, offline: bool) -> int | None:
+    """Number of weights, from the headers of their files; None where only the Hub has these and may not be asked."""
+    if model.revision is not None and not offline:
+        try:
+            return hub.count_parameters(parse_uri(uri).root, model.revision)
+        except HubFailed as problem:
+            raise model_failure(uri, problem) from problem
+    try:
+        return sum(_parameters_of(path) for path in weight_files(model.path))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=DAMAGED) from error
+
+
+def _parameters_of(path: Path) -> int:
+    """The numbers in a safetensors file: 8 bytes of length (little-endian), then a JSON header with every shape."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > MAX_HEADER_BYTES:
+            raise ValueError("the header is too long")
+        header = json.loads(file.read(size))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

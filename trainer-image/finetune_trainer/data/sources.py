@@ -1,0 +1,110 @@
+"""From the URIs of a configuration to files on this machine: mounted volumes, and the Hub.
+
+Every way to fail becomes one of four named causes: the model or the data is not there (the user's to mend), or it
+could not be reached (tried again by a new pod).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.report import FailureCode
+from finetune_api.uris import UriParts, parse_uri
+from finetune_trainer.data import hub
+from finetune_trainer.data.hub import HubFailed, Trouble
+from finetune_trainer.failures import RunFailed, failed
+from finetune_trainer.files import weight_files
+from finetune_trainer.volumes import OutsideVolume, locate
+
+DATASETS = "datasets/"
+NO_WEIGHTS = "it has no weights in safetensors format"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedModel:
+    """A model's folder on this machine."""
+
+    path: Path
+    revision: str | None
+    """Commit on the Hub; None for a folder of a volume."""
+
+
+def fetch_file(uri: str, mounts: Mapping[str, str], offline: bool, field: str = "trainingFile") -> Path:
+    """A data file, downloaded when it lies on the Hub; `field` names it in the error.
+
+    Raises:
+        RunFailed: DataNotFound, DataUnreachable.
+    """
+    parts = parse_uri(uri)
+    try:
+        path = _fetch_from_hub(parts, offline) if parts.scheme == "hf" else locate(uri, mounts)
+        with path.open("rb"):
+            return path
+    except OutsideVolume as problem:
+        raise failed(FailureCode.DATA_UNREACHABLE, uri=uri, problem=problem) from problem
+    except HubFailed as problem:
+        missing = problem.trouble is Trouble.NOT_FOUND
+        code = FailureCode.DATA_NOT_FOUND if missing else FailureCode.DATA_UNREACHABLE
+        raise failed(code, uri=uri, field=field, problem=problem) from problem
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise failed(FailureCode.DATA_NOT_FOUND, uri=uri, field=field) from error
+    except OSError as error:
+        raise failed(FailureCode.DATA_UNREACHABLE, uri=uri, problem=error.strerror) from error
+
+
+def _fetch_from_hub(parts: UriParts, offline: bool) -> Path:
+    kind = "dataset" if parts.root.startswith(DATASETS) else "model"
+    repo = parts.root.removeprefix(DATASETS)
+    return Path(hub.fetch_one(repo, kind, parts.path, parts.revision, offline=offline))
+
+
+def fetch_model(
+    uri: str, mounts: Mapping[str, str], offline: bool, revision: str | None = None, tokenizer_only: bool = False
+) -> FetchedModel:
+    """A model's folder: configuration, tokenizer and (unless `tokenizer_only`) weights; safetensors, never code.
+
+    `revision` is a commit known from before; it goes before the one that the URI names.
+
+    Raises:
+        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable.
+    """
+    parts = parse_uri(uri)
+    try:
+        if parts.scheme == "hf":
+            return _model_from_hub(parts, revision or parts.revision, offline, tokenizer_only)
+        path = locate(uri, mounts)
+        if not path.is_dir():
+            raise failed(FailureCode.MODEL_NOT_FOUND, uri=uri)
+        weight_files(path)
+    except OutsideVolume as problem:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem) from problem
+    except HubFailed as problem:
+        raise model_failure(uri, problem) from problem
+    except FileNotFoundError as error:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=NO_WEIGHTS) from error
+    except ValueError as error:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=error) from error
+    return FetchedModel(path, None)
+
+
+def _model_from_hub(parts: UriParts, revision: str | None, offline: bool, tokenizer_only: bool) -> FetchedModel:
+    """Online, the revision is resolved first, so that configuration and weights are of one commit."""
+    if not offline:
+        found = hub.find_model(parts.root, revision)
+        if not found.has_weights:
+            raise HubFailed(Trouble.UNSUPPORTED, NO_WEIGHTS)
+        revision = found.commit
+    path = Path(hub.fetch_snapshot(parts.root, revision, weights=not tokenizer_only, offline=offline))
+    return FetchedModel(path, path.name)
+
+
+def model_failure(uri: str, problem: HubFailed) -> RunFailed:
+    """The cause for what the Hub did not give of the model `uri`."""
+    code = {
+        Trouble.NOT_FOUND: FailureCode.MODEL_NOT_FOUND,
+        Trouble.UNSUPPORTED: FailureCode.MODEL_UNSUPPORTED,
+        Trouble.UNREACHABLE: FailureCode.MODEL_UNREACHABLE,
+    }[problem.trouble]
+    return failed(code, uri=uri, problem=problem)

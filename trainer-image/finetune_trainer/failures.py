@@ -1,0 +1,20 @@
+"""The one way in which a run ends early: a named cause of the contract, raised anywhere and reported at the edge."""
+
+from __future__ import annotations
+
+from finetune_api.report import Failure, FailureCode
+
+MAX_ARGUMENT = 512
+
+
+class RunFailed(Exception):
+    """The run cannot go on; `failure` holds the code, the values of its sentence and so the exit code."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.sentence)
+        self.failure = failure
+
+
+def failed(code: FailureCode, **args: object) -> RunFailed:
+    """A `RunFailed` for `code`, its values as text and cut to what a report may carry."""
+    return RunFailed(Failure(code=code, args={name: str(value)[:MAX_ARGUMENT] for name, value in args.items()}))

@@ -1,0 +1,91 @@
+"""Where everything of a run lies: the published folder and, beside it, the job's private state.
+
+<output URI>/<output name>/     metrics.jsonl data-report.json manifest.json checkpoints/ adapter/ or model/
+<output URI>/.finetune/<uid>/   prepared/ recovery/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api import names
+from finetune_api.base import ApiModel
+from finetune_api.method import TrainingKind
+from finetune_api.report import FailureCode
+from finetune_api.trainer import JobIdentity, TrainerConfig
+from finetune_trainer.failures import failed
+from finetune_trainer.volumes import OutsideVolume, locate
+
+
+class OutputManifest(ApiModel):
+    """manifest.json at the output: whose folder it is."""
+
+    job: JobIdentity
+    """The job that writes here; any other is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one run. Nothing is created by making a Layout."""
+
+    uri: str
+    """URI of `output`."""
+    output: Path
+    """Published folder of this job."""
+    private: Path
+    """State that no other job reads."""
+    final: Path
+    """The trained adapter or model, below `output`."""
+
+    @property
+    def prepared(self) -> Path:
+        """Token cache and what prepare resolved."""
+        return self.private / "prepared"
+
+    @property
+    def recovery(self) -> Path:
+        """Resumable states."""
+        return self.private / "recovery"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per optimiser step and evaluation."""
+        return self.output / names.METRICS_FILE
+
+    @property
+    def data_report(self) -> Path:
+        """Every bad row and the token statistics."""
+        return self.output / names.DATA_REPORT_FILE
+
+    @property
+    def manifest(self) -> Path:
+        """Whose folder this is, see OutputManifest."""
+        return self.output / names.MANIFEST_FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        """Published checkpoints, `step-<N>/` each."""
+        return self.output / names.CHECKPOINTS_DIRECTORY
+
+    def uri_of(self, path: Path) -> str:
+        """The URI of a path at or below `output`."""
+        relative = path.relative_to(self.output).as_posix()
+        return self.uri if relative == "." else f"{self.uri}/{relative}"
+
+    @classmethod
+    def of(cls, config: TrainerConfig) -> Layout:
+        """The layout that `config` asks for.
+
+        Raises:
+            RunFailed: the output URI names no mounted volume, or a symlink leads out of it.
+        """
+        base = config.output_uri.rstrip("/")
+        uri = f"{base}/{config.output_name}" if config.output_name else base
+        final = names.ADAPTER_DIRECTORY if config.training_kind is TrainingKind.LORA else names.MODEL_DIRECTORY
+        try:
+            output = locate(uri, config.mounts)
+            private = locate(f"{base}/{names.PRIVATE_DIRECTORY}/{config.job.uid}", config.mounts)
+        except OutsideVolume as problem:
+            raise failed(FailureCode.OUTPUT_NOT_WRITABLE, uri=uri, problem=problem) from problem
+        return cls(uri=uri, output=output, private=private, final=output / final)
