@@ -33,6 +33,7 @@ ensure_image() {
     ensure_buildkit
     say "  building $reference"
     buildkit_build "$reference" "$(dockerfile "$1")" "$(version)"
+    forget_old_images "$reference"
   fi
   say "  $reference"
 }

@@ -21,6 +21,7 @@ build_buildkit() {
 
 start_buildkit() {
   mkdir -p "$CONF"
+  # The cache of one set of dependencies is 12 GB: room for one, and for what code changes add.
   cat >"$CONF/buildkitd.toml" <<T
 root = "$ROOT/buildkit"
 [grpc]
@@ -32,6 +33,9 @@ root = "$ROOT/buildkit"
   address = "$CONTAINERD_SOCKET"
   namespace = "k8s.io"
   networkMode = "host"
+  reservedSpace = "14GB"
+  maxUsedSpace = "20GB"
+  minFreeSpace = "10GB"
 T
   start buildkitd buildkitd --config "$CONF/buildkitd.toml"
   await buildkitd 30 buildctl --addr "$BUILDKIT_ADDRESS" debug workers
@@ -60,4 +64,21 @@ buildkit_build() {
     --local context="$REPOSITORY" --local dockerfile="$(dirname "$REPOSITORY/$2")" --opt image-resolve-mode=local \
     --opt build-arg:BASE_IMAGE="$BASE" --opt build-arg:VERSION="$3" \
     --output "type=image,name=$1,unpack=true,compression=uncompressed"
+}
+
+KEPT_IMAGES=4
+
+# An image costs kilobytes while it shares its dependencies with the next, and gigabytes once they changed; so only the newest
+# few of a name stay, and those that containers use.
+forget_old_images() {
+  local reference target
+  echo "$1" >>"$ROOT/images.built"
+  grep -F "${1%:*}:" "$ROOT/images.built" | tac | awk '!seen[$0]++' | tail -n +$((KEPT_IMAGES + 1)) | while read -r reference; do
+    target=$(containerd_ctl images ls "name==$reference" | awk 'NR == 2 {print $3}')
+    [ -n "$target" ] && ! containerd_ctl containers ls | awk '{print $2}' | grep -qxF "$reference" || continue
+    # the kubelet's own reference to the same content, sha256:..., would keep it on disk
+    containerd_ctl images ls | awk -v target="$target" '$3 == target {print $1}' | while read -r reference; do
+      containerd_ctl images rm "$reference" >/dev/null
+    done
+  done
 }
