@@ -43,7 +43,7 @@ up() {
 
 down() {
   case ${1:-} in '' | --wipe | --purge) ;; *) die "down takes --wipe or --purge, not $1" ;; esac
-  step "control plane and kubelet" stop_agents
+  step "control plane and kubelet" stop_components
   step "pods" remove_pods
   step "container runtime" stop_runtime
   step "mounts, bridge and packet filter rules" remove_node_leftovers

@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 
 # First those who would start pods again, and only then the pods.
-stop_agents() { stop kubelet kube-proxy coredns kube-scheduler kube-controller-manager kube-apiserver etcd buildkitd; }
+stop_components() { stop kubelet kube-proxy coredns kube-scheduler kube-controller-manager kube-apiserver etcd buildkitd; }
 
 # A containerd that had crashed is started once more: only it knows all of its containers.
 remove_pods() {
