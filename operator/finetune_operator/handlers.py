@@ -6,6 +6,7 @@ No handler of ours keeps state in objects: kopf writes no annotation and no fina
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ class Watch:
     async def login(self, **_: Any) -> kopf.ConnectionInfo:
         """The same credentials as the client's, read again each time that kopf needs them."""
         found = await self.cluster.credentials()
-        scheme, _, token = (found.authorization or "").rpartition(" ")
+        scheme, _space, token = (found.authorization or "").rpartition(" ")
         return kopf.ConnectionInfo(
             server=found.server,
             ca_path=found.ca_file,
@@ -92,6 +93,8 @@ def missing_watches() -> list[str]:
 def configure_logging(*, as_json: bool) -> None:
     """One format for all lines, kopf's among them."""
     kopf.configure(log_format=kopf.LogFormat.JSON if as_json else kopf.LogFormat.FULL)
+    # kopf tells of each handled event; ours only put a key on the queue.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
 
 
 def _registry(watch: Watch) -> kopf.OperatorRegistry:

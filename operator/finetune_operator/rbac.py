@@ -33,9 +33,7 @@ PERMISSIONS = (
         ("update",),
         "blockOwnerDeletion on children, where OwnerReferencesPermissionEnforcement is on",
     ),
-    Permission(
-        names.GROUP, (names.RUNTIME_PLURAL,), (*WATCH, "create"), "runtimes; the first one is created", True
-    ),
+    Permission(names.GROUP, (names.RUNTIME_PLURAL,), (*WATCH, "create"), "runtimes; the first one is created", True),
     Permission("batch", ("jobs",), (*WATCH, "create", "patch"), "children; patch sets spec.suspend"),
     Permission("", ("pods",), WATCH, "how children fare, and where they report progress"),
     Permission(
