@@ -77,7 +77,7 @@ async def run(watch: Watch, settings: Settings) -> None:
     """Watch until SIGTERM or SIGINT."""
     await kopf.operator(
         registry=_registry(watch),
-        settings=_engine_settings(namespaced=bool(settings.namespaces)),
+        settings=_engine_settings(),
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
@@ -107,9 +107,10 @@ def _registry(watch: Watch) -> kopf.OperatorRegistry:
     return registry
 
 
-def _engine_settings(*, namespaced: bool) -> kopf.OperatorSettings:
+def _engine_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
-    settings.scanning.disabled = namespaced
+    # No right to list CRDs and namespaces is wanted: kinds are looked up once, and /healthz notices a missing one.
+    settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.watching.server_timeout = 600
     settings.watching.inactivity_timeout = 70

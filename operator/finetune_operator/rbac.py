@@ -43,6 +43,11 @@ PERMISSIONS = (
 )
 
 
+def roles() -> dict[str, list[dict[str, Any]]]:
+    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role."""
+    return {"cluster": rules(cluster_scoped=True), "namespaced": rules(cluster_scoped=False)}
+
+
 def rules(*, cluster_scoped: bool | None = None) -> list[dict[str, Any]]:
     """The rules of a role: all, or only those on cluster-scoped (or namespaced) resources."""
     return [
