@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeVar
 
@@ -34,7 +33,8 @@ WEIGHT_PATTERNS = ["*.safetensors"]
 LEFT_OUT = ["*/*", "consolidated*"]
 """Subfolders hold other formats of the same weights (onnx, original); `consolidated` is a second copy of them."""
 WAITS = (1.0, 4.0)
-"""Seconds before another try when the Hub does not answer; after that the pod ends and is retried as a whole."""
+"""Seconds before another try where the client itself makes only one; after that the pod ends and is retried."""
+NO_WAITS: tuple[float, ...] = ()
 
 T = TypeVar("T")
 
@@ -58,24 +58,14 @@ class HubFailed(Exception):
         self.trouble = trouble
 
 
-@dataclass(frozen=True, slots=True)
-class HubModel:
-    """A model repository at one commit."""
-
-    commit: str
-    has_weights: bool
-
-
-def find_model(repo: str, revision: str | None) -> HubModel:
-    """Resolve `revision` (branch, tag, commit; None = the default branch) to a commit.
+def has_weights(repo: str, revision: str | None) -> bool:
+    """Whether a model repository holds safetensors at `revision` (branch, tag, commit; None = the default branch).
 
     Raises:
         HubFailed
     """
-    info = _ask(lambda: HfApi().model_info(repo, revision=revision))
-    if info.sha is None:
-        raise HubFailed(Trouble.UNREACHABLE, "the answer holds no commit")
-    return HubModel(info.sha, any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()))
+    info = _ask(lambda: HfApi().model_info(repo, revision=revision), WAITS)
+    return any(file.rfilename.endswith(".safetensors") for file in info.siblings or ())
 
 
 def count_parameters(repo: str, commit: str) -> int:
@@ -84,11 +74,12 @@ def count_parameters(repo: str, commit: str) -> int:
     Raises:
         HubFailed
     """
-    return sum(_ask(lambda: HfApi().get_safetensors_metadata(repo, revision=commit)).parameter_count.values())
+    header = _ask(lambda: HfApi().get_safetensors_metadata(repo, revision=commit), WAITS)
+    return sum(header.parameter_count.values())
 
 
 def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: bool) -> str:
-    """Download a model's files into the client's cache, no code among them, and return the folder.
+    """Download a model's files into the client's cache, no code among them, and return the folder, named by its commit.
 
     Raises:
         HubFailed
@@ -98,7 +89,8 @@ def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: b
     return _ask(
         lambda: snapshot_download(
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=LEFT_OUT, local_files_only=offline
-        )
+        ),
+        NO_WAITS if offline else WAITS,
     )
 
 
@@ -109,12 +101,14 @@ def fetch_one(repo: str, kind: str, path: str, revision: str | None, *, offline:
         HubFailed
     """
     disable_progress_bars()
-    return _ask(lambda: hf_hub_download(repo, path, repo_type=kind, revision=revision, local_files_only=offline))
+    return _ask(
+        lambda: hf_hub_download(repo, path, repo_type=kind, revision=revision, local_files_only=offline), NO_WAITS
+    )
 
 
-def _ask(call: Callable[[], T]) -> T:
-    """Call the Hub, and again after a pause while it is the Hub that fails."""
-    for wait in (*WAITS, None):
+def _ask(call: Callable[[], T], waits: tuple[float, ...]) -> T:
+    """Call the Hub, and again after each of `waits` (seconds) while it is the Hub that fails."""
+    for wait in (*waits, None):
         try:
             return call()
         except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, FileMetadataError) as error:

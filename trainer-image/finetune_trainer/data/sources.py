@@ -90,12 +90,8 @@ def fetch_model(
 
 
 def _model_from_hub(parts: UriParts, revision: str | None, offline: bool, tokenizer_only: bool) -> FetchedModel:
-    """Online, the revision is resolved first, so that configuration and weights are of one commit."""
-    if not offline:
-        found = hub.find_model(parts.root, revision)
-        if not found.has_weights:
-            raise HubFailed(Trouble.UNSUPPORTED, NO_WEIGHTS)
-        revision = found.commit
+    if not offline and not hub.has_weights(parts.root, revision):
+        raise HubFailed(Trouble.UNSUPPORTED, NO_WEIGHTS)
     path = Path(hub.fetch_snapshot(parts.root, revision, weights=not tokenizer_only, offline=offline))
     return FetchedModel(path, path.name)
 

@@ -1,0 +1,180 @@
+"""Files and models from volumes and from a Hub that speaks the real protocol, and how each failure is named."""
+
+import time
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from finetune_api.report import FailureCode as Code
+from finetune_trainer.data.hub import count_parameters
+from finetune_trainer.data.sources import fetch_file, fetch_model
+from finetune_trainer.failures import RunFailed
+from hub import serving
+from rows import LIGHT_PARAMETERS
+
+ROWS = b'{"messages": []}\n'
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local Hub; the client believes that it is the only one and starts with an empty cache."""
+    with serving() as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits between its tries, as we do
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
+        close_session()
+
+
+@pytest.fixture
+def files(light_model):
+    """A repository as they are: weights, configuration, and much that a run must not fetch."""
+    found = {path.name: path.read_bytes() for path in light_model.iterdir()}
+    extra = ("modeling_evil.py", "pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors", "README.md")
+    return {**found, **dict.fromkeys(extra, b"not wanted")}
+
+
+def failure_of(call):
+    with pytest.raises(RunFailed) as ended:
+        call()
+    return ended.value.failure
+
+
+def test_a_model_is_fetched_at_its_commit_as_safetensors_without_code(hub, files):
+    repository = hub.add("me/model", files)
+    model = fetch_model("hf://me/model", {}, offline=False)
+    assert model.revision == repository.commit
+    kept = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"}
+    assert {path.name for path in model.path.iterdir()} == hub.downloads() == kept
+    assert (model.path / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+def test_weights_stay_where_they_are_when_only_the_tokenizer_is_needed(hub, files):
+    repository = hub.add("me/model", files)
+    model = fetch_model("hf://me/model@main", {}, offline=False, tokenizer_only=True)
+    assert not (model.path / "model.safetensors").exists()
+    assert count_parameters("me/model", repository.commit) == LIGHT_PARAMETERS
+
+
+def test_a_known_commit_goes_before_the_branch(hub, files):
+    repository = hub.add("me/model", files)
+    repository.tags.add("v1")
+    assert fetch_model("hf://me/model@v1", {}, offline=False).revision == repository.commit
+    again = fetch_model("hf://me/model@gone", {}, offline=False, revision=repository.commit)
+    assert again.revision == repository.commit
+
+
+def test_offline_takes_the_cache_and_asks_nothing(hub, files):
+    repository = hub.add("me/model", files)
+    fetch_model("hf://me/model", {}, offline=False)
+    hub.requests.clear()
+    model = fetch_model("hf://me/model", {}, offline=True)
+    assert model.revision == repository.commit
+    assert hub.requests == []
+    missing = failure_of(lambda: fetch_model("hf://me/other", {}, offline=True))
+    assert missing.code is Code.MODEL_UNREACHABLE
+    assert missing.args["problem"] == "it is not in the cache, and the runtime is offline"
+
+
+@pytest.mark.parametrize("kind", ["datasets/", ""])
+def test_a_data_file_is_fetched_from_either_kind_of_repository(hub, kind):
+    hub.add(f"{kind}me/rows", {"data/train.jsonl": ROWS})
+    assert fetch_file(f"hf://{kind}me/rows/data/train.jsonl", {}, offline=False).read_bytes() == ROWS
+    assert fetch_file(f"hf://{kind}me/rows@main/data/train.jsonl", {}, offline=False).read_bytes() == ROWS
+
+
+def test_a_token_opens_what_is_private(hub, files, monkeypatch):
+    hub.add("me/model", files, token="hf_right")
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert fetch_model("hf://me/model", {}, offline=False).revision
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("hf://me/absent", "there is no such repository, or the token may not read it"),
+        ("hf://me/private", "there is no such repository, or the token may not read it"),
+        ("hf://me/gated", "it is gated and the token may not read it"),
+        ("hf://me/open@nowhere", "there is no such revision"),
+    ],
+)
+@pytest.mark.parametrize("token", [None, "hf_wrong"])
+def test_a_model_that_may_not_be_read_is_not_found(hub, files, monkeypatch, uri, problem, token):
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    hub.add("me/open", files)
+    hub.add("me/private", files, token="hf_right")
+    hub.add("me/gated", files, token="hf_right", gated=True)
+    failure = failure_of(lambda: fetch_model(uri, {}, offline=False))
+    assert (failure.code, failure.exit_code) == (Code.MODEL_NOT_FOUND, 13)
+    assert failure.args == {"uri": uri, "problem": problem}
+
+
+@pytest.mark.parametrize(
+    "uri", ["hf://datasets/me/absent/x", "hf://datasets/me/rows/absent", "hf://datasets/me/rows@nowhere/train.jsonl"]
+)
+def test_data_that_is_not_there_names_the_field(hub, uri):
+    hub.add("datasets/me/rows", {"train.jsonl": ROWS})
+    failure = failure_of(lambda: fetch_file(uri, {}, False, "validationFile"))
+    assert (failure.code, failure.exit_code) == (Code.DATA_NOT_FOUND, 20)
+    assert failure.sentence == f"{uri} does not exist: check validationFile"
+
+
+def test_a_repository_without_safetensors_is_unsupported(hub):
+    hub.add("me/old", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    failure = failure_of(lambda: fetch_model("hf://me/old", {}, offline=False))
+    assert (failure.code, failure.exit_code) == (Code.MODEL_UNSUPPORTED, 13)
+    assert failure.sentence.endswith("cannot be trained: it has no weights in safetensors format")
+    assert hub.downloads() == set()
+
+
+def test_a_short_burst_of_server_errors_is_waited_out(hub, files):
+    hub.add("me/model", files)
+    hub.failures[:] = [503, 502]
+    assert fetch_model("hf://me/model", {}, offline=False).revision
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_hub_that_is_down_is_unreachable(hub, files, status):
+    hub.add("me/model", files)
+    hub.add("datasets/me/rows", {"train.jsonl": ROWS})
+    hub.failures[:] = [status] * 100
+    failure = failure_of(lambda: fetch_model("hf://me/model", {}, offline=False))
+    assert (failure.code, failure.exit_code) == (Code.MODEL_UNREACHABLE, 21)
+    assert failure.args["problem"] == f"the Hub answered {status}"
+    failure = failure_of(lambda: fetch_file("hf://datasets/me/rows/train.jsonl", {}, offline=False))
+    assert (failure.code, failure.exit_code) == (Code.DATA_UNREACHABLE, 20)
+    assert failure.args["problem"] == f"the Hub answered {status}"
+
+
+def test_a_hub_that_nobody_serves_is_unreachable(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    )
+    assert failure_of(lambda: fetch_model("hf://me/model", {}, False)).code is Code.MODEL_UNREACHABLE
+    assert failure_of(lambda: fetch_file("hf://me/model/x", {}, False)).code is Code.DATA_UNREACHABLE
+
+
+def test_a_file_of_a_volume(tmp_path):
+    mounts = {"pvc://data": str(tmp_path)}
+    (tmp_path / "train.jsonl").write_bytes(ROWS)
+    (tmp_path / "folder").mkdir()
+    assert fetch_file("pvc://data/train.jsonl", mounts, offline=True) == tmp_path / "train.jsonl"
+    for absent in ("gone.jsonl", "folder", "train.jsonl/x"):
+        failure = failure_of(lambda uri=f"pvc://data/{absent}": fetch_file(uri, mounts, offline=True))
+        assert failure.sentence == f"pvc://data/{absent} does not exist: check trainingFile"
+    failure = failure_of(lambda: fetch_file("configmap://x/train.jsonl", mounts, offline=True))
+    assert failure.sentence == "configmap://x/train.jsonl could not be read: configmap://x is not mounted"
+
+
+def test_a_model_of_a_volume(tmp_path, light_model):
+    mounts = {"pvc://models": str(light_model.parent), "pvc://empty": str(tmp_path)}
+    found = fetch_model("pvc://models/model", mounts, offline=True)
+    assert (found.path, found.revision) == (light_model, None)
+    assert failure_of(lambda: fetch_model("pvc://models/gone", mounts, True)).code is Code.MODEL_NOT_FOUND
+    assert failure_of(lambda: fetch_model("pvc://empty", mounts, True)).code is Code.MODEL_UNSUPPORTED
+    assert failure_of(lambda: fetch_model("pvc://other", mounts, True)).code is Code.MODEL_UNSUPPORTED

@@ -1,0 +1,40 @@
+"""Where a run's files lie."""
+
+import pytest
+
+from configs import trainer_config
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import RunFailed
+from finetune_trainer.layout import Layout
+
+
+def test_published_and_private_lie_apart_below_the_output_uri(tmp_path):
+    config = trainer_config(
+        output_uri="pvc://out/support", output_name="default/tiny-12345678", mounts={"pvc://out": str(tmp_path)}
+    )
+    layout = Layout.of(config)
+    output, private = tmp_path / "support/default/tiny-12345678", tmp_path / "support/.finetune" / config.job.uid
+    assert (layout.output, layout.private) == (output, private)
+    assert (layout.prepared, layout.recovery) == (private / "prepared", private / "recovery")
+    assert layout.final == output / "adapter"
+    assert layout.metrics == output / "metrics.jsonl"
+    assert layout.uri_of(layout.checkpoints / "step-3") == "pvc://out/support/default/tiny-12345678/checkpoints/step-3"
+    assert layout.uri_of(layout.output) == "pvc://out/support/default/tiny-12345678"
+
+
+def test_without_a_name_the_output_uri_is_the_folder_itself(tmp_path):
+    layout = Layout.of(
+        trainer_config(output_uri=f"file://{tmp_path}/", output_name="", training_kind="Full", lora=None)
+    )
+    assert layout.output == tmp_path
+    assert layout.final == tmp_path / "model"
+    assert layout.uri_of(layout.final) == f"file://{tmp_path}/model"
+
+
+def test_an_output_that_leads_out_of_its_volume_is_refused(tmp_path):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "link").symlink_to("/etc")
+    with pytest.raises(RunFailed) as ended:
+        Layout.of(trainer_config(output_uri="pvc://out/link", mounts={"pvc://out": str(volume)}))
+    assert ended.value.failure.code is FailureCode.OUTPUT_NOT_WRITABLE
