@@ -97,17 +97,17 @@ class ChatTokenizer:
 
     def pair(self, messages: list[Row], tools: list[Row] | None, preferred: Row, non_preferred: Row) -> TokenisedPair:
         """A preference row. The border is the longest common prefix of the prompt and both whole renderings."""
-        prompt = self.render(messages, tools, generate=True)
-        whole = [self.render([*messages, answer], tools) for answer in (preferred, non_preferred)]
-        border = min(common_prefix(prompt.tokens, side.tokens) for side in whole)
+        whole = [self._text([*messages, answer], tools) for answer in (preferred, non_preferred)]
+        prompt, *sides = self._encode([self._text(messages, tools, generate=True), *whole])
+        border = min(common_prefix(prompt, side) for side in sides)
         self._judge_border(border, prompt, messages, tools)
-        answers = [side.tokens[border:] for side in whole]
+        answers = [side[border:] for side in sides]
         for field, answer in zip(("preferred_output", "non_preferred_output"), answers, strict=True):
             if answer.size == 0:
                 raise RowRefused(field, Code.EMPTY_ANSWER)
         if np.array_equal(answers[0], answers[1]):
             raise RowRefused("non_preferred_output", Code.IDENTICAL_ANSWERS)
-        return TokenisedPair(prompt.tokens[:border], answers[0], answers[1])
+        return TokenisedPair(prompt[:border], answers[0], answers[1])
 
     def conversation(self, messages: list[Row], tools: list[Row] | None) -> TokenisedConversation:
         """A conversation; messages after the last answer are left out, as nothing is learned from them."""
@@ -132,7 +132,7 @@ class ChatTokenizer:
 
     def _by_rendering(self, messages: list[Row], turns: list[int], tools: list[Row] | None) -> TokenisedConversation:
         """Every answer is what the rendering grows by; if one is rendered differently later, only the last counts."""
-        whole = self.render(messages, tools)
+        whole = self._render(messages, tools)
         targets = np.zeros(whole.tokens.size, dtype=np.bool_)
         spans = [self._span(messages[: turn + 1], whole, tools) for turn in turns[:-1]]
         last_turn_only = None in spans
@@ -144,7 +144,7 @@ class ChatTokenizer:
     def _span(self, messages: list[Row], whole: Rendered, tools: list[Row] | None) -> tuple[int, int] | None:
         """Where the last of `messages` lies in the tokens of `whole`, or None if it is rendered differently there."""
         try:
-            through = self._render_text(messages, tools, generate=False)
+            through = self._text(messages, tools)
             begin = self._border(messages[:-1], whole, tools)
         except RowRefused:
             return None
@@ -153,27 +153,32 @@ class ChatTokenizer:
         return begin, int(np.searchsorted(whole.ends, len(through), side="right"))
 
     def _border(self, messages: list[Row], whole: Rendered, tools: list[Row] | None) -> int:
-        prompt = self.render(messages, tools, generate=True)
-        border = common_prefix(prompt.tokens, whole.tokens)
+        prompt = self._encode([self._text(messages, tools, generate=True)])[0]
+        border = common_prefix(prompt, whole.tokens)
         self._judge_border(border, prompt, messages, tools)
         return border
 
-    def _judge_border(self, border: int, prompt: Rendered, messages: list[Row], tools: list[Row] | None) -> None:
+    def _judge_border(self, border: int, prompt: IntArray, messages: list[Row], tools: list[Row] | None) -> None:
         """A border before the prompt's end must lie in the generation header, and there near its end."""
-        if border == prompt.tokens.size and border > 0:
+        if border == prompt.size and border > 0:
             return
-        header = common_prefix(self.render(messages, tools).tokens, prompt.tokens)
-        if border == 0 or border < header or prompt.tokens.size - border > MAX_HEADER_TOKENS:
+        header = common_prefix(self._encode([self._text(messages, tools)])[0], prompt)
+        if border == 0 or border < header or prompt.size - border > MAX_HEADER_TOKENS:
             raise RowRefused("", Code.BORDER_UNCLEAR)
 
-    def render(self, messages: list[Row], tools: list[Row] | None, *, generate: bool = False) -> Rendered:
-        """Text and tokens of `messages`; `generate` adds the header after which the model would answer."""
-        text = self._render_text(messages, tools, generate=generate)
+    def _render(self, messages: list[Row], tools: list[Row] | None) -> Rendered:
+        text = self._text(messages, tools)
         encoding = self.encoder.encode(text, add_special_tokens=False)
         ends = np.array([end for _, end in encoding.offsets], dtype=np.int32)
         return Rendered(text, np.array(encoding.ids, dtype=np.int32), ends)
 
-    def _render_text(self, messages: list[Row], tools: list[Row] | None, *, generate: bool) -> str:
+    def _encode(self, texts: list[str]) -> list[IntArray]:
+        """Token ids of each text; without offsets, which cost as much again."""
+        encodings = self.encoder.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def _text(self, messages: list[Row], tools: list[Row] | None, *, generate: bool = False) -> str:
+        """The rendering of `messages`; `generate` adds the header after which the model would answer."""
         try:
             text: Any = self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=generate

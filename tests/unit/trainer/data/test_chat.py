@@ -208,4 +208,5 @@ def test_a_tokenizer_that_cuts_by_itself_is_kept_from_it(tmp_path):
     tokenizer["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     chat = ChatTokenizer(folder)
-    assert chat.render([user("a long enough text")], None).tokens.size > 4
+    assert chat.conversation([user("a long enough text"), assistant("x")], None).tokens.size > 20
+    assert chat.pair([user("a long enough text")], None, assistant("x"), assistant("y")).prompt.size > 20
