@@ -134,10 +134,12 @@ def test_stopped_in_the_middle_it_can_be_run_again(config, monkeypatch):
         raise KeyboardInterrupt
 
     layout = Layout.of(config())
+    prepare(config(max_seq_length=100), quiet)
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "token_statistics", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config(), quiet)
+    # nothing vouches any more for the caches of the first run, which are gone
     assert load_prepared(layout.prepared) is None
     assert prepare(config(), quiet).rows == 5
     assert sorted(path.name for path in layout.prepared.iterdir()) == ["prepared.json", "train"]

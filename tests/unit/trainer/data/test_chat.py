@@ -154,6 +154,13 @@ def test_every_answer_is_trained_with_its_end_of_turn(chat_with, template):
     assert not row.targets[0]
 
 
+def test_the_first_token_of_all_is_never_trained(chat_with):
+    """Nothing stands before it from which it could be predicted."""
+    bare = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    row = chat_with(bare).conversation([assistant("abc")], None)
+    assert row.targets.tolist() == [False, True, True]
+
+
 def test_a_template_that_renders_earlier_answers_anew_trains_the_last_one(chat_with):
     chat = chat_with(THINKING)
     row = chat.conversation(TALK, None)
