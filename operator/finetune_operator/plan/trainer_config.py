@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from finetune_api.job import FineTuneJob
 from finetune_api.method import TrainingKind
+from finetune_api.resolve import resolve
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Resolved, ResolvedModel
-from finetune_api.trainer import JobIdentity, LoraConfig, Start, TrainerConfig
+from finetune_api.trainer import JobIdentity, Start, TrainerConfig
 from finetune_operator.plan.size import output_uri, size_of
 from finetune_operator.plan.volumes import mounts_of
+from finetune_operator.plan.weights import adapter_of
 
 
 def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, output_name: str) -> TrainerConfig:
     """The configuration of every pod of `job`, for preparing and for training alike.
 
     Args:
-        runtime: the frozen one.
-        resolved: what the first look wrote; model, batch_size and, for LoRA, the adapter are set.
+        runtime: the frozen one, with the chosen model's entry alone.
+        resolved: what the first look wrote; the model and, for LoRA, the adapter are set.
     """
     spec = job.spec
     start = start_of(resolved.model or ResolvedModel(source=""))
     target = output_uri(job, runtime) or ""
+    continued = start.adapter is not None and spec.training_type.type is TrainingKind.LORA
+    entry = runtime.models[0] if runtime.models else None
+    values = resolve(spec, entry, adapter_of(resolved) if continued else None)
     return TrainerConfig(
         job=JobIdentity(namespace=job.metadata.namespace or "", name=job.metadata.name, uid=job.metadata.uid or ""),
         start=start,
@@ -28,10 +33,10 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
         validation_file=spec.validation_file,
         training_method=spec.training_method,
         training_kind=spec.training_type.type,
-        lora=_lora(job, resolved) if spec.training_type.type is TrainingKind.LORA else None,
+        lora=values.lora,
         hyperparameters=spec.hyperparameters,
-        batch_size=resolved.batch_size or 0,
-        max_seq_length=resolved.max_seq_length,
+        batch_size=values.batch_size,
+        max_seq_length=values.max_seq_length,
         evaluation=spec.evaluation,
         checkpointing=spec.checkpointing,
         output_uri=target,
@@ -48,12 +53,3 @@ def start_of(model: ResolvedModel) -> Start:
     adapter = model.checkpoint if model.checkpoint != model.source else None
     return Start(model=pinned, adapter=adapter, sha256=model.checkpoint_sha256)
 
-
-def _lora(job: FineTuneJob, resolved: Resolved) -> LoraConfig:
-    given = job.spec.training_type.lora
-    return LoraConfig(
-        rank=resolved.lora_rank or 0,
-        alpha=resolved.lora_alpha or 0.0,
-        dropout=(given.dropout if given else None) or 0.0,
-        trainable_modules=resolved.trainable_modules,
-    )

@@ -82,7 +82,7 @@ def _from_checkpoint(
             f" FineTuneRuntime {name}: use the runtime of that job, or add the model to the list",
         )
     uses = (own,) if entry else (own, Use(FIELD, base.source))
-    lora = _adapter(resolved) if job.spec.training_type.type is TrainingKind.LORA else None
+    lora = adapter_of(resolved) if job.spec.training_type.type is TrainingKind.LORA else None
     if lora is not None and (conflict := inherited_conflict(job.spec, lora)):
         return Refusal(Reason.INVALID_SPEC, conflict)
     return Weights(model=model, entry=entry, uses=uses, parent=lora)
@@ -113,7 +113,8 @@ def _checkpoint(
     return Refusal(Reason.CHECKPOINT_NOT_FOUND if step else Reason.CHECKPOINT_NOT_READY, message)
 
 
-def _adapter(resolved: Resolved) -> LoraConfig | None:
+def adapter_of(resolved: Resolved) -> LoraConfig | None:
+    """The adapter that a job trained, as another inherits it; None after full training."""
     if resolved.lora_rank is None or resolved.lora_alpha is None:
         return None
     return LoraConfig(
