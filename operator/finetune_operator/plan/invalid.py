@@ -24,8 +24,10 @@ def sentences(error: ValidationError) -> str:
 
 def invalid_job(manifest: Manifest, error: ValidationError, settings: Settings, now: datetime) -> Plan:
     """Accepted=False/InvalidSpec for a job that cannot be read."""
-    refusal = Refusal(Reason.INVALID_SPEC, sentences(error))
-    return refused(shell(manifest), refusal, settings, now)
+    job = shell(manifest)
+    if job.status is not None and job.status.is_final:
+        return Plan(status=job.status)
+    return refused(job, Refusal(Reason.INVALID_SPEC, sentences(error)), settings, now)
 
 
 def shell(manifest: Manifest) -> FineTuneJob:
