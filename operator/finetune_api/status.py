@@ -167,6 +167,10 @@ class Resolved(ApiModel):
     """Pairs or rows per optimiser step."""
     lora_rank: Integer | None = None
     """Rank of the adapter."""
+    lora_alpha: Number | None = None
+    """Its alpha; a job that continues the adapter inherits it."""
+    trainable_modules: Annotated[tuple[Annotated[str, StringConstraints(max_length=128)], ...], Field(max_length=64)] = ()
+    """Names of the layers that have an adapter; inherited likewise."""
     max_seq_length: Integer | None = None
     """Longest sequence, in tokens."""
     total_steps: Integer | None = None

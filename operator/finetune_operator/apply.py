@@ -1,0 +1,97 @@
+"""Do what a plan says: children by POST, each once; a stop by spec.suspend; the status in one write; events last."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+
+from finetune_api import names
+from finetune_api.job import ObjectMeta
+from finetune_api.status import JobStatus
+from finetune_operator.client import (
+    EVENTS,
+    FINETUNE_JOBS,
+    JOBS,
+    AlreadyExists,
+    Cluster,
+    ClusterError,
+    Conflict,
+    NotFound,
+    Refused,
+)
+from finetune_operator.plan.state import Event, Plan, timestamp
+
+LOG = logging.getLogger(__name__)
+MAX_EVENT_MESSAGE = 1024
+
+
+async def apply_objects(plan: Plan, namespace: str, cluster: Cluster) -> str | None:
+    """Make and stop children. Returns the API server's sentence if it will not take one of them.
+
+    A child that exists is left as it is: the next look sees whose it is.
+    """
+    for manifest in plan.create:
+        try:
+            await cluster.create(JOBS, manifest)
+        except AlreadyExists:
+            LOG.info("Job %s/%s exists already", namespace, manifest["metadata"]["name"])
+        except Refused as refusal:
+            return str(refusal)
+    for child in plan.suspend:
+        try:
+            await cluster.suspend(namespace, child.name, child.uid)
+        except (NotFound, Conflict):
+            LOG.info("Job %s/%s is not there any more", namespace, child.name)
+    return None
+
+
+async def write_status(metadata: ObjectMeta, status: JobStatus, cluster: Cluster) -> None:
+    """Write the whole status, if the object is still the one that was read.
+
+    Raises:
+        Conflict: it has changed; nothing is written.
+    """
+    manifest = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.JOB_KIND,
+        "metadata": {
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "uid": metadata.uid,
+            "resourceVersion": metadata.resource_version,
+        },
+        "status": status.to_json(),
+    }
+    await cluster.apply_status(FINETUNE_JOBS, manifest)
+
+
+async def post_events(metadata: ObjectMeta, events: tuple[Event, ...], now: datetime, cluster: Cluster) -> None:
+    """Tell what happened. An event that cannot be written is logged: the status holds the truth."""
+    for event in events:
+        try:
+            await cluster.create(EVENTS, _event(metadata, event, timestamp(now)))
+        except ClusterError as error:
+            LOG.warning("event %s of %s/%s: %s", event.reason, metadata.namespace, metadata.name, error)
+
+
+def _event(metadata: ObjectMeta, event: Event, moment: str) -> dict[str, object]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{metadata.name}.", "namespace": metadata.namespace},
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.JOB_KIND,
+            "namespace": metadata.namespace,
+            "name": metadata.name,
+            "uid": metadata.uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:MAX_EVENT_MESSAGE],
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "count": 1,
+        "source": {"component": names.FIELD_MANAGER},
+        "reportingComponent": names.FIELD_MANAGER,
+    }

@@ -1,0 +1,234 @@
+"""The few calls to the API server that the operator makes, on the official client's connection, with JSON as it is.
+
+Objects travel as dictionaries: a field that a newer server adds must never break an older operator. Errors are
+few and named after what the caller does about them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import client as kubernetes_client
+from kubernetes.aio import config as kubernetes_config
+
+from finetune_api import names
+
+Manifest = dict[str, Any]
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+PAGE = 500
+TIMEOUT_SECONDS = 30.0
+IN_CLUSTER = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+
+class ClusterError(Exception):
+    """A request that the API server did not grant."""
+
+
+class NotFound(ClusterError):
+    """The object, or its namespace, is not there."""
+
+
+class AlreadyExists(ClusterError):
+    """An object of that name is there."""
+
+
+class Conflict(ClusterError):
+    """The object has changed since it was read, or is another of the same name: look again."""
+
+
+class Refused(ClusterError):
+    """The server will not take it as it is: forbidden, over quota, or invalid. The message is for people."""
+
+
+class Unavailable(ClusterError):
+    """The server cannot answer now.
+
+    Attributes:
+        retry_after: seconds that the server asks for, if it does.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of object and where the API server keeps it."""
+
+    api_version: str
+    plural: str
+    namespaced: bool = True
+
+    def path(self, namespace: str | None = None, name: str | None = None) -> str:
+        """The URL path of a collection or of one object."""
+        root = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
+        where = f"/namespaces/{quote(namespace, safe='')}" if self.namespaced and namespace else ""
+        return f"{root}{where}/{self.plural}" + (f"/{quote(name, safe='')}" if name else "")
+
+
+FINETUNE_JOBS = Resource(names.API_VERSION, names.JOB_PLURAL)
+RUNTIMES = Resource(names.API_VERSION, names.RUNTIME_PLURAL, namespaced=False)
+JOBS = Resource("batch/v1", "jobs")
+PODS = Resource("v1", "pods")
+CLAIMS = Resource("v1", "persistentvolumeclaims")
+CONFIG_MAPS = Resource("v1", "configmaps")
+SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
+EVENTS = Resource("v1", "events")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How to reach the API server, for whoever else must."""
+
+    server: str
+    authorization: str | None
+    ca_file: str | None
+    certificate_file: str | None
+    key_file: str | None
+    verify: bool
+
+
+class Cluster:
+    """A connection to the API server."""
+
+    def __init__(self, api: kubernetes_client.ApiClient) -> None:
+        self._api = api
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None, *, in_cluster: bool) -> Cluster:
+        """Connect from inside a pod, or with a kubeconfig file (None = the usual place)."""
+        configuration = kubernetes_client.Configuration()
+        if in_cluster and kubeconfig is None:
+            kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            await kubernetes_config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        return cls(kubernetes_client.ApiClient(configuration))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()  # type: ignore[no-untyped-call]
+
+    async def credentials(self) -> Credentials:
+        """The credentials as they are now; a token in a file may have been renewed."""
+        configuration = self._api.configuration
+        return Credentials(
+            server=configuration.host,
+            authorization=await configuration.get_api_key_with_prefix("BearerToken", alias="authorization"),
+            ca_file=configuration.ssl_ca_cert,
+            certificate_file=configuration.cert_file,
+            key_file=configuration.key_file,
+            verify=configuration.verify_ssl,
+        )
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
+        """One object, as it is now.
+
+        Raises:
+            NotFound
+        """
+        return await self._call("GET", resource.path(namespace, name))
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, labels: str = "", metadata_only: bool = False
+    ) -> list[Manifest]:
+        """All objects of a collection, as they are now, page by page."""
+        items: list[Manifest] = []
+        query = {"limit": str(PAGE), **({"labelSelector": labels} if labels else {})}
+        accept = METADATA_ONLY if metadata_only else "application/json"
+        while True:
+            page = await self._call("GET", resource.path(namespace), query=query, accept=accept)
+            items.extend(page["items"])
+            token = page["metadata"].get("continue")
+            if not token:
+                return items
+            query = {**query, "continue": token}
+
+    async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Make an object.
+
+        Raises:
+            AlreadyExists
+            NotFound: the namespace is gone.
+            Refused
+        """
+        path = resource.path(manifest["metadata"].get("namespace"))
+        return await self._call("POST", path, body=manifest, query={"fieldManager": names.FIELD_MANAGER})
+
+    async def apply_status(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Write a whole status by server-side apply. uid and resourceVersion in the metadata are preconditions.
+
+        Raises:
+            Conflict: the object is not the one that was read.
+            NotFound
+            Refused
+        """
+        metadata = manifest["metadata"]
+        path = resource.path(metadata.get("namespace"), metadata["name"]) + "/status"
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        return await self._call("PATCH", path, body=manifest, query=query, content="application/apply-patch+yaml")
+
+    async def suspend(self, namespace: str, name: str, uid: str) -> Manifest:
+        """Suspend a batch/v1 Job, if it is still the one with that uid.
+
+        Raises:
+            Conflict: it is another.
+            NotFound
+        """
+        body = {"metadata": {"uid": uid}, "spec": {"suspend": True}}
+        query = {"fieldManager": names.FIELD_MANAGER}
+        path = JOBS.path(namespace, name)
+        return await self._call("PATCH", path, body=body, query=query, content="application/merge-patch+json")
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Manifest | None = None,
+        query: dict[str, str] | None = None,
+        accept: str = "application/json",
+        content: str = "application/json",
+    ) -> Manifest:
+        configuration = self._api.configuration
+        authorization = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        headers = {"Accept": accept, "Content-Type": content, "User-Agent": names.FIELD_MANAGER}
+        if authorization:
+            headers["Authorization"] = authorization
+        url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            response = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
+                method, url, headers=headers, body=body, _request_timeout=TIMEOUT_SECONDS
+            )
+            payload = await response.read()
+        except (TimeoutError, aiohttp.ClientError) as error:
+            raise Unavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
+        if 200 <= response.status < 300:
+            answer: Manifest = json.loads(payload)
+            return answer
+        raise _error(method, path, response.status, response.getheader("Retry-After"), payload)
+
+
+def _error(method: str, path: str, status: int, retry_after: str | None, payload: bytes) -> ClusterError:
+    reason, message = _reason(payload)
+    said = f"{method} {path}: {status} {message}"
+    if status == 404:
+        return NotFound(said)
+    if status == 409:
+        return AlreadyExists(said) if reason == "AlreadyExists" else Conflict(said)
+    if status in (400, 403, 422):
+        return Refused(message or said)
+    return Unavailable(said, float(retry_after) if retry_after and retry_after.isdigit() else None)
+
+
+def _reason(payload: bytes) -> tuple[str, str]:
+    """(reason, message) of a Status object; an answer that is none is quoted."""
+    try:
+        status = json.loads(payload)
+    except ValueError:
+        return "", payload[:200].decode(errors="replace")
+    return (str(status.get("reason", "")), str(status.get("message", ""))) if isinstance(status, dict) else ("", "")

@@ -1,0 +1,122 @@
+"""kopf, and nothing but kopf: it watches four kinds of objects, and each event only puts a job's key on the queue.
+
+No handler of ours keeps state in objects: kopf writes no annotation and no finalizer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import kopf
+
+from finetune_api import names
+from finetune_operator.client import Cluster
+from finetune_operator.observe import Departed
+from finetune_operator.queue import WorkQueue
+from finetune_operator.roster import Roster, key_of
+from finetune_operator.settings import Settings
+
+OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+WATCHED = (names.JOB_PLURAL, names.RUNTIME_PLURAL, "jobs", "pods")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What the handlers feed."""
+
+    cluster: Cluster
+    queue: WorkQueue
+    roster: Roster
+    departed: Departed
+
+    async def job_event(self, event: Any, **_: Any) -> None:
+        """A FineTuneJob: it, and those that wait for its checkpoints."""
+        manifest = event["object"]
+        key = key_of(manifest)
+        if event["type"] == "DELETED":
+            self.roster.gone(key)
+            await self.queue.add(key)
+        elif self.roster.saw(manifest):
+            await self.queue.add(key)
+        for waiting in self.roster.waiting_for(key):
+            await self.queue.add(waiting)
+
+    async def runtime_event(self, **_: Any) -> None:
+        """A FineTuneRuntime: every job that has not started may have waited for it."""
+        for key in self.roster.waiting():
+            await self.queue.add(key)
+
+    async def child_event(self, event: Any, **_: Any) -> None:
+        """A Job or pod of ours: the job that it belongs to. The last event of a pod is kept."""
+        metadata = event["object"]["metadata"]
+        name = metadata.get("labels", {}).get(names.JOB_NAME_LABEL)
+        if event["type"] == "DELETED" and event["object"].get("kind") == "Pod":
+            self.departed.remember(event["object"])
+        if name:
+            await self.queue.add((metadata["namespace"], name))
+
+    async def login(self, **_: Any) -> kopf.ConnectionInfo:
+        """The same credentials as the client's, read again each time that kopf needs them."""
+        found = await self.cluster.credentials()
+        scheme, _, token = (found.authorization or "").rpartition(" ")
+        return kopf.ConnectionInfo(
+            server=found.server,
+            ca_path=found.ca_file,
+            insecure=not found.verify,
+            scheme=scheme.capitalize() or None,
+            token=token or None,
+            certificate_path=found.certificate_file,
+            private_key_path=found.key_file,
+        )
+
+
+async def run(watch: Watch, settings: Settings) -> None:
+    """Watch until SIGTERM or SIGINT."""
+    await kopf.operator(
+        registry=_registry(watch),
+        settings=_engine_settings(namespaced=bool(settings.namespaces)),
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+    )
+
+
+def missing_watches() -> list[str]:
+    """Resources without a living watcher task in this event loop."""
+    alive = {task.get_name() for task in asyncio.all_tasks() if not task.done()}
+    return [plural for plural in WATCHED if not any(name.startswith(f"watcher for {plural}.") for name in alive)]
+
+
+def configure_logging(*, as_json: bool) -> None:
+    """One format for all lines, kopf's among them."""
+    kopf.configure(log_format=kopf.LogFormat.JSON if as_json else kopf.LogFormat.FULL)
+
+
+def _registry(watch: Watch) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(watch.login)
+    kopf.on.event(names.GROUP, names.VERSION, names.JOB_PLURAL, registry=registry)(watch.job_event)
+    kopf.on.event(names.GROUP, names.VERSION, names.RUNTIME_PLURAL, registry=registry)(watch.runtime_event)
+    for group, version, plural in (("batch", "v1", "jobs"), ("", "v1", "pods")):
+        kopf.on.event(group, version, plural, id=plural, registry=registry)(watch.child_event)
+    return registry
+
+
+def _engine_settings(*, namespaced: bool) -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = namespaced
+    settings.posting.enabled = False
+    settings.watching.server_timeout = 600
+    settings.watching.inactivity_timeout = 70
+    settings.watching.chunk_size = 500
+    settings.networking.connect_timeout = 10
+    settings.networking.request_timeout = 60
+    settings.watching.label_selectors["batch/v1", "jobs"] = OURS
+    settings.watching.label_selectors["v1", "pods"] = OURS
+    # Never used, because no handler keeps state; ours all the same, should kopf ever write one.
+    settings.persistence.finalizer = f"{names.GROUP}/unused"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+    return settings

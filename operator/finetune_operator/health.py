@@ -1,0 +1,65 @@
+"""/healthz that tells the truth: unhealthy when a job waits too long, the watch has ended, or it misses changes.
+
+kopf's own endpoint answers 200 even when its watchers are dead; this one is what the kubelet asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from finetune_api.names import HEALTH_PATH
+from finetune_operator.metrics import QUEUE_AGE, QUEUE_DEPTH
+from finetune_operator.queue import WorkQueue
+from finetune_operator.resync import Resync
+
+
+@dataclass
+class Health:
+    """What may be wrong with the operator itself."""
+
+    queue: WorkQueue
+    resync: Resync
+    missing_watches: Callable[[], Iterable[str]]
+    """Resources that nobody watches at this moment."""
+    stuck_after: float
+    """Seconds."""
+    clock: Callable[[], float]
+    _missing_since: dict[str, float] = field(default_factory=dict)
+
+    def problems(self) -> list[str]:
+        """What has been wrong for too long, in sentences; empty = healthy."""
+        found = [f"{what} is not watched" for what in self._long_missing()]
+        if (age := self.queue.oldest_age()) > self.stuck_after:
+            found.append(f"a job has waited {age:.0f} s for a worker")
+        if (age := self.resync.longest_difference()) > self.stuck_after:
+            found.append(f"the watch has missed a change for {age:.0f} s")
+        return found
+
+    def _long_missing(self) -> list[str]:
+        now = self.clock()
+        self._missing_since = {what: self._missing_since.get(what, now) for what in self.missing_watches()}
+        return sorted(what for what, since in self._missing_since.items() if now - since > self.stuck_after)
+
+
+async def serve(health: Health, port: int) -> web.AppRunner:
+    """Serve /healthz and /metrics on all addresses. The caller cleans the runner up."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        problems = health.problems()
+        return web.json_response({"healthy": not problems, "problems": problems}, status=503 if problems else 200)
+
+    async def metrics(_: web.Request) -> web.Response:
+        QUEUE_DEPTH.set(health.queue.depth())
+        QUEUE_AGE.set(health.queue.oldest_age())
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    application = web.Application()
+    application.add_routes([web.get(HEALTH_PATH, healthz), web.get("/metrics", metrics)])
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, port=port).start()
+    return runner

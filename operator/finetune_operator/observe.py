@@ -1,0 +1,167 @@
+"""Look at the cluster for one job: live reads, because a decision must never rest on a cache that may be behind.
+
+The watch only says when to look. The one thing that must come from it is a pod that is already deleted: its last
+event holds its exit code and its last word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_api.job import FineTuneJob, job_from
+from finetune_api.runtime import FineTuneRuntime, runtime_from
+from finetune_api.status import JobStatus
+from finetune_operator.client import (
+    CLAIMS,
+    CONFIG_MAPS,
+    FINETUNE_JOBS,
+    JOBS,
+    PODS,
+    RUNTIMES,
+    SERVICE_ACCOUNTS,
+    Cluster,
+    Manifest,
+    NotFound,
+    Resource,
+)
+from finetune_operator.plan import seen
+from finetune_operator.plan.decide import stage_of
+from finetune_operator.plan.invalid import sentences, shell
+from finetune_operator.plan.objects import child_name
+from finetune_operator.plan.references import Permitted, permit
+from finetune_operator.plan.state import Observed, Pod
+from finetune_operator.plan.weights import parent_name
+from finetune_operator.poll import Poller
+
+REMEMBERED = 1024
+WATCH_LAG_SECONDS = 1.0
+"""How far the watch may be behind a list when a pod has just gone."""
+
+
+class Departed:
+    """The last events of deleted pods, by the uid of their FineTuneJob; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._pods: OrderedDict[str, Manifest] = OrderedDict()
+
+    def remember(self, pod: Manifest) -> None:
+        """Keep the pod of a DELETED event."""
+        self._pods[pod["metadata"]["uid"]] = pod
+        while len(self._pods) > REMEMBERED:
+            self._pods.popitem(last=False)
+
+    def of(self, job_uid: str, stage: str) -> list[Manifest]:
+        """The deleted pods of a job's stage."""
+        wanted = {names.JOB_UID_LABEL: job_uid, names.STAGE_LABEL: stage}
+        return [pod for pod in self._pods.values() if wanted.items() <= pod["metadata"].get("labels", {}).items()]
+
+
+async def observe(job: FineTuneJob, cluster: Cluster, poller: Poller, departed: Departed, now: datetime) -> Observed:
+    """What `decide` needs to know about `job`: references before it starts, children after."""
+    status = job.status or JobStatus()
+    if status.is_final or job.metadata.deletion_timestamp is not None:
+        return Observed()
+    if status.start_time is None:
+        return await _references(job, cluster)
+    return await _children(job, status, cluster, poller, departed, now)
+
+
+async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
+    """Runtimes and parent; then, if they permit the job, whether what it names is there."""
+    runtimes, broken = _runtimes(await cluster.list(RUNTIMES))
+    observed = Observed(runtimes=runtimes, broken_runtimes=broken, parent=await _parent(job, cluster))
+    permitted = permit(job, observed)
+    if not isinstance(permitted, Permitted):
+        return observed
+    namespace = job.metadata.namespace or ""
+    account = permitted.runtime.spec.service_account_name
+    claims = {use.parts.root for use in permitted.roots("pvc")}
+    config_maps = {use.parts.root for use in permitted.roots("configmap")}
+    found_claims = [name for name in sorted(claims) if await _find(cluster, CLAIMS, namespace, name)]
+    found_maps = {name: await _find(cluster, CONFIG_MAPS, namespace, name) for name in sorted(config_maps)}
+    return Observed(
+        runtimes=runtimes,
+        broken_runtimes=broken,
+        parent=observed.parent,
+        claims=frozenset(found_claims),
+        config_maps={name: _keys(found) for name, found in found_maps.items() if found is not None},
+        service_accounts=frozenset([account] if await _find(cluster, SERVICE_ACCOUNTS, namespace, account) else []),
+    )
+
+
+async def _children(
+    job: FineTuneJob, status: JobStatus, cluster: Cluster, poller: Poller, departed: Departed, now: datetime
+) -> Observed:
+    """The stage's Job, its pods, and what these report."""
+    stage, namespace, uid = stage_of(status), job.metadata.namespace or "", job.metadata.uid or ""
+    manifest = await _find(cluster, JOBS, namespace, child_name(job, stage))
+    word = stage.value.lower()
+    labels = f"{names.JOB_UID_LABEL}={uid},{names.STAGE_LABEL}={word}"
+    there = await cluster.list(PODS, namespace, labels=labels)
+    gone = await _gone(status, {pod["metadata"]["uid"] for pod in there}, there, departed, uid, word)
+    parsed = [*(seen.pod(pod) for pod in there), *(seen.pod(pod, gone=True) for pod in gone)]
+    pods = sorted((pod for pod in parsed if pod is not None), key=_age)
+    if manifest is None:
+        return Observed(pods={stage: tuple(pods)})
+    child = seen.child_job(manifest)
+    ours = child.owner is not None and child.owner.uid == uid
+    reports = await poller.hear(uid, child.uid, pods, now) if ours else {}
+    return Observed(children={stage: child}, pods={stage: tuple(pods)}, reports=reports)
+
+
+async def _gone(
+    status: JobStatus, there: set[str], pods: list[Manifest], departed: Departed, uid: str, stage: str
+) -> list[Manifest]:
+    """Deleted pods of the stage. One that ran and is in no list may have its last event still on the way."""
+    names_there = {pod["metadata"]["name"] for pod in pods}
+    gone = [pod for pod in departed.of(uid, stage) if pod["metadata"]["uid"] not in there]
+    known = names_there | {pod["metadata"]["name"] for pod in gone}
+    if any(a.end_time is None and a.pod not in known and f"-{stage}-" in a.pod for a in status.attempts):
+        await asyncio.sleep(WATCH_LAG_SECONDS)
+        gone = [pod for pod in departed.of(uid, stage) if pod["metadata"]["uid"] not in there]
+    return gone
+
+
+def _age(pod: Pod) -> tuple[str, str]:
+    return (pod.created, pod.name)
+
+
+async def _parent(job: FineTuneJob, cluster: Cluster) -> FineTuneJob | None:
+    name = parent_name(job)
+    manifest = await _find(cluster, FINETUNE_JOBS, job.metadata.namespace or "", name) if name else None
+    if manifest is None:
+        return None
+    try:
+        return job_from(manifest)
+    except ValidationError:
+        return shell(manifest)
+
+
+def _runtimes(manifests: list[Manifest]) -> tuple[tuple[FineTuneRuntime, ...], dict[str, str]]:
+    """Runtimes that can be read, and the sentences about those that cannot."""
+    good, broken = [], {}
+    for manifest in manifests:
+        # Items of a list bear no apiVersion and kind.
+        whole = {**manifest, "apiVersion": names.API_VERSION, "kind": names.RUNTIME_KIND}
+        try:
+            good.append(runtime_from(whole))
+        except ValidationError as error:
+            broken[manifest["metadata"]["name"]] = sentences(error)
+    return tuple(good), broken
+
+
+async def _find(cluster: Cluster, resource: Resource, namespace: str, name: str) -> Manifest | None:
+    try:
+        return await cluster.get(resource, namespace, name)
+    except NotFound:
+        return None
+
+
+def _keys(config_map: Manifest | None) -> frozenset[str]:
+    found = config_map or {}
+    return frozenset([*found.get("data", {}), *found.get("binaryData", {})])

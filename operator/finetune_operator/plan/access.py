@@ -1,0 +1,71 @@
+"""What a job may touch: every claim, config map and URI that it names must match the runtime's `access`.
+
+Users create jobs, the operator creates pods; without this check anyone could read any volume of the namespace
+through us. Each refusal names the field, its value, and the entry that would allow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from finetune_api.job import FineTuneJob
+from finetune_api.runtime import Access
+from finetune_api.status import Reason
+from finetune_api.uris import UriParts, parse_uri
+from finetune_operator.plan.state import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One field of a job that names something outside it."""
+
+    field: str
+    uri: str
+    """With a scheme."""
+    write: bool = False
+
+    @property
+    def parts(self) -> UriParts:
+        """The URI taken apart."""
+        return parse_uri(self.uri)
+
+
+def namespace_refused(job: FineTuneJob, runtime: str, access: Access) -> Refusal | None:
+    """The refusal of a job whose namespace may not use the runtime."""
+    namespace = job.metadata.namespace or ""
+    if _matches(namespace, access.namespaces, namespace):
+        return None
+    return _refusal("metadata.namespace", namespace, f"namespace {namespace}", runtime, "namespaces", namespace)
+
+
+def use_refused(use: Use, namespace: str, runtime: str, access: Access) -> Refusal | None:
+    """The refusal of one use; None = allowed."""
+    parts, word = use.parts, "write" if use.write else "read"
+    if parts.scheme == "pvc":
+        globs = access.claims.write if use.write else access.claims.read
+        if _matches(parts.root, globs, namespace):
+            return None
+        return _refusal(use.field, use.uri, f"claim {parts.root}", runtime, f"claims.{word}", parts.root)
+    if parts.scheme == "configmap":
+        if _matches(parts.root, access.config_maps, namespace):
+            return None
+        return _refusal(use.field, use.uri, f"config map {parts.root}", runtime, "configMaps", parts.root)
+    prefixes = access.uri_prefixes.write if use.write else access.uri_prefixes.read
+    if _matches(use.uri, [f"{prefix}*" for prefix in prefixes], namespace):
+        return None
+    entry = f"{parts.scheme}://{parts.root.rsplit('/', 1)[0]}/"
+    return _refusal(use.field, use.uri, "this URI", runtime, f"uriPrefixes.{word}", entry)
+
+
+def _matches(value: str, globs: Iterable[str], namespace: str) -> bool:
+    return any(fnmatchcase(value, glob.replace("{namespace}", namespace)) for glob in globs)
+
+
+def _refusal(field: str, value: str, what: str, runtime: str, where: str, entry: str) -> Refusal:
+    return Refusal(
+        Reason.SOURCE_NOT_ALLOWED,
+        f"{field} is {value}, and FineTuneRuntime {runtime} does not allow {what}:"
+        f' add "{entry}" to its spec.access.{where}, or use another',
+    )

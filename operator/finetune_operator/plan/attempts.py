@@ -1,0 +1,146 @@
+"""The pods that prepared and trained: which counted as failures, which were free, and when the operator gives up.
+
+Counters live in the status, because pods vanish. Each pod is counted once: when its end is first seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import Report
+from finetune_api.status import MAX_ATTEMPTS, Attempt, JobStatus, Reason
+from finetune_api.trainer import NOT_RETRIED, Stage
+from finetune_operator.plan.objects import FREE_EXITS, PEER_LOST, child_name
+from finetune_operator.plan.state import Pod
+
+MAX_FREE = 100
+"""Free attempts after which even those are too many."""
+OOM_KILLED, VANISHED, STOPPED, LOST, DONE = "OOMKilled", "PodVanished", "Stopped", "PeerLost", "Succeeded"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The newest attempts, oldest first, and the counters over all."""
+
+    attempts: tuple[Attempt, ...]
+    restarts: int
+    disruptions: int
+    ended: tuple[Attempt, ...] = ()
+    """Those whose end is new in this look and was no success."""
+
+
+def count(
+    job: FineTuneJob, status: JobStatus, stage: Stage, pods: tuple[Pod, ...], reports: dict[str, Report], now: str
+) -> Tally:
+    """Bring the attempts of `stage` up to date with its pods (oldest first)."""
+    tally = Tally(status.attempts, status.restarts, status.disruptions)
+    for pod in pods:
+        known = next((a for a in tally.attempts if a.pod == pod.name), None)
+        if not _already_counted(pod, known, tally.attempts):
+            tally = _seen(job, stage, tally, pod, known, reports.get(pod.uid), status)
+    return _vanished(job, stage, tally, {pod.name for pod in pods}, now)
+
+
+def out_of_memory_twice(tally: Tally, job: FineTuneJob, stage: Stage) -> bool:
+    """Whether the two newest pods of the stage were killed for memory without getting further."""
+    ended = [a for a in tally.attempts if a.end_time and of_stage(a, job, stage)][-2:]
+    same_step = len({a.resumed_from_step for a in ended}) == 1
+    return len(ended) == 2 and same_step and all(a.reason == OOM_KILLED for a in ended)
+
+
+def of_stage(attempt: Attempt, job: FineTuneJob, stage: Stage) -> bool:
+    """Whether the attempt's pod is one of that stage's Job."""
+    return attempt.pod.startswith(f"{child_name(job, stage)}-")
+
+
+def _already_counted(pod: Pod, known: Attempt | None, attempts: tuple[Attempt, ...]) -> bool:
+    if known is not None:
+        return known.end_time is not None
+    if pod.started is None and pod.ended is None:
+        return True  # a pod that has not run is no attempt yet
+    full = len(attempts) == MAX_ATTEMPTS
+    return full and (pod.started or pod.ended or "") <= (attempts[0].start_time or attempts[0].end_time or "")
+
+
+def _seen(
+    job: FineTuneJob,
+    stage: Stage,
+    tally: Tally,
+    pod: Pod,
+    known: Attempt | None,
+    report: Report | None,
+    status: JobStatus,
+) -> Tally:
+    resumed = report.resumed_from_step if report and report.resumed_from_step is not None else None
+    attempt = Attempt(
+        pod=pod.name,
+        start_time=pod.started or (known.start_time if known else None),
+        end_time=pod.ended,
+        exit_code=pod.exit_code if pod.ended else None,
+        reason=_reason(pod, report) if pod.ended else None,
+        resumed_from_step=resumed if resumed is not None else (known.resumed_from_step if known else None),
+    )
+    others = tuple(a for a in tally.attempts if a.pod != pod.name)
+    grown = replace(tally, attempts=(*others, attempt)[-MAX_ATTEMPTS:])
+    if pod.ended is None or pod.exit_code == 0:
+        return grown
+    grown = replace(grown, ended=(*grown.ended, attempt))
+    if pod.exit_code in NOT_RETRIED or job.spec.cancel:
+        return grown
+    if _is_free(pod) and not _stuck(job, stage, pod, attempt, others, report, status):
+        return replace(grown, disruptions=grown.disruptions + 1)
+    return replace(grown, restarts=grown.restarts + 1)
+
+
+def _vanished(job: FineTuneJob, stage: Stage, tally: Tally, there: set[str], now: str) -> Tally:
+    """Attempts whose pod is not there any more and whose end nobody saw."""
+    lost = [a for a in tally.attempts if a.end_time is None and of_stage(a, job, stage) and a.pod not in there]
+    if not lost:
+        return tally
+    ends = {a.pod: a.model_copy(update={"end_time": now, "reason": VANISHED}) for a in lost}
+    return replace(
+        tally,
+        attempts=tuple(ends.get(a.pod, a) for a in tally.attempts),
+        disruptions=tally.disruptions + (0 if job.spec.cancel else len(lost)),
+        ended=(*tally.ended, *ends.values()),
+    )
+
+
+def _is_free(pod: Pod) -> bool:
+    return pod.disrupted is not None or pod.exit_code in FREE_EXITS or (pod.gone and pod.exit_code is None)
+
+
+def _stuck(
+    job: FineTuneJob,
+    stage: Stage,
+    pod: Pod,
+    attempt: Attempt,
+    others: tuple[Attempt, ...],
+    report: Report | None,
+    status: JobStatus,
+) -> bool:
+    """Two free ends in a row without a new step: a stop that repeats without progress counts as a failure."""
+    if pod.disrupted is not None or pod.exit_code not in FREE_EXITS:
+        return False
+    before = next((a for a in reversed(others) if of_stage(a, job, stage)), None)
+    if before is None or before.exit_code not in FREE_EXITS:
+        return False
+    recovery = (report.recovery if report else None) or status.recovery
+    begun = attempt.resumed_from_step or 0
+    return (before.resumed_from_step or 0) == begun and (recovery.step if recovery else 0) <= begun
+
+
+def _reason(pod: Pod, report: Report | None) -> str:
+    """Why the pod ended, in one word."""
+    if pod.exit_code == 0:
+        return DONE
+    if pod.cause is not None:
+        return pod.cause[:64]
+    if pod.disrupted is not None:
+        return pod.disrupted[:64]
+    if pod.exit_code in FREE_EXITS:
+        return LOST if pod.exit_code == PEER_LOST else STOPPED
+    if report is not None and report.failure is not None:
+        return report.failure.code.value
+    return VANISHED if pod.exit_code is None else Reason.NO_FINAL_REPORT.value

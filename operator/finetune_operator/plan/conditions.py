@@ -1,0 +1,80 @@
+"""Conditions: computed anew in each look; a transition time moves only when the status changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from finetune_api.status import Condition, ConditionStatus, ConditionType, JobStatus, Phase, Reason
+from finetune_operator.plan.state import Event
+
+ORDER = tuple(ConditionType)
+MAX_MESSAGE = 8192
+QUIET = frozenset({Reason.PENDING, Reason.INITIALIZING, Reason.FINISHED})
+"""Reasons that are no event: nothing has happened."""
+ALARMING = frozenset({Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG_ERROR})
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """What a condition shall say from now on."""
+
+    type: ConditionType
+    holds: bool
+    message: str
+    reason: Reason | None = None
+    """None = the type itself: it holds and has no cause of its own."""
+
+
+def updated(old: tuple[Condition, ...], says: Iterable[Say], now: str, generation: int | None) -> tuple[Condition, ...]:
+    """The conditions with `says` in them, in a fixed order; those that `says` does not name stay."""
+    conditions = {c.type: c for c in old}
+    for say in says:
+        status = ConditionStatus.TRUE if say.holds else ConditionStatus.FALSE
+        before = conditions.get(say.type)
+        unchanged = before is not None and before.status is status
+        conditions[say.type] = Condition(
+            type=say.type.value,
+            status=status,
+            reason=(say.reason or say.type).value,
+            message=say.message[:MAX_MESSAGE],
+            last_transition_time=before.last_transition_time if before is not None and unchanged else now,
+            observed_generation=generation,
+        )
+    rank = {kind.value: index for index, kind in enumerate(ORDER)}
+    return tuple(sorted(conditions.values(), key=lambda c: rank.get(c.type, len(rank))))
+
+
+def transitions(old: JobStatus, new: JobStatus) -> list[Event]:
+    """One event per condition whose status or reason has changed to something worth telling."""
+    events = []
+    for condition in new.conditions:
+        before = next((c for c in old.conditions if c.type == condition.type), None)
+        same = before is not None and (before.status, before.reason) == (condition.status, condition.reason)
+        if same or condition.reason in QUIET or condition.type == ConditionType.STALLED:
+            continue
+        events.append(Event("Warning" if _alarming(condition) else "Normal", condition.reason, condition.message))
+    return events
+
+
+def phase_of(status: JobStatus) -> Phase:
+    """The one word for people, from the conditions."""
+    failed = status.condition(ConditionType.FAILED)
+    published = status.condition(ConditionType.PUBLISHED)
+    if failed is not None and failed.status is ConditionStatus.TRUE:
+        return Phase.CANCELLED if failed.reason == Reason.CANCELLED else Phase.FAILED
+    if status.is_true(ConditionType.COMPLETE):
+        return Phase.COMPLETED
+    if status.start_time is None:
+        return Phase.PENDING
+    if not status.is_true(ConditionType.DATA_READY):
+        return Phase.PREPARING
+    if published is not None and published.reason == Reason.UPLOADING:
+        return Phase.PUBLISHING
+    return Phase.RUNNING if status.is_true(ConditionType.RUNNING) else Phase.PENDING
+
+
+def _alarming(condition: Condition) -> bool:
+    if condition.type == ConditionType.ACCEPTED:
+        return condition.status is ConditionStatus.FALSE
+    return condition.type == ConditionType.FAILED or condition.reason in ALARMING

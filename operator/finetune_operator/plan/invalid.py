@@ -1,0 +1,45 @@
+"""A stored job that the models refuse: the API server let it through, so its status must say what is wrong."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from finetune_api.job import FineTuneJob, JobSpec, ObjectMeta
+from finetune_api.status import JobStatus, Reason
+from finetune_operator.plan.admit import refused
+from finetune_operator.plan.state import Manifest, Plan, Refusal
+from finetune_operator.settings import Settings
+
+MAX_SENTENCES = 5
+
+
+def sentences(error: ValidationError) -> str:
+    """The first few things that are wrong: field and reason, never the value."""
+    told = [f"{'.'.join(str(step) for step in e['loc']) or 'object'}: {e['msg']}" for e in error.errors()]
+    more = f"; and {len(told) - MAX_SENTENCES} more" if len(told) > MAX_SENTENCES else ""
+    return "; ".join(told[:MAX_SENTENCES]) + more
+
+
+def invalid_job(manifest: Manifest, error: ValidationError, settings: Settings, now: datetime) -> Plan:
+    """Accepted=False/InvalidSpec for a job that cannot be read."""
+    job = shell(manifest)
+    if job.status is not None and job.status.is_final:
+        return Plan(status=job.status)
+    return refused(job, Refusal(Reason.INVALID_SPEC, sentences(error)), settings, now)
+
+
+def shell(manifest: Manifest) -> FineTuneJob:
+    """The job with its metadata and as much of its status as can be read; its spec is not to be used."""
+    try:
+        status = JobStatus.model_validate(manifest.get("status") or {})
+    except ValidationError:
+        status = JobStatus()
+    return FineTuneJob.model_construct(
+        api_version="finetune.dev/v1alpha1",
+        kind="FineTuneJob",
+        metadata=ObjectMeta.model_validate(manifest["metadata"]),
+        spec=JobSpec.model_construct(training_file=""),
+        status=status,
+    )

@@ -1,0 +1,72 @@
+"""What a job may ask for: its size within the runtime's limits, its hyperparameters within the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_api.job import FineTuneJob
+from finetune_api.method import MethodType, TrainingKind
+from finetune_api.resolve import ResolvedValues
+from finetune_api.runtime import LoraLimits, ModelLimits, RuntimeModel, RuntimeSpec
+from finetune_api.status import Reason
+from finetune_operator.plan.quantity import amount
+from finetune_operator.plan.size import Size
+from finetune_operator.plan.state import Refusal
+
+Bound = int | float | None
+
+
+def size_refused(size: Size, name: str, runtime: RuntimeSpec) -> Refusal | None:
+    """The refusal of a training pod that is larger than the runtime allows."""
+    limits = runtime.limits
+    checks: tuple[tuple[str, int | str, int | str | None, str], ...] = (
+        ("nodes", size.nodes, limits.max_nodes, "maxNodes"),
+        ("gpusPerNode", size.gpus, limits.max_gpus_per_node, "maxGpusPerNode"),
+        ("cpu", size.cpu, limits.max_cpu, "maxCpu"),
+        ("memory", size.memory, limits.max_memory, "maxMemory"),
+    )
+    for field, value, limit, key in checks:
+        if limit is not None and amount(value) > amount(limit):
+            return Refusal(
+                Reason.LIMIT_EXCEEDED,
+                f"resources.{field} is {value}, and FineTuneRuntime {name} allows at most {limit} (spec.limits.{key})",
+            )
+    return None
+
+
+def model_limits_refused(
+    job: FineTuneJob, values: ResolvedValues, entry: RuntimeModel | None, runtime: str
+) -> Refusal | None:
+    """The refusal of a job outside its model's limits; `values` are its absent values, resolved."""
+    if entry is None:
+        return None
+    kind = job.spec.training_type.type
+    if not entry.limits.of_kind(kind).supported:
+        message = f"trainingType is {kind.value}, which FineTuneRuntime {runtime} does not support for {entry.name}"
+        return Refusal(Reason.LIMIT_EXCEEDED, message)
+    for field, value, low, high in _bounded(job, values, entry.limits):
+        if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+            allowed = " and ".join(
+                f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
+            )
+            message = f"{field} is {value:g}, and FineTuneRuntime {runtime} allows {allowed} for {entry.name}"
+            return Refusal(Reason.LIMIT_EXCEEDED, message)
+    return None
+
+
+def _bounded(
+    job: FineTuneJob, values: ResolvedValues, limits: ModelLimits
+) -> Iterator[tuple[str, int | float | None, Bound, Bound]]:
+    """(field, value, lowest, highest) of everything that a model bounds."""
+    spec, hyper = job.spec, job.spec.hyperparameters
+    method: MethodType = spec.training_method.type
+    kind: TrainingKind = spec.training_type.type
+    of_kind = limits.of_kind(kind)
+    if isinstance(of_kind, LoraLimits) and values.lora is not None:
+        yield "lora.rank", values.lora.rank, None, of_kind.max_rank
+    yield "batchSize", values.batch_size, of_kind.min_batch_size, of_kind.max_batch(method)
+    yield "maxSeqLength", values.max_seq_length, limits.min_seq_length, limits.max_seq_length(method)
+    yield "nEpochs", hyper.n_epochs, None, limits.max_epochs
+    yield "nEvals", spec.evaluation.n_evals, None, limits.max_evals
+    yield "nCheckpoints", spec.checkpointing.n_checkpoints, None, limits.max_checkpoints
+    yield "learningRate", hyper.learning_rate, limits.min_learning_rate, limits.max_learning_rate

@@ -1,0 +1,50 @@
+"""Whether a status is worth a write: never when nothing changed; progress alone only as the budget grants it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import Enum
+
+from finetune_api.status import JobStatus
+
+HEARTBEAT = timedelta(seconds=60)
+"""How old a written lastReportTime may become while nothing else changes."""
+
+
+class News(Enum):
+    """What the difference between two statuses amounts to."""
+
+    NONE = "none"
+    PROGRESS = "progress"
+    """Only progress, metrics, recovery or warnings: may wait."""
+    EVENT = "event"
+    """A condition, a time, a checkpoint, an attempt: goes at once."""
+
+
+def news(old: JobStatus | None, new: JobStatus) -> News:
+    """What has changed from the stored status to the computed one."""
+    if old is None:
+        return News.EVENT
+    if _without_progress(old) != _without_progress(new):
+        return News.EVENT
+    if _without_heartbeat(old) != _without_heartbeat(new) or _is_old(old, new):
+        return News.PROGRESS
+    return News.NONE
+
+
+def _without_progress(status: JobStatus) -> JobStatus:
+    return status.model_copy(update={"progress": None, "metrics": None, "recovery": None, "warnings": ()})
+
+
+def _without_heartbeat(status: JobStatus) -> JobStatus:
+    if status.progress is None:
+        return status
+    return status.model_copy(update={"progress": status.progress.model_copy(update={"last_report_time": None})})
+
+
+def _is_old(old: JobStatus, new: JobStatus) -> bool:
+    before = old.progress.last_report_time if old.progress else None
+    after = new.progress.last_report_time if new.progress else None
+    if before is None or after is None:
+        return before != after
+    return datetime.fromisoformat(after) - datetime.fromisoformat(before) >= HEARTBEAT

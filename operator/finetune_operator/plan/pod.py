@@ -1,0 +1,123 @@
+"""The pod of a stage: the platform's template underneath, the security settings and the trainer on top.
+
+Meets the Pod Security Standard "restricted". What the runtime adds can never replace what is fixed here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune_api import names
+from finetune_api.job import FineTuneJob
+from finetune_api.runtime import PodTemplate, RuntimeSpec
+from finetune_api.trainer import Stage, TrainerConfig
+from finetune_operator.plan.size import GPU_RESOURCE, Size, size_of
+from finetune_operator.plan.state import Manifest
+from finetune_operator.plan.volumes import volumes_of
+
+CONTAINER = "trainer"
+MAX_CONFIG_BYTES = 64 * 1024
+
+
+def pod_template(
+    job: FineTuneJob, stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, labels: dict[str, str]
+) -> Manifest:
+    """The pod template of `stage`; the configuration travels in its annotation."""
+    platform = runtime.pod_template
+    text = json.dumps(config.to_json(), separators=(",", ":"), ensure_ascii=False)
+    return {
+        "metadata": {
+            "labels": {**platform.labels, **labels},
+            "annotations": {**platform.annotations, names.CONFIG_ANNOTATION: text},
+        },
+        "spec": _pod_spec(stage, runtime, config, size_of(job, runtime)),
+    }
+
+
+def _pod_spec(stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, size: Size) -> Manifest:
+    platform = runtime.pod_template
+    volumes, mounts = volumes_of(config)
+    return {
+        **_placement(platform),
+        "restartPolicy": "Never",
+        "serviceAccountName": runtime.service_account_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": runtime.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": names.USER_ID,
+            "runAsGroup": names.USER_ID,
+            "fsGroup": names.USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": [*platform.volumes, *volumes],
+        "containers": [_container(stage, runtime, size, mounts)],
+    }
+
+
+def _placement(platform: PodTemplate) -> dict[str, Any]:
+    """Where the platform team wants the pods; absent values stay absent."""
+    placement: dict[str, Any] = {
+        "nodeSelector": platform.node_selector,
+        "tolerations": list(platform.tolerations),
+        "affinity": platform.affinity,
+        "priorityClassName": platform.priority_class_name,
+        "schedulerName": platform.scheduler_name,
+        "runtimeClassName": platform.runtime_class_name,
+    }
+    return {key: value for key, value in placement.items() if value}
+
+
+def _container(stage: Stage, runtime: RuntimeSpec, size: Size, mounts: list[Manifest]) -> Manifest:
+    platform = runtime.pod_template
+    program = stage.value.lower()
+    return {
+        "name": CONTAINER,
+        "image": runtime.image,
+        "args": [program, f"{names.CONFIG_DIRECTORY}/{names.CONFIG_FILE}"],
+        "env": _environment(platform, runtime.offline),
+        **({"envFrom": list(platform.env_from)} if platform.env_from else {}),
+        "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT}],
+        "resources": _resources(size, gpus=size.gpus if stage is Stage.TRAIN else 0),
+        "volumeMounts": [*platform.volume_mounts, *mounts],
+        "terminationMessagePath": names.TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def _resources(size: Size, gpus: int) -> Manifest:
+    """Memory is requested and limited alike; CPU is requested only, so that a pod may use what is idle."""
+    requests: dict[str, Any] = {"cpu": str(size.cpu), "memory": str(size.memory)}
+    limits: dict[str, Any] = {"memory": str(size.memory)}
+    if gpus:
+        requests[GPU_RESOURCE] = limits[GPU_RESOURCE] = str(gpus)
+    return {"requests": requests, "limits": limits}
+
+
+def _environment(platform: PodTemplate, offline: bool) -> list[Manifest]:
+    """The platform's variables, then ours, which win: the root is read-only and the user has no entry in passwd."""
+    home = names.HOME_DIRECTORY
+    fixed: dict[str, str] = {
+        "HOME": home,
+        "USER": "finetune",
+        "TMPDIR": "/tmp",
+        "HF_HOME": f"{home}/huggingface",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor",
+        "TRITON_CACHE_DIR": f"{home}/triton",
+        "MPLCONFIGDIR": f"{home}/matplotlib",
+        "PYTHONUNBUFFERED": "1",
+        **({"HF_HUB_OFFLINE": "1"} if offline else {}),
+    }
+    pod_uid = {"name": names.POD_UID_ENV, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
+    theirs = [e for e in platform.env if e.get("name") not in fixed and e.get("name") != names.POD_UID_ENV]
+    return [*theirs, *({"name": name, "value": value} for name, value in fixed.items()), pod_uid]

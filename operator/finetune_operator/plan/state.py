@@ -1,0 +1,147 @@
+"""What a look at the cluster yields, and what it decides: frozen values, so that deciding is a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import Report
+from finetune_api.runtime import FineTuneRuntime
+from finetune_api.status import JobStatus, Reason
+from finetune_api.trainer import Stage
+
+Manifest = dict[str, Any]
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339, UTC, whole seconds: the only form of time in a status."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a job is not accepted (yet): never final, looked at again."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The controller of an object."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildJob:
+    """What matters of a batch/v1 Job."""
+
+    name: str
+    uid: str
+    owner: Owner | None
+    being_deleted: bool = False
+    suspended: bool = False
+    """spec.suspend"""
+    halted: bool = False
+    """Suspended, seen by the Job controller, and no pod of it active or terminating."""
+    complete: bool = False
+    failed: bool = False
+    failed_message: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Complete or failed: it makes no more pods."""
+        return self.complete or self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a pod does not run yet."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What matters of a pod of ours."""
+
+    name: str
+    uid: str
+    job_uid: str
+    """uid of the controlling Job."""
+    created: str
+    running: bool = False
+    """The trainer runs and the pod is not being deleted."""
+    ip: str | None = None
+    host_network: bool = False
+    started: str | None = None
+    """When the trainer began to run."""
+    ended: str | None = None
+    """When the trainer ended; None while it has not."""
+    exit_code: int | None = None
+    disrupted: str | None = None
+    """Reason of the DisruptionTarget condition."""
+    cause: str | None = None
+    """The kubelet's word for the end (OOMKilled, Evicted), where it says more than Error."""
+    last_word: str = ""
+    """The termination message."""
+    waiting: Waiting | None = None
+    gone: bool = False
+    """Deleted: known only from the watch's last event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A pod's report and when it was heard."""
+
+    report: Report
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The cluster as far as one job is concerned. A name that is absent was not found."""
+
+    runtimes: tuple[FineTuneRuntime, ...] = ()
+    broken_runtimes: Mapping[str, str] = field(default_factory=dict)
+    """Name and sentence of runtimes that are stored but invalid."""
+    parent: FineTuneJob | None = None
+    """The job of fromCheckpoint."""
+    claims: frozenset[str] = frozenset()
+    config_maps: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Keys of each config map."""
+    service_accounts: frozenset[str] = frozenset()
+    children: Mapping[Stage, ChildJob] = field(default_factory=dict)
+    pods: Mapping[Stage, tuple[Pod, ...]] = field(default_factory=dict)
+    """Pods controlled by this job's children, oldest first."""
+    reports: Mapping[str, Heard] = field(default_factory=dict)
+    """By pod uid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, for `kubectl describe`."""
+
+    type: str
+    """Normal or Warning."""
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one look decides. Objects first, then the status, then the events."""
+
+    status: JobStatus
+    create: tuple[Manifest, ...] = ()
+    suspend: tuple[ChildJob, ...] = ()
+    events: tuple[Event, ...] = ()
+    look_again_after: float | None = None
+    """Seconds; None = when something changes."""

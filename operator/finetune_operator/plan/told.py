@@ -1,0 +1,128 @@
+"""What the pods have told: a report while they run, a last word when they end, and how both enter the status.
+
+A report is believed only from a pod of ours about this very job. Sentences are rendered here, from codes; numbers
+that JSON cannot carry are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+from finetune_api.report import DATA_SENTENCES, DataErrorCode, Report
+from finetune_api.status import (
+    MAX_CHECKPOINTS,
+    Checkpoint,
+    DataStatus,
+    JobStatus,
+    Metrics,
+    Resolved,
+    ResolvedModel,
+)
+from finetune_operator.plan.state import Heard, Pod
+
+UNKNOWN_ERROR = "the row is invalid"
+
+
+def last_word(pod: Pod, job_uid: str) -> Report | None:
+    """The termination message of an ended pod; None if there is none, or it speaks of another job or pod."""
+    if not pod.last_word:
+        return None
+    try:
+        report = Report.model_validate_json(pod.last_word)
+    except ValidationError:
+        return None
+    return report if report.job_uid == job_uid and report.pod_uid in (None, pod.uid) else None
+
+
+def report_of(pod: Pod, heard: Heard | None, job_uid: str) -> Report | None:
+    """All that a pod has said: its last report, and over it the last word, which may be cut short."""
+    last = last_word(pod, job_uid)
+    if last is None or heard is None:
+        return last or (heard.report if heard else None)
+    before = heard.report
+    said = {name: value for name, value in last if value not in (None, ())}
+    said["checkpoints"] = _together(before.checkpoints, last.checkpoints)
+    said["data"] = _longer(before.data, last.data)
+    return before.model_copy(update=said)
+
+
+def retold(status: JobStatus, pod: Pod, report: Report, at: str) -> JobStatus:
+    """The status with a pod's report in it.
+
+    Args:
+        at: when it was heard.
+    """
+    progress = report.progress.model_copy(update={"last_report_time": at}) if report.progress else status.progress
+    data = _longer(status.data, _rendered(report.data)) if report.data else status.data
+    return status.model_copy(
+        update={
+            "resolved": _resolved(status.resolved, report.resolved),
+            "data": data,
+            "progress": progress,
+            "metrics": _finite(report.metrics) or status.metrics,
+            "recovery": report.recovery or status.recovery,
+            "checkpoints": _together(status.checkpoints, tuple(_finite_checkpoint(c) for c in report.checkpoints)),
+            "warnings": report.warnings or status.warnings,
+            "output": report.output or status.output,
+        }
+    )
+
+
+def _resolved(ours: Resolved | None, theirs: Resolved | None) -> Resolved | None:
+    """Prepare knows commits, sizes and steps; everything else was settled by the first look."""
+    if ours is None or theirs is None:
+        return ours
+    found = {
+        name: getattr(theirs, name)
+        for name in ("training_file", "validation_file", "max_seq_length", "total_steps")
+        if getattr(theirs, name) is not None
+    }
+    return ours.model_copy(update={**found, "model": _resolved_model(ours.model, theirs.model)})
+
+
+def _resolved_model(ours: ResolvedModel | None, theirs: ResolvedModel | None) -> ResolvedModel | None:
+    if ours is None or theirs is None:
+        return ours
+    update = {"revision": theirs.revision or ours.revision, "parameters": theirs.parameters or ours.parameters}
+    return ours.model_copy(update=update)
+
+
+def _rendered(data: DataStatus) -> DataStatus:
+    """The data report with the sentences of its codes."""
+    errors = tuple(e.model_copy(update={"message": _sentence(e.code)}) for e in data.errors)
+    return data.model_copy(update={"errors": errors})
+
+
+def _sentence(code: str) -> str:
+    return DATA_SENTENCES[DataErrorCode(code)] if code in set(DataErrorCode) else UNKNOWN_ERROR
+
+
+def _longer(before: DataStatus | None, after: DataStatus | None) -> DataStatus | None:
+    """The later report, unless it is the earlier one with its errors cut to fit a last word."""
+    if before is None or after is None:
+        return after or before
+    cut = before.error_count == after.error_count and len(after.errors) < len(before.errors)
+    return after.model_copy(update={"errors": before.errors}) if cut else after
+
+
+def _together(before: Iterable[Checkpoint], after: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
+    """Both lists, the later word for each name, oldest first."""
+    named = {c.name: c for c in (*before, *after)}
+    return tuple(sorted(named.values(), key=lambda c: c.step)[-MAX_CHECKPOINTS:])
+
+
+def _finite(metrics: Metrics | None) -> Metrics | None:
+    if metrics is None:
+        return None
+    return Metrics(train=_numbers(metrics.train), eval=_numbers(metrics.eval))
+
+
+def _finite_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    return checkpoint.model_copy(update={"metrics": _numbers(checkpoint.metrics)})
+
+
+def _numbers(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -1,0 +1,55 @@
+"""The TrainerConfig of a started job: built from its spec and from what the first look froze in status.resolved."""
+
+from __future__ import annotations
+
+from finetune_api.job import FineTuneJob
+from finetune_api.method import TrainingKind
+from finetune_api.resolve import resolve
+from finetune_api.runtime import RuntimeSpec
+from finetune_api.status import Resolved, ResolvedModel
+from finetune_api.trainer import JobIdentity, Start, TrainerConfig
+from finetune_operator.plan.size import output_uri, size_of
+from finetune_operator.plan.volumes import mounts_of
+from finetune_operator.plan.weights import adapter_of
+
+
+def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, output_name: str) -> TrainerConfig:
+    """The configuration of every pod of `job`, for preparing and for training alike.
+
+    Args:
+        runtime: the frozen one, with the chosen model's entry alone.
+        resolved: what the first look wrote; the model and, for LoRA, the adapter are set.
+    """
+    spec = job.spec
+    start = start_of(resolved.model or ResolvedModel(source=""))
+    target = output_uri(job, runtime) or ""
+    continued = start.adapter is not None and spec.training_type.type is TrainingKind.LORA
+    entry = runtime.models[0] if runtime.models else None
+    values = resolve(spec, entry, adapter_of(resolved) if continued else None)
+    return TrainerConfig(
+        job=JobIdentity(namespace=job.metadata.namespace or "", name=job.metadata.name, uid=job.metadata.uid or ""),
+        start=start,
+        training_file=spec.training_file,
+        validation_file=spec.validation_file,
+        training_method=spec.training_method,
+        training_kind=spec.training_type.type,
+        lora=values.lora,
+        hyperparameters=spec.hyperparameters,
+        batch_size=values.batch_size,
+        max_seq_length=values.max_seq_length,
+        evaluation=spec.evaluation,
+        checkpointing=spec.checkpointing,
+        output_uri=target,
+        output_name=output_name,
+        gpus=size_of(job, runtime).gpus,
+        offline=runtime.offline,
+        mounts=mounts_of(start.model, start.adapter, spec.training_file, spec.validation_file, target),
+    )
+
+
+def start_of(model: ResolvedModel) -> Start:
+    """Starting weights: a checkpoint that is not itself the source is an adapter on top of it."""
+    pinned = f"{model.source}@{model.revision}" if model.revision else model.source
+    adapter = model.checkpoint if model.checkpoint != model.source else None
+    return Start(model=pinned, adapter=adapter, sha256=model.checkpoint_sha256)
+

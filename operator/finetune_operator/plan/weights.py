@@ -1,0 +1,141 @@
+"""Where training starts: a model of the runtime's list, one from the Hub or a claim, or an earlier job's checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.job import FineTuneJob
+from finetune_api.method import TrainingKind
+from finetune_api.resolve import inherited_conflict
+from finetune_api.runtime import RuntimeModel, RuntimeSpec
+from finetune_api.status import Checkpoint, CheckpointType, ConditionType, JobStatus, Reason, Resolved, ResolvedModel
+from finetune_api.trainer import LoraConfig
+from finetune_operator.plan.access import Use
+from finetune_operator.plan.state import Refusal
+
+FIELD = "fromCheckpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The starting weights of a job, and what must be allowed to use them."""
+
+    model: ResolvedModel
+    entry: RuntimeModel | None
+    """The model's entry in the runtime's list, whose limits hold."""
+    uses: tuple[Use, ...]
+    """URIs that need an entry in `access`; a model of the list needs none."""
+    parent: LoraConfig | None = None
+    """The adapter that a LoRA job continues."""
+
+
+def weights_of(job: FineTuneJob, name: str, runtime: RuntimeSpec, parent: FineTuneJob | None) -> Weights | Refusal:
+    """The starting weights of `job` on runtime `name`."""
+    if job.spec.from_checkpoint is not None:
+        return _from_checkpoint(job, name, runtime, parent)
+    return _from_model(job.spec.model or "", name, runtime)
+
+
+def parent_name(job: FineTuneJob) -> str | None:
+    """The job whose checkpoint `job` continues."""
+    return job.spec.from_checkpoint.split(":", 1)[0] if job.spec.from_checkpoint else None
+
+
+def _from_model(model: str, name: str, runtime: RuntimeSpec) -> Weights | Refusal:
+    entry = runtime.model_named(model)
+    if entry is not None:
+        return Weights(model=_source(entry.source), entry=entry, uses=())
+    if runtime.models:
+        known = ", ".join(m.name for m in runtime.models)
+        return Refusal(
+            Reason.MODEL_NOT_ALLOWED,
+            f"model is {model}, which is not in the model list of FineTuneRuntime {name}: choose one of {known}",
+        )
+    if "://" not in model and "/" not in model:
+        return Refusal(
+            Reason.MODEL_NOT_ALLOWED,
+            f"model is {model}, which FineTuneRuntime {name} does not list and which is no Hub id:"
+            " write org/name or pvc://claim/path",
+        )
+    return Weights(model=_source(model), entry=None, uses=(Use("model", _with_scheme(model)),))
+
+
+def _from_checkpoint(
+    job: FineTuneJob, name: str, runtime: RuntimeSpec, parent: FineTuneJob | None
+) -> Weights | Refusal:
+    given = job.spec.from_checkpoint or ""
+    found = _checkpoint(given, parent, job.metadata.namespace or "")
+    if isinstance(found, Refusal):
+        return found
+    checkpoint, resolved, kind = found
+    own = Use(FIELD, checkpoint.uri)
+    if kind is TrainingKind.FULL or resolved.model is None:
+        model = ResolvedModel(source=checkpoint.uri, checkpoint=checkpoint.uri, checkpoint_sha256=checkpoint.sha256)
+        return Weights(model=model, entry=_listed(runtime, resolved), uses=(own,))
+    base = resolved.model
+    model = base.model_copy(update={"checkpoint": checkpoint.uri, "checkpoint_sha256": checkpoint.sha256})
+    entry = _listed(runtime, resolved)
+    if entry is None and runtime.models:
+        return Refusal(
+            Reason.MODEL_NOT_ALLOWED,
+            f"{FIELD} is {given}, trained on {base.source}, which is not the source of any model in the list of"
+            f" FineTuneRuntime {name}: use the runtime of that job, or add the model to the list",
+        )
+    uses = (own,) if entry else (own, Use(FIELD, base.source))
+    lora = adapter_of(resolved) if job.spec.training_type.type is TrainingKind.LORA else None
+    if lora is not None and (conflict := inherited_conflict(job.spec, lora)):
+        return Refusal(Reason.INVALID_SPEC, conflict)
+    return Weights(model=model, entry=entry, uses=uses, parent=lora)
+
+
+def _checkpoint(
+    given: str, parent: FineTuneJob | None, namespace: str
+) -> tuple[Checkpoint, Resolved, TrainingKind] | Refusal:
+    name, _, step = given.partition(":")
+    if parent is None:
+        message = f"{FIELD} is {given}, but there is no FineTuneJob {name} in namespace {namespace}: create it first"
+        return Refusal(Reason.CHECKPOINT_NOT_FOUND, message)
+    status = parent.status or JobStatus()
+    there = ", ".join(str(c.step) for c in status.checkpoints) or "none"
+    if step:
+        found = next((c for c in status.checkpoints if c.step == int(step)), None)
+    else:
+        complete = status.is_true(ConditionType.COMPLETE)
+        finals = [c for c in status.checkpoints if c.type is CheckpointType.FINAL]
+        found = finals[-1] if complete and finals else None
+    if found is not None and status.resolved is not None:
+        return found, status.resolved, parent.spec.training_type.type
+    if not status.is_final:
+        message = f"{FIELD} is {given}, and FineTuneJob {name} has not published it yet; published steps: {there}"
+        return Refusal(Reason.CHECKPOINT_NOT_READY, message)
+    what = f"step {step}" if step else "final checkpoint"
+    message = f"{FIELD} is {given}, but FineTuneJob {name} ended without {what}; published steps: {there}"
+    return Refusal(Reason.CHECKPOINT_NOT_FOUND if step else Reason.CHECKPOINT_NOT_READY, message)
+
+
+def adapter_of(resolved: Resolved) -> LoraConfig | None:
+    """The adapter that a job trained, as another inherits it; None after full training."""
+    if resolved.lora_rank is None or resolved.lora_alpha is None:
+        return None
+    return LoraConfig(
+        rank=resolved.lora_rank,
+        alpha=resolved.lora_alpha,
+        dropout=0.0,
+        trainable_modules=resolved.trainable_modules,
+    )
+
+
+def _listed(runtime: RuntimeSpec, resolved: Resolved) -> RuntimeModel | None:
+    """The entry of the weights that a checkpoint was trained on: that of the same source."""
+    source = resolved.model.source if resolved.model else None
+    return next((m for m in runtime.models if _source(m.source).source == source), None)
+
+
+def _source(model: str) -> ResolvedModel:
+    """A model's URI and revision apart."""
+    uri, _, revision = _with_scheme(model).partition("@")
+    return ResolvedModel(source=uri, revision=revision or None)
+
+
+def _with_scheme(model: str) -> str:
+    return model if "://" in model else f"hf://{model}"

@@ -1,0 +1,156 @@
+"""A work queue of keys: each once, one worker per key, back-off with jitter, and looks at a later time.
+
+Kubernetes controllers rest on these few rules: a key that is added while it is worked on is worked on again after;
+what is added twice is done once; what fails is tried again, later each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+LOG = logging.getLogger(__name__)
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
+
+Key = tuple[str, str]
+"""(namespace, name)"""
+Work = Callable[[Key], Awaitable[float | None]]
+"""Does one key; returns the seconds after which it wants to be done again, or None."""
+
+
+class RetryLater(Exception):
+    """Work that cannot be done now.
+
+    Attributes:
+        after: seconds to wait, where somebody knows; None = back off.
+    """
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+@dataclass
+class _Keys:
+    ready: dict[Key, float] = field(default_factory=dict)
+    """Waiting for a worker, since when; in the order of arrival."""
+    busy: set[Key] = field(default_factory=set)
+    again: dict[Key, float] = field(default_factory=dict)
+    """Added while busy, since when."""
+    due: dict[Key, float] = field(default_factory=dict)
+    failures: dict[Key, int] = field(default_factory=dict)
+
+
+class WorkQueue:
+    """Keys to work on."""
+
+    def __init__(self, clock: Callable[[], float], jitter: random.Random | None = None) -> None:
+        self._clock = clock
+        self._jitter = jitter or random.Random()
+        self._keys = _Keys()
+        self._timers: list[tuple[float, Key]] = []
+        self._changed = asyncio.Condition()
+
+    async def add(self, key: Key) -> None:
+        """Work on `key` as soon as a worker is free."""
+        async with self._changed:
+            self._add(key)
+            self._changed.notify_all()
+
+    async def add_after(self, key: Key, seconds: float) -> None:
+        """Work on `key` in `seconds`, or earlier if it is added meanwhile. The nearest time wins."""
+        async with self._changed:
+            self._schedule(key, seconds)
+            self._changed.notify_all()
+
+    async def run(self, work: Work, workers: int) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(workers):
+                group.create_task(self._worker(work), name=f"worker {number}")
+
+    def oldest_age(self) -> float:
+        """Seconds that the longest-waiting key has been ready; 0 if none waits."""
+        waiting = [*self._keys.ready.values(), *self._keys.again.values()]
+        return max(0.0, self._clock() - min(waiting)) if waiting else 0.0
+
+    def depth(self) -> int:
+        """Keys that wait for a worker."""
+        return len(self._keys.ready) + len(self._keys.again)
+
+    async def _worker(self, work: Work) -> None:
+        while True:
+            key = await self._take()
+            # One job's bug must neither end the operator nor the other jobs: whatever it raises is its own failure.
+            (outcome,) = await asyncio.gather(work(key), return_exceptions=True)
+            if isinstance(outcome, asyncio.CancelledError):
+                raise outcome
+            await self._done(key, outcome)
+
+    async def _take(self) -> Key:
+        async with self._changed:
+            while True:
+                self._ripen()
+                if self._keys.ready:
+                    key = next(iter(self._keys.ready))
+                    del self._keys.ready[key]
+                    self._keys.busy.add(key)
+                    return key
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Until something is added or the next timer is due."""
+        seconds = self._timers[0][0] - self._clock() if self._timers else None
+        try:
+            await asyncio.wait_for(self._changed.wait(), seconds if seconds is None else max(seconds, 0.001))
+        except TimeoutError:
+            return
+
+    async def _done(self, key: Key, outcome: float | BaseException | None) -> None:
+        async with self._changed:
+            self._keys.busy.discard(key)
+            if isinstance(outcome, BaseException):
+                self._failed(key, outcome)
+            else:
+                self._keys.failures.pop(key, None)
+                if outcome is not None:
+                    self._schedule(key, outcome)
+            since = self._keys.again.pop(key, None)
+            if since is not None:
+                self._keys.due.pop(key, None)
+                self._keys.ready[key] = since
+            self._changed.notify_all()
+
+    def _failed(self, key: Key, error: BaseException) -> None:
+        failures = self._keys.failures[key] = self._keys.failures.get(key, 0) + 1
+        later = min(FIRST_RETRY_SECONDS * 2 ** (failures - 1), LONGEST_RETRY_SECONDS)
+        seconds = later * (0.5 + 0.5 * self._jitter.random())
+        if isinstance(error, RetryLater):
+            seconds = seconds if error.after is None else error.after
+            LOG.info("%s/%s: %s; next look in %.1f s", *key, error, seconds)
+        else:
+            LOG.error("%s/%s: the look failed; next in %.1f s", *key, seconds, exc_info=error)
+        self._schedule(key, seconds)
+
+    def _add(self, key: Key) -> None:
+        self._keys.due.pop(key, None)
+        target = self._keys.again if key in self._keys.busy else self._keys.ready
+        target.setdefault(key, self._clock())
+
+    def _schedule(self, key: Key, seconds: float) -> None:
+        moment = self._clock() + seconds
+        if key in self._keys.ready or key in self._keys.again or self._keys.due.get(key, moment + 1) <= moment:
+            return
+        self._keys.due[key] = moment
+        heapq.heappush(self._timers, (moment, key))
+
+    def _ripen(self) -> None:
+        """Move the keys whose time has come; a timer that was overtaken is dropped."""
+        while self._timers and self._timers[0][0] <= self._clock():
+            moment, key = heapq.heappop(self._timers)
+            if self._keys.due.get(key) == moment:
+                self._add(key)

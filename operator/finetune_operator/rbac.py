@@ -1,0 +1,54 @@
+"""The one table of what the operator may do. The chart's roles are generated from it, and nothing else grants rights.
+
+Not in it, on purpose: secrets (a pod takes its own by reference), pods/log, pods/exec, and any list of claims,
+config maps or service accounts: those are only asked for by name, to see that what a job names is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api import names
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Verbs on some resources of one API group, with the reason for them."""
+
+    group: str
+    resources: tuple[str, ...]
+    verbs: tuple[str, ...]
+    why: str
+    cluster_scoped: bool = False
+
+
+WATCH = ("get", "list", "watch")
+PERMISSIONS = (
+    Permission(names.GROUP, (names.JOB_PLURAL,), WATCH, "the jobs themselves"),
+    Permission(names.GROUP, (f"{names.JOB_PLURAL}/status",), ("patch",), "status by server-side apply"),
+    Permission(
+        names.GROUP,
+        (f"{names.JOB_PLURAL}/finalizers",),
+        ("update",),
+        "blockOwnerDeletion on children, where OwnerReferencesPermissionEnforcement is on",
+    ),
+    Permission(
+        names.GROUP, (names.RUNTIME_PLURAL,), (*WATCH, "create"), "runtimes; the first one is created", True
+    ),
+    Permission("batch", ("jobs",), (*WATCH, "create", "patch"), "children; patch sets spec.suspend"),
+    Permission("", ("pods",), WATCH, "how children fare, and where they report progress"),
+    Permission(
+        "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), ("get",), "whether what a job names is there"
+    ),
+    Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
+)
+
+
+def rules(*, cluster_scoped: bool | None = None) -> list[dict[str, Any]]:
+    """The rules of a role: all, or only those on cluster-scoped (or namespaced) resources."""
+    return [
+        {"apiGroups": [p.group], "resources": list(p.resources), "verbs": list(p.verbs)}
+        for p in PERMISSIONS
+        if cluster_scoped is None or p.cluster_scoped is cluster_scoped
+    ]

@@ -1,0 +1,86 @@
+"""Which jobs the watch has told of, and who waits for whom: what decides whom an event wakes, and nothing else.
+
+Decisions rest on live reads; a roster that is behind only makes a look come later, and the resync finds it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator.queue import Key
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A job as the watch has last told of it."""
+
+    uid: str
+    version: str
+    generation: int
+    going: bool
+    """It is being deleted."""
+    started: bool
+    final: bool
+    parent: str | None
+    """The job of fromCheckpoint."""
+
+
+class Roster:
+    """All jobs that the watch has told of."""
+
+    def __init__(self) -> None:
+        self._known: dict[Key, Known] = {}
+
+    def saw(self, manifest: Manifest) -> bool:
+        """Note a job. Returns whether it is new or its spec has changed: a status change is our own writing."""
+        key, now = key_of(manifest), _known(manifest)
+        before = self._known.get(key)
+        self._known[key] = now
+        return before is None or (before.uid, before.generation, before.going) != (now.uid, now.generation, now.going)
+
+    def gone(self, key: Key) -> None:
+        """Forget a deleted job."""
+        self._known.pop(key, None)
+
+    def waiting(self) -> list[Key]:
+        """Jobs that have not started: a new or changed runtime may be what they wait for."""
+        return [key for key, known in self._known.items() if not known.started and not known.final]
+
+    def unfinished(self) -> list[Key]:
+        """Jobs that are not final."""
+        return [key for key, known in self._known.items() if not known.final]
+
+    def waiting_for(self, parent: Key) -> list[Key]:
+        """Jobs that wait for a checkpoint of `parent`."""
+        return [key for key in self.waiting() if key[0] == parent[0] and self._known[key].parent == parent[1]]
+
+    def versions(self) -> dict[Key, tuple[str, str]]:
+        """uid and resourceVersion of each job."""
+        return {key: (known.uid, known.version) for key, known in self._known.items()}
+
+
+def key_of(manifest: Manifest) -> Key:
+    """(namespace, name) of an object."""
+    return (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+
+def _known(manifest: Manifest) -> Known:
+    metadata, status = manifest["metadata"], manifest.get("status") or {}
+    checkpoint = (manifest.get("spec") or {}).get("fromCheckpoint")
+    final = any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in _conditions(status))
+    return Known(
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        generation=metadata.get("generation", 0),
+        going="deletionTimestamp" in metadata,
+        started="startTime" in status,
+        final=final,
+        parent=checkpoint.split(":", 1)[0] if isinstance(checkpoint, str) else None,
+    )
+
+
+def _conditions(status: Manifest) -> list[Manifest]:
+    return [c for c in status.get("conditions") or () if isinstance(c, dict)]

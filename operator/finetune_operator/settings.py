@@ -1,0 +1,36 @@
+"""How the operator runs: what its chart or its command line sets, and nothing that a user's job could."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Flag, Integer, Name, Number
+
+
+class Settings(ApiModel):
+    """All settings, each with the value that suits most clusters."""
+
+    namespaces: Annotated[tuple[Name, ...], Field(max_length=256)] = ()
+    """Namespaces to watch. Empty = the whole cluster."""
+    trainer_image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image of the default runtime. Absent = finetune-trainer of the operator's own version."""
+    create_default_runtime: Flag = True
+    """Whether a FineTuneRuntime is created at start when there is none."""
+    poll_period_seconds: Annotated[Number, Field(ge=0.05, le=600)] = 10.0
+    """How often a running pod is asked for its progress, and a missing reference is looked for."""
+    poll_timeout_seconds: Annotated[Number, Field(ge=0.05, le=60)] = 3.0
+    """How long a pod may take to answer."""
+    concurrent_polls: Annotated[Integer, Field(ge=1, le=1000)] = 32
+    """Pods that are asked at the same time."""
+    resync_period_seconds: Annotated[Number, Field(ge=0.5, le=3600)] = 60.0
+    """How often all jobs are listed and compared with what the watch has told."""
+    status_writes_per_second: Annotated[Number, Field(gt=0, le=1000)] = 10.0
+    """Status writes of the whole operator that change only progress."""
+    workers: Annotated[Integer, Field(ge=1, le=256)] = 8
+    """Jobs that are looked at the same time."""
+    stuck_after_seconds: Annotated[Number, Field(ge=1, le=3600)] = 120.0
+    """Age of a waiting job, or of a difference between list and watch, from which /healthz says unhealthy."""
+    health_port: Annotated[Integer, Field(ge=0, le=65535)] = 8081
+    """Port of /healthz and /metrics; 0 = any free one."""
