@@ -21,6 +21,20 @@ lock: ## pin the newest allowed dependencies, with hashes
 	$(LOCK) --extra operator -o requirements/operator.txt
 	$(LOCK) --extra trainer -o requirements/trainer.txt
 	$(LOCK) --extra operator --extra trainer --extra dev -o requirements/dev.txt
+	$(LOCK:pyproject.toml=requirements/build.in) -o requirements/build.txt
+
+.PHONY: cluster-build cluster-up cluster-down images
+cluster-build: ## compile the Kubernetes that integration tests start (minutes once)
+	hack/cluster.sh build
+
+cluster-up: ## start a cluster: kind where Docker and kind are, else a node on this machine
+	hack/cluster.sh up
+
+cluster-down: ## stop it; WIPE=1 forgets objects and volumes too
+	hack/cluster.sh down $(if $(WIPE),--wipe)
+
+images: cluster-up ## build the operator's and the trainer's image into the cluster
+	hack/images.sh build
 
 .PHONY: fmt lint generate verify
 fmt: setup ## format and sort imports

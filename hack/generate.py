@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from finetune_api.crd import job_crd, runtime_crd
-from finetune_operator.rbac import rules
+from finetune_operator.rbac import roles
 from finetune_operator.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -25,14 +25,9 @@ def generated() -> dict[Path, str]:
     crds = {f"{crd['spec']['names']['plural']}.yaml": dump(crd, API) for crd in (job_crd(), runtime_crd())}
     return {
         **{folder / name: text for name, text in crds.items() for folder in (Path("crds"), CHART / "files" / "crds")},
-        CHART / "files" / "rbac-rules.yaml": dump(role_rules(), f"{OPERATOR}/rbac.py"),
+        CHART / "files" / "rbac-rules.yaml": dump(roles(), f"{OPERATOR}/rbac.py"),
         CHART / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
     }
-
-
-def role_rules() -> dict[str, Any]:
-    """What the operator may do in namespaces, and with what belongs to the whole cluster."""
-    return {"namespaced": rules(cluster_scoped=False), "cluster": rules(cluster_scoped=True)}
 
 
 def values_schema() -> dict[str, Any]:

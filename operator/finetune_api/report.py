@@ -186,6 +186,9 @@ class WarningCode(StrEnum):
     """Kinds of warnings that a run may give."""
 
     RECOVERY_SKIPPED = "RecoverySkipped"
+    """A recovery state was damaged or of another plan; training went on from an older one."""
+    STEP_SKIPPED = "StepSkipped"
+    """A step changed nothing because its gradient was not finite."""
 
 
 class Report(ApiModel):

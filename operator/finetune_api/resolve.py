@@ -79,3 +79,12 @@ def _as_set(modules: tuple[str, ...] | None) -> frozenset[str] | None:
 
 def _shown(value: object) -> str:
     return f"[{', '.join(sorted(value))}]" if isinstance(value, frozenset) else f"{value:g}"
+
+
+def model_uri(model: str, entry: RuntimeModel | None) -> str | None:
+    """The URI of `spec.model`: its entry's source, itself, or its place on the Hub; None for a name without a home."""
+    if entry is not None:
+        return str(entry.source)
+    if "://" in model:
+        return model
+    return f"hf://{model}" if "/" in model else None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import aiohttp
 from pydantic import ValidationError
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from finetune_operator import handlers
 from finetune_operator.client import IN_CLUSTER, Cluster
@@ -61,15 +62,17 @@ async def run(settings: Settings, kubeconfig: str | None) -> None:
     resync = Resync(cluster, queue, roster, settings, time.monotonic)
     health = Health(queue, resync, handlers.missing_watches, settings.stuck_after_seconds, time.monotonic)
     # The pods' answers are a matter between their address and us: no proxy, no cookies, no decompression.
-    session = aiohttp.ClientSession(
-        trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-    )
+    session = aiohttp.ClientSession(trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
     runner = await serve(health, settings.health_port)
     try:
         async with session, asyncio.TaskGroup() as group:
             reconciler = Reconciler(
-                cluster, Poller(session, settings), departed, settings,
-                ProgressBudget(settings.status_writes_per_second), _now,
+                cluster,
+                Poller(session, settings),
+                departed,
+                settings,
+                ProgressBudget(settings.status_writes_per_second),
+                _now,
             )
             background = [
                 group.create_task(queue.run(reconciler.look, settings.workers), name="queue"),

@@ -6,6 +6,7 @@ No handler of ours keeps state in objects: kopf writes no annotation and no fina
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ class Watch:
     async def login(self, **_: Any) -> kopf.ConnectionInfo:
         """The same credentials as the client's, read again each time that kopf needs them."""
         found = await self.cluster.credentials()
-        scheme, _, token = (found.authorization or "").rpartition(" ")
+        scheme, _space, token = (found.authorization or "").rpartition(" ")
         return kopf.ConnectionInfo(
             server=found.server,
             ca_path=found.ca_file,
@@ -76,7 +77,7 @@ async def run(watch: Watch, settings: Settings) -> None:
     """Watch until SIGTERM or SIGINT."""
     await kopf.operator(
         registry=_registry(watch),
-        settings=_engine_settings(namespaced=bool(settings.namespaces)),
+        settings=_engine_settings(),
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
@@ -92,6 +93,8 @@ def missing_watches() -> list[str]:
 def configure_logging(*, as_json: bool) -> None:
     """One format for all lines, kopf's among them."""
     kopf.configure(log_format=kopf.LogFormat.JSON if as_json else kopf.LogFormat.FULL)
+    # kopf tells of each handled event; ours only put a key on the queue.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
 
 
 def _registry(watch: Watch) -> kopf.OperatorRegistry:
@@ -104,9 +107,10 @@ def _registry(watch: Watch) -> kopf.OperatorRegistry:
     return registry
 
 
-def _engine_settings(*, namespaced: bool) -> kopf.OperatorSettings:
+def _engine_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
-    settings.scanning.disabled = namespaced
+    # No right to list CRDs and namespaces is wanted: kinds are looked up once, and /healthz notices a missing one.
+    settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.watching.server_timeout = 600
     settings.watching.inactivity_timeout = 70

@@ -33,9 +33,7 @@ PERMISSIONS = (
         ("update",),
         "blockOwnerDeletion on children, where OwnerReferencesPermissionEnforcement is on",
     ),
-    Permission(
-        names.GROUP, (names.RUNTIME_PLURAL,), (*WATCH, "create"), "runtimes; the first one is created", True
-    ),
+    Permission(names.GROUP, (names.RUNTIME_PLURAL,), (*WATCH, "create"), "runtimes; the first one is created", True),
     Permission("batch", ("jobs",), (*WATCH, "create", "patch"), "children; patch sets spec.suspend"),
     Permission("", ("pods",), WATCH, "how children fare, and where they report progress"),
     Permission(
@@ -43,6 +41,11 @@ PERMISSIONS = (
     ),
     Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
 )
+
+
+def roles() -> dict[str, list[dict[str, Any]]]:
+    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role."""
+    return {"cluster": rules(cluster_scoped=True), "namespaced": rules(cluster_scoped=False)}
 
 
 def rules(*, cluster_scoped: bool | None = None) -> list[dict[str, Any]]:

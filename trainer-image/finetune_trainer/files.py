@@ -5,10 +5,20 @@ What is written appears under its name only when it is complete: temporary name,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import failed
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 ADAPTER_WEIGHTS, MODEL_WEIGHTS, MODEL_INDEX = (
     "adapter_model.safetensors",
@@ -91,3 +101,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writing_to(uri: str) -> Iterator[None]:
+    """What the operating system says about writing, as a cause.
+
+    Raises:
+        RunFailed: StorageFull, OutputNotWritable.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = [os.strerror(number) for number in FULL_DISK]
+        if getattr(error, "errno", None) in FULL_DISK or any(text in str(error) for text in full):
+            raise failed(FailureCode.STORAGE_FULL, uri=uri) from error
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise failed(FailureCode.OUTPUT_NOT_WRITABLE, uri=uri, problem=problem) from error

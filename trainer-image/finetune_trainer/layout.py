@@ -1,7 +1,7 @@
 """Where everything of a run lies: the published folder and, beside it, the job's private state.
 
 <output URI>/<output name>/     metrics.jsonl data-report.json manifest.json checkpoints/ adapter/ or model/
-<output URI>/.finetune/<uid>/   prepared/ recovery/
+<output URI>/.finetune/<uid>/   prepared/ reference/ recovery/
 """
 
 from __future__ import annotations
@@ -9,20 +9,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_api import names
 from finetune_api.base import ApiModel
 from finetune_api.method import TrainingKind
-from finetune_api.report import FailureCode
-from finetune_api.trainer import JobIdentity, TrainerConfig
+from finetune_api.report import FailureCode, Report
+from finetune_api.status import Checkpoint
+from finetune_api.trainer import JobIdentity, Start, TrainerConfig
 from finetune_trainer.failures import failed
 from finetune_trainer.volumes import OutsideVolume, locate
 
 
 class OutputManifest(ApiModel):
-    """manifest.json at the output: whose folder it is."""
+    """manifest.json at the output: whose folder it is, and what of it is complete."""
 
     job: JobIdentity
     """The job that writes here; any other is refused."""
+    start: Start | None = None
+    """Weights that training started from."""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """What is published, oldest first."""
+    last: Report | None = None
+    """The report of the run that finished; only then is it there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,11 @@ class Layout:
     def prepared(self) -> Path:
         """Token cache and what prepare resolved."""
         return self.private / "prepared"
+
+    @property
+    def reference(self) -> Path:
+        """Scores of the starting weights."""
+        return self.private / "reference"
 
     @property
     def recovery(self) -> Path:
@@ -89,3 +103,20 @@ class Layout:
         except OutsideVolume as problem:
             raise failed(FailureCode.OUTPUT_NOT_WRITABLE, uri=uri, problem=problem) from problem
         return cls(uri=uri, output=output, private=private, final=output / final)
+
+
+def claimed(layout: Layout, job: JobIdentity) -> OutputManifest | None:
+    """The manifest that `job` has put at its output; None where nobody has yet.
+
+    Raises:
+        RunFailed: OutputTaken: it is another job's, or damaged.
+    """
+    try:
+        manifest = OutputManifest.model_validate_json(layout.manifest.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise failed(FailureCode.OUTPUT_TAKEN, uri=layout.uri) from error
+    if manifest.job.uid != job.uid:
+        raise failed(FailureCode.OUTPUT_TAKEN, uri=layout.uri)
+    return manifest

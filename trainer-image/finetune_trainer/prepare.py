@@ -6,17 +6,13 @@ take their names only when they are complete, prepared.json last, and a finished
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 
-from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_api.report import DATA_SENTENCES, DataErrorCode, FailureCode
@@ -37,13 +33,12 @@ from finetune_trainer.data.sources import fetch_file
 from finetune_trainer.data.statistics import oddities, token_statistics
 from finetune_trainer.data.tokens import CacheKind, open_cache, write_cache
 from finetune_trainer.failures import RunFailed, failed
-from finetune_trainer.files import replace, sha256_of, write_atomically
-from finetune_trainer.layout import Layout, OutputManifest
+from finetune_trainer.files import replace, sha256_of, write_atomically, writing_to
+from finetune_trainer.layout import Layout, OutputManifest, claimed
 
 CACHE_VERSION = 1
 """Raised when the same data would give other tokens than before."""
 CACHE_OF = {"trainingFile": TRAIN_FOLDER, "validationFile": VALIDATION_FOLDER}
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,26 +95,15 @@ def prepare(config: TrainerConfig, tell: Tell) -> Prepared:
         RunFailed: any cause that lies in the configuration, the data, the model, the checkpoint or the output.
     """
     layout = Layout.of(config)
-    with _written_to(config.output_uri):
+    with writing_to(config.output_uri):
         _claim_output(layout, config.job)
     inputs = _gather(config, layout)
-    with _written_to(config.output_uri):
+    with writing_to(config.output_uri):
         checked = _finished(inputs) or _check(inputs, tell)
         prepared = _conclude(inputs, checked)
         write_atomically(layout.prepared / PREPARED_FILE, json.dumps(prepared.to_json(), indent=1))
     tell(data=prepared.data, resolved=prepared.resolved)
     return prepared
-
-
-@contextmanager
-def _written_to(uri: str) -> Iterator[None]:
-    """What the operating system says about writing, as a cause."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise failed(FailureCode.STORAGE_FULL, uri=uri) from error
-        raise failed(FailureCode.OUTPUT_NOT_WRITABLE, uri=uri, problem=error.strerror) from error
 
 
 def _claim_output(layout: Layout, job: JobIdentity) -> None:
@@ -133,15 +117,8 @@ def _claim_output(layout: Layout, job: JobIdentity) -> None:
     probe = layout.output / f".{job.uid}.probe"
     probe.write_text("written to see whether this folder can be written\n")
     probe.unlink()
-    try:
-        owner = OutputManifest.model_validate_json(layout.manifest.read_bytes()).job.uid
-    except FileNotFoundError:
+    if claimed(layout, job) is None:
         write_atomically(layout.manifest, json.dumps(OutputManifest(job=job).to_json()))
-    except ValidationError as error:
-        raise failed(FailureCode.OUTPUT_TAKEN, uri=layout.uri) from error
-    else:
-        if owner != job.uid:
-            raise failed(FailureCode.OUTPUT_TAKEN, uri=layout.uri)
 
 
 def _gather(config: TrainerConfig, layout: Layout) -> Inputs:

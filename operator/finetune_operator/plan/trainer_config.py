@@ -52,4 +52,3 @@ def start_of(model: ResolvedModel) -> Start:
     pinned = f"{model.source}@{model.revision}" if model.revision else model.source
     adapter = model.checkpoint if model.checkpoint != model.source else None
     return Start(model=pinned, adapter=adapter, sha256=model.checkpoint_sha256)
-

@@ -1,0 +1,54 @@
+"""The metric table: each value's name in metrics.jsonl and trackers, its name in status, and what it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One value that a run reports."""
+
+    log: str
+    """Name in metrics.jsonl and trackers, after `train/` or `eval/`."""
+    status: str
+    """Name in status."""
+    meaning: str
+
+
+METRICS = (
+    Metric("loss", "loss", "the objective"),
+    Metric("rewards/accuracies", "rewardAccuracy", "share of pairs with reward(preferred) > reward(non-preferred)"),
+    Metric("rewards/margins", "rewardMargin", "mean of reward(preferred) - reward(non-preferred)"),
+    Metric("rewards/chosen", "rewardChosen", "mean of beta * (logp - reference logp) of the preferred answers"),
+    Metric("rewards/rejected", "rewardRejected", "the same of the non-preferred answers"),
+    Metric("logps/chosen", "logpsChosen", "mean of the sum of log-probabilities of the preferred answer"),
+    Metric("logps/rejected", "logpsRejected", "the same of the non-preferred answer"),
+    Metric("kl", "kl", "mean of reference logp - logp over all answers, nats per answer; may be negative"),
+    Metric("kl/chosen", "klChosen", "the same over the preferred answers"),
+    Metric("kl/rejected", "klRejected", "the same over the non-preferred answers"),
+    Metric("kl_per_token", "klPerToken", "reference logp - logp over all answers, nats per answer token"),
+    Metric("grad_norm", "gradNorm", "norm of the gradient before clipping"),
+    Metric("learning_rate", "learningRate", "learning rate of the step"),
+    Metric("epoch", "epoch", "passes over the training data so far"),
+    Metric("num_tokens", "tokens", "tokens trained on so far"),
+    Metric("tokens_per_second", "tokensPerSecond", "tokens of the step per second"),
+)
+STATUS_NAMES = {metric.log: metric.status for metric in METRICS}
+
+
+def status_values(values: Mapping[str, float]) -> dict[str, float]:
+    """Values by their names in status; those that are not finite have no JSON form and are left out.
+
+    Raises:
+        KeyError: a name that the table does not hold.
+    """
+    return {STATUS_NAMES[name]: value for name, value in values.items() if math.isfinite(value)}
+
+
+def checkpoint_values(evaluation: Mapping[str, float]) -> dict[str, float]:
+    """An evaluation by the names that a checkpoint carries: evalLoss, evalRewardAccuracy."""
+    named = status_values(evaluation)
+    return {f"eval{name[0].upper()}{name[1:]}": value for name, value in named.items()}

@@ -1,0 +1,135 @@
+"""finetune-train: `prepare CONFIG`, `train CONFIG` in a pod, `local JOB.yaml --output DIR` on a laptop.
+
+The only place that reads the environment, takes signals and turns a named cause into an exit code. An exception that
+has no name here ends with Python's own exit code 1 and its traceback, which the operator counts as worth a retry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event
+from types import FrameType
+
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_api.report import Failure, FailureCode
+from finetune_api.trainer import Stage, TrainerConfig
+from finetune_trainer.failures import RunFailed, failed
+from finetune_trainer.out.console import Console
+from finetune_trainer.out.progress import Reporter
+
+LOG_PERIOD = 10.0
+"""Seconds between two step lines in a pod's log."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the process's exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    given = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = given.command
+    return command(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="finetune-train", description="Preference fine-tuning: SFT, then DPO.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, does in (
+        ("prepare", _prepare, "check and tokenise the data of a job"),
+        ("train", _train, "train on prepared data and publish"),
+    ):
+        stage = commands.add_parser(name, help=does)
+        stage.add_argument("config", type=Path, metavar="CONFIG.json", help="the TrainerConfig")
+        stage.set_defaults(command=command)
+    local = commands.add_parser("local", help="run a FineTuneJob manifest on this machine")
+    local.add_argument("job", type=Path, metavar="JOB.yaml", help="the manifest")
+    local.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the result")
+    local.add_argument("--runtime", type=Path, metavar="FILE", help="FineTuneRuntime manifest: models and defaults")
+    local.add_argument(
+        "--claim", type=_mapping, action="append", default=[], metavar="NAME=DIR", help="folder of pvc://NAME"
+    )
+    local.add_argument(
+        "--checkpoint", type=_mapping, action="append", default=[], metavar="JOB=DIR", help="output of an earlier job"
+    )
+    local.set_defaults(command=_local)
+    return parser
+
+
+def _mapping(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=DIR")
+    return name, Path(folder).resolve()
+
+
+def _prepare(given: argparse.Namespace) -> int:
+    from finetune_trainer.prepare import prepare
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise failed(FailureCode.STOPPED, step=0)
+
+    signal.signal(signal.SIGTERM, stop)
+    return _in_pod(given.config, Stage.PREPARE, lambda config, reporter: prepare(config, reporter.update), Event())
+
+
+def _train(given: argparse.Namespace) -> int:
+    from finetune_trainer.run.train import train
+
+    stopping = _stop_on(signal.SIGTERM)
+    return _in_pod(given.config, Stage.TRAIN, lambda config, reporter: train(config, reporter, stopping), stopping)
+
+
+def _local(given: argparse.Namespace) -> int:
+    from finetune_trainer.local import LocalRun
+
+    stopping = _stop_on(signal.SIGTERM, signal.SIGINT)
+    run = LocalRun(
+        manifest=given.job,
+        output=given.output.resolve(),
+        runtime=given.runtime,
+        claims=dict(given.claim),
+        checkpoints=dict(given.checkpoint),
+    )
+    return run.run(stopping)
+
+
+def _stop_on(*signals: signal.Signals) -> Event:
+    """An event that the signals set; a second one of them ends the process at once."""
+    stopping = Event()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in signals:
+        signal.signal(number, stop)
+    return stopping
+
+
+def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], object], stopping: Event) -> int:
+    """Run a stage with its progress served, and leave its last word."""
+    try:
+        config = TrainerConfig.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        print(f"{path} is no trainer configuration: {error}", file=sys.stderr)
+        return failed(FailureCode.CONFIG_INVALID, field=path, problem=error).failure.exit_code
+    reporter = Reporter(config.job, stage, os.environ.get(names.POD_UID_ENV), Console(LOG_PERIOD))
+    reporter.serve()
+    failure: Failure | None = None
+    try:
+        run(config, reporter)
+    except RunFailed as end:
+        failure = end.failure
+        print(failure.sentence, file=sys.stderr)
+    reporter.last_word(failure, stopping.is_set() or (failure is not None and failure.code is FailureCode.STOPPED))
+    return failure.exit_code if failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

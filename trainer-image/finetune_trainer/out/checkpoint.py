@@ -1,0 +1,117 @@
+"""Recovery states: from the newest one a run goes on exactly as if it had never stopped.
+
+A state is a folder of safetensors and JSON. It gets a temporary name, a manifest with the SHA-256 of each file as the
+last of them, and then its own name, so a state is either whole or recognisably not. The newest two are kept, because
+the newest may turn out damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune_trainer.files import replace, sha256_of
+
+STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
+KEPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryState:
+    """Everything that training needs to go on after `step`."""
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """File name without ending (weights, optimizer) to its tensors."""
+    facts: Mapping[str, Any]
+    """The rest, as JSON."""
+
+
+class RecoveryStore:
+    """The recovery states of one run, written by one background thread."""
+
+    def __init__(self, folder: Path, identity: str, saved: Callable[[int], None]) -> None:
+        """`identity` stands for the run's plan: states of another plan are never loaded. `saved` hears each step."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._identity = identity
+        self._saved = saved
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recovery")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: RecoveryState) -> None:
+        """Copy `state` and write the copy in the background, after any earlier one.
+
+        Raises:
+            OSError, SafetensorError: the earlier one could not be written.
+        """
+        self.wait()
+        copied = {file: {k: t.detach().cpu().clone() for k, t in part.items()} for file, part in state.tensors.items()}
+        self._pending = self._writer.submit(self._write, RecoveryState(state.step, copied, dict(state.facts)))
+
+    def wait(self) -> None:
+        """Until everything given to `save` is on the disk.
+
+        Raises:
+            OSError, SafetensorError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """End the background thread."""
+        self._writer.shutdown()
+
+    def newest(self) -> tuple[RecoveryState | None, list[str]]:
+        """The newest state that is whole and of this plan, and a sentence for each newer one that is not."""
+        skipped: list[str] = []
+        for folder in reversed(self._folders()):
+            try:
+                return self._read(folder), skipped
+            except (OSError, ValueError, KeyError, SafetensorError) as problem:
+                skipped.append(f"the recovery state {folder.name} was skipped: {problem}")
+        return None, skipped
+
+    def _folders(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
+
+    def _write(self, state: RecoveryState) -> None:
+        final = self._folder / f"step-{state.step}"
+        temporary = self._folder / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for name, tensors in state.tensors.items():
+            save_file(dict(tensors), temporary / f"{name}.safetensors")
+        facts = {"step": state.step, "identity": self._identity, "facts": state.facts}
+        (temporary / STATE_FILE).write_text(json.dumps(facts))
+        digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+        (temporary / MANIFEST_FILE).write_text(json.dumps(digests))
+        if final.exists():
+            shutil.rmtree(final)
+        replace(temporary, final)
+        for old in self._folders()[:-KEPT]:
+            shutil.rmtree(old)
+        self._saved(state.step)
+
+    def _read(self, folder: Path) -> RecoveryState:
+        """Raises: OSError, ValueError, KeyError, SafetensorError: the state is damaged or of another plan."""
+        digests = json.loads((folder / MANIFEST_FILE).read_text())
+        for name, digest in digests.items():
+            if sha256_of(folder / name) != digest:
+                raise ValueError(f"{name} is damaged")
+        facts = json.loads((folder / STATE_FILE).read_text())
+        if facts["identity"] != self._identity:
+            raise ValueError("it belongs to other data or settings")
+        weights = [name for name in digests if name.endswith(".safetensors")]
+        tensors = {name.removesuffix(".safetensors"): load_file(folder / name) for name in weights}
+        return RecoveryState(facts["step"], tensors, facts["facts"])

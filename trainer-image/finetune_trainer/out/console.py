@@ -1,0 +1,87 @@
+"""A run as lines of text, for a terminal and for a pod's log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from time import monotonic
+from typing import TextIO
+
+from finetune_api.report import Report
+from finetune_api.status import Checkpoint, DataStatus, Progress
+
+SHOWN = {
+    "loss": "loss",
+    "rewardAccuracy": "accuracy",
+    "rewardMargin": "margin",
+    "klChosen": "kl chosen",
+    "gradNorm": "grad norm",
+    "learningRate": "lr",
+}
+
+
+class Console:
+    """Prints what is new in a report; steps at most every `period` seconds, the last one always."""
+
+    def __init__(self, period: float, stream: TextIO = sys.stdout) -> None:
+        self._period = period
+        self._stream = stream
+        self._seen: Report | None = None
+        self._last_step = -period
+
+    def __call__(self, report: Report) -> None:
+        """Print what `report` says beyond the one before it."""
+        seen, self._seen = self._seen, report
+        before = seen or report.model_copy(update={"data": None, "checkpoints": (), "warnings": (), "metrics": None})
+        if report.data is not None and report.data != before.data:
+            self._print(data_line(report.data))
+        if report.resumed_from_step and report.resumed_from_step != before.resumed_from_step:
+            self._print(f"going on after step {report.resumed_from_step}")
+        if report.metrics is not None:
+            old_eval = before.metrics.eval if before.metrics else {}
+            if report.metrics.eval and report.metrics.eval != old_eval:
+                step = report.progress.step if report.progress else 0
+                self._print(f"evaluation after step {step}: {_values(report.metrics.eval)}")
+            if report.progress and report.progress != before.progress and report.metrics.train:
+                self._step(report.progress, report.metrics.train)
+        for warning in report.warnings:
+            if warning not in before.warnings:
+                self._print(f"warning {warning.reason}: {warning.message}")
+        for checkpoint in report.checkpoints:
+            if checkpoint not in before.checkpoints:
+                self._print(checkpoint_line(checkpoint))
+
+    def _step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        now = monotonic()
+        if now - self._last_step < self._period and progress.step < progress.total_steps:
+            return
+        self._last_step = now
+        speed = f"  {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
+        left = progress.estimated_remaining_seconds
+        remaining = f"  {left // 3600}:{left % 3600 // 60:02}:{left % 60:02} left" if left else ""
+        self._print(f"step {progress.display}  epoch {progress.epoch:.2f}  {_values(metrics)}{speed}{remaining}")
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def data_line(data: DataStatus) -> str:
+    """What was found in the data, in one line."""
+    parts = [f"{data.rows} {data.format or ''} rows".replace("  ", " ")]
+    if data.validation_rows:
+        parts.append(f"{data.validation_rows} validation rows")
+    if data.total_tokens:
+        parts.append(f"{data.total_tokens} tokens")
+    parts += [f"{n} {what}" for n, what in ((data.dropped, "dropped"), (data.duplicates, "duplicates")) if n]
+    if data.error_count:
+        parts.append(f"{data.error_count} bad")
+    return "data: " + ", ".join(parts)
+
+
+def checkpoint_line(checkpoint: Checkpoint) -> str:
+    """A published checkpoint, in one line."""
+    return f"published {checkpoint.name} ({checkpoint.type}): {checkpoint.uri}"
+
+
+def _values(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {metrics[name]:.4g}" for name, label in SHOWN.items() if name in metrics)

@@ -1,0 +1,38 @@
+"""metrics.jsonl: one line per optimiser step and one per evaluation, the whole truth of a run in numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+
+class MetricsLog:
+    """The file, open for appending after `position` bytes; what a killed run wrote beyond them is cut off."""
+
+    def __init__(self, path: Path, position: int) -> None:
+        path.touch()
+        os.truncate(path, min(position, path.stat().st_size))
+        self._file = path.open("ab")
+
+    def append(self, step: int, stage: str, values: Mapping[str, float], **more: object) -> None:
+        """Write `{"step": step, "<stage>/<name>": value, ...}`; values that are not finite have no JSON form."""
+        finite = {f"{stage}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **finite, **more}).encode() + b"\n")
+        self._file.flush()
+
+    def position(self) -> int:
+        """Bytes written so far, all of them on the disk."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

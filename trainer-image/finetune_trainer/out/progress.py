@@ -1,0 +1,154 @@
+"""The two ways in which a pod speaks: it answers GET /progress while it runs, and leaves a termination message.
+
+The operator asks; a pod needs no rights and knows no address. A question for another job's uid is answered 404.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+from finetune_api import names
+from finetune_api.report import Failure, Report
+from finetune_api.trainer import JobIdentity, Stage
+
+FETCH_SECONDS, FETCH_SECONDS_AFTER_STOP = 30.0, 15.0
+CUT_ARGUMENT = 64
+
+
+class Reporter:
+    """The report of a run, which any thread may update and the server hands out."""
+
+    def __init__(
+        self, job: JobIdentity, stage: Stage, pod_uid: str | None, heard: Callable[[Report], None] | None = None
+    ) -> None:
+        """`heard` gets the report after every change, in the thread that made it."""
+        self._heard = heard
+        self._report = Report(job_uid=job.uid, pod_uid=pod_uid, stage=stage)
+        self._lock = Lock()
+        self._last_fetched = Event()
+        self._server: ThreadingHTTPServer | None = None
+
+    @property
+    def report(self) -> Report:
+        """The report as it is now."""
+        with self._lock:
+            return self._report
+
+    def update(self, **fields: object) -> None:
+        """Replace fields of the report, all at once."""
+        with self._lock:
+            self._report = self._report.model_copy(update=fields)
+            if self._heard is not None:
+                self._heard(self._report)
+
+    def serve(self, port: int = names.PROGRESS_PORT) -> int:
+        """Answer GET /progress and /healthz on `port` from now on; returns the port (0 = any free one)."""
+        handler = type("Handler", (_Handler,), {"reporter": self})
+        self._server = ThreadingHTTPServer(("", port), handler)
+        self._server.daemon_threads = True
+        Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
+        return int(self._server.server_address[1])
+
+    def body(self) -> bytes:
+        """The report as it is sent: strict JSON, at most 64 KiB."""
+        return fitted(self.report, names.PROGRESS_BYTES)
+
+    def fetched(self) -> None:
+        """A client has read the report."""
+        if self.report.finished:
+            self._last_fetched.set()
+
+    def last_word(self, failure: Failure | None, stopped: bool, message: Path = Path(names.TERMINATION_LOG)) -> None:
+        """End the report: leave it as termination message and wait until it was fetched once.
+
+        Args:
+            failure: why the run ended, None when it ended well.
+            stopped: the pod was asked to end, so that less time is left.
+            message: file that Kubernetes reads; it exists in a pod and nowhere else.
+        """
+        self.update(finished=True, failure=failure)
+        if message.exists():
+            message.write_bytes(fitted(self.report, names.TERMINATION_MESSAGE_BYTES))
+        if self._server is not None:
+            self._last_fetched.wait(FETCH_SECONDS_AFTER_STOP if stopped else FETCH_SECONDS)
+            self._server.shutdown()
+            self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    reporter: Reporter
+    protocol_version = "HTTP/1.1"
+    timeout = 5
+
+    def do_GET(self) -> None:
+        if self.path == names.HEALTH_PATH:
+            self._answer(HTTPStatus.OK, b"ok\n", "text/plain")
+        elif self.path == names.PROGRESS_PATH and self._is_for_us():
+            self._answer(HTTPStatus.OK, self.reporter.body(), "application/json")
+            self.reporter.fetched()
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain")
+
+    def _is_for_us(self) -> bool:
+        return self.headers.get(names.PROGRESS_HEADER) == self.reporter.report.job_uid
+
+    def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Polls are no news."""
+
+
+def fitted(report: Report, size: int) -> bytes:
+    """The report as strict JSON of at most `size` bytes: what matters least goes first.
+
+    Texts that the operator can render itself, token statistics, warnings, older checkpoints, data errors from the
+    last; counts stay exact.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    document = report.to_json()
+    for shorter in _shorter(document):
+        body = json.dumps(shorter, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(body) <= size:
+            return body
+    raise ValueError(f"a report cannot be cut to {size} bytes")
+
+
+def _shorter(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The document, again and again with less."""
+    yield document
+    data: dict[str, Any] = document.get("data", {})
+    for error in data.get("errors", []):
+        error.pop("message", None)
+    yield document
+    data.pop("tokens", None)
+    data.pop("warnings", None)
+    yield document
+    for items, last, keep in (
+        (document.get("warnings", []), 0, 1),
+        (document.get("checkpoints", []), 0, 1),
+        (data.get("errors", []), -1, 0),
+    ):
+        while len(items) > keep:
+            items.pop(last)
+            yield document
+    for key in ("resolved", "warnings", "data", "checkpoints"):
+        document.pop(key, None)
+        yield document
+    arguments: dict[str, str] = document.get("failure", {}).get("args", {})
+    for name in arguments:
+        arguments[name] = arguments[name][:CUT_ARGUMENT]
+    yield document

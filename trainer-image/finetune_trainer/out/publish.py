@@ -1,0 +1,167 @@
+"""What leaves a run for others: checkpoints and the final weights, each folder complete the moment it has its name.
+
+manifest.json at the output lists what is complete. Publishing again, after a restart, gives the same folders.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.method import TrainingKind
+from finetune_api.names import METRICS_FILE
+from finetune_api.report import Report
+from finetune_api.status import Checkpoint, CheckpointType, OutputStatus
+from finetune_api.trainer import TrainerConfig
+from finetune_trainer.files import replace, weights_digest, write_atomically, writing_to
+from finetune_trainer.layout import Layout, OutputManifest, claimed
+from finetune_trainer.out.clock import now
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Publishes the weights of one run."""
+
+    config: TrainerConfig
+    layout: Layout
+    tokenizer: Path
+    """Folder whose tokenizer and template go with the weights."""
+    card: str
+    """README.md of every published folder."""
+
+    def forget_after(self, step: int) -> tuple[Checkpoint, ...]:
+        """Take up the list of checkpoints up to `step`; later ones will be published again."""
+        kept = tuple(c for c in self._published() if c.step <= step)
+        self._write_manifest(kept)
+        return kept
+
+    def publish(
+        self, step: int, kind: CheckpointType, metrics: dict[str, float], save: Callable[[Path], None]
+    ) -> tuple[Checkpoint, ...]:
+        """Write checkpoint `step` with `save`, and as the final one also the job's adapter or model.
+
+        Returns:
+            every published checkpoint, oldest first.
+
+        Raises:
+            RunFailed: OutputNotWritable, StorageFull, OutputTaken.
+        """
+        folder = self.layout.checkpoints / f"step-{step}"
+        with writing_to(self.layout.uri):
+            self._write_folder(folder, save)
+            if kind is CheckpointType.FINAL:
+                self._write_folder(self.layout.final, lambda new: _copy(folder, new, folder.iterdir()))
+            entry = Checkpoint(
+                name=f"{self.config.job.name}:{step}",
+                step=step,
+                type=kind,
+                uri=self.layout.uri_of(folder),
+                time=now(),
+                size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+                sha256=weights_digest(folder),
+                metrics=metrics,
+            )
+            every = (*(c for c in self._published() if c.step != step), entry)
+            self._write_manifest(every)
+        return every
+
+    def output(self) -> OutputStatus:
+        """Where the final weights lie."""
+        uri = self.layout.uri_of(self.layout.final)
+        lora = self.config.training_kind is TrainingKind.LORA
+        return OutputStatus(adapter_uri=uri) if lora else OutputStatus(model_uri=uri)
+
+    def conclude(self, last: Report) -> None:
+        """Note that the output is complete, then remove what only a restart would need.
+
+        Raises:
+            RunFailed: OutputNotWritable, StorageFull.
+        """
+        with writing_to(self.layout.uri):
+            self._write_manifest(last.checkpoints, last)
+            remove_private(self.layout)
+
+    def _published(self) -> tuple[Checkpoint, ...]:
+        manifest = claimed(self.layout, self.config.job)
+        return manifest.checkpoints if manifest else ()
+
+    def _write_manifest(self, checkpoints: tuple[Checkpoint, ...], last: Report | None = None) -> None:
+        manifest = OutputManifest(job=self.config.job, start=self.config.start, checkpoints=checkpoints, last=last)
+        write_atomically(self.layout.manifest, json.dumps(manifest.to_json(), indent=1) + "\n")
+
+    def _write_folder(self, folder: Path, save: Callable[[Path], None]) -> None:
+        """Write a folder under a temporary name, then put it in place of an earlier one with other weights."""
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save(temporary)
+        _copy(self.tokenizer, temporary, (self.tokenizer / name for name in TOKENIZER_FILES))
+        (temporary / "README.md").write_text(self.card, encoding="utf-8")
+        if folder.exists() and weights_digest(folder) == weights_digest(temporary):
+            shutil.rmtree(temporary)
+            return
+        if folder.exists():
+            shutil.rmtree(folder)
+        replace(temporary, folder)
+
+
+def remove_private(layout: Layout) -> None:
+    """Remove the job's private state, and the folder of all jobs' states when it was the last."""
+    if layout.private.exists():
+        shutil.rmtree(layout.private)
+    with suppress(OSError):
+        layout.private.parent.rmdir()
+
+
+def model_card(config: TrainerConfig, base_name: str, revision: str | None, digests: dict[str, str]) -> str:
+    """README.md of what is published: what it is, and everything it was made from."""
+    lora = config.training_kind is TrainingKind.LORA
+    front = {
+        "base_model": base_name,
+        "library_name": "peft" if lora else "transformers",
+        "tags": ["finetune-operator", config.training_method.type.value.lower()],
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    what = "LoRA adapter" if lora else "Model"
+    lines += [
+        f"# {config.job.name}",
+        "",
+        f"{what} trained with {config.training_method.type} by finetune-operator.",
+        "",
+    ]
+    made_from = {
+        "job": config.job.to_json(),
+        "start": config.start.to_json() | {"revision": revision},
+        "data": {"trainingFile": config.training_file, "validationFile": config.validation_file, "sha256": digests},
+        "trainingMethod": config.training_method.to_json(),
+        "lora": config.lora.to_json() if config.lora else None,
+        "hyperparameters": config.hyperparameters.to_json() | {"batchSize": config.batch_size},
+    }
+    lines += ["## Provenance", "", "```json", json.dumps(made_from, indent=2), "```", ""]
+    lines += [f"The metrics of every step are in `{METRICS_FILE}` of the job's output.", ""]
+    return "\n".join(lines)
+
+
+def _copy(source: Path, target: Path, paths: Iterable[Path]) -> None:
+    """Copy those of `paths` that exist and are not in `target` yet."""
+    for path in paths:
+        if path.is_file() and not (target / path.relative_to(source)).exists():
+            shutil.copyfile(path, target / path.relative_to(source))

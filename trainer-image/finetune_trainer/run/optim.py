@@ -1,0 +1,74 @@
+"""AdamW and its learning rate: the same numbers as Hugging Face's schedules, as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from finetune_api.job import Hyperparameters, LrScheduler, LrSchedulerType
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+def make_adamw(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over `parameters`; norms and biases, which are the ones with one dimension, do not decay."""
+    decaying = [p for p in parameters.values() if p.ndim >= 2]
+    others = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=BETAS, eps=EPSILON)
+
+
+def learning_rate(step: int, total: int, hyperparameters: Hyperparameters) -> float:
+    """Learning rate of step `step`, counted from 0, of `total` steps.
+
+    A warm-up of ceil(warmupRatio * total) steps from 0, then r + (1 - r) * m with the multiplier m of
+    `transformers.get_scheduler` ("cosine" with num_cycles, "linear") and r = minLrRatio.
+    """
+    warmup = math.ceil(hyperparameters.warmup_ratio * total)
+    peak = hyperparameters.learning_rate
+    if step < warmup:
+        return peak * step / warmup
+    least = hyperparameters.lr_scheduler.min_lr_ratio
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * (least + (1 - least) * _multiplier(progress, hyperparameters.lr_scheduler))
+
+
+def _multiplier(progress: float, scheduler: LrScheduler) -> float:
+    if scheduler.type is LrSchedulerType.LINEAR:
+        return max(0.0, 1.0 - progress)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * scheduler.num_cycles * 2.0 * progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """Use `rate` from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip(parameters: Mapping[str, nn.Parameter], max_norm: float) -> float:
+    """Scale the gradients down to `max_norm` (0 = never) and return their norm before."""
+    norm: Tensor = nn.utils.clip_grad_norm_(list(parameters.values()), max_norm or math.inf)
+    return float(norm)
+
+
+def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors: `<kind>:<parameter>`; none before the first step."""
+    return {
+        f"{kind}:{name}": value
+        for name, parameter in parameters.items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    for key, value in tensors.items():
+        kind, _, name = key.partition(":")
+        parameter = parameters[name]
+        device = torch.device("cpu") if kind == "step" else parameter.device
+        optimizer.state[parameter][kind] = value.to(device)

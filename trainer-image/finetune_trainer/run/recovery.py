@@ -1,0 +1,46 @@
+"""Between the running loop and its state on disk."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+
+from finetune_api.status import JobWarning, Recovery
+from finetune_trainer.out.checkpoint import RecoveryState
+from finetune_trainer.out.clock import now
+from finetune_trainer.run.loop import Loop, Position
+from finetune_trainer.run.optim import optimizer_tensors, restore_optimizer
+
+
+def snapshot(loop: Loop) -> RecoveryState:
+    """All that the loop needs to go on. Data order, learning rate and dropout follow from the step."""
+    return RecoveryState(
+        step=loop.position.step,
+        tensors={"weights": loop.parameters, "optimizer": optimizer_tensors(loop.optimizer, loop.parameters)},
+        facts={
+            "position": asdict(loop.position),
+            "metrics": loop.metrics.position(),
+            "warnings": [warning.to_json() for warning in loop.teller.warnings],
+            "time": now(),
+        },
+    )
+
+
+def metrics_position(state: RecoveryState | None) -> int:
+    """Bytes of metrics.jsonl that belong to `state`."""
+    return state.facts["metrics"] if state else 0
+
+
+@torch.no_grad()
+def restore(loop: Loop, state: RecoveryState) -> None:
+    """Put the loop where `snapshot` found it; the metrics log is cut back by whoever opens it."""
+    for name, parameter in loop.parameters.items():
+        parameter.copy_(state.tensors["weights"][name])
+    restore_optimizer(loop.optimizer, loop.parameters, state.tensors["optimizer"])
+    loop.position = Position(**state.facts["position"])
+    loop.teller.take_up(
+        Recovery(step=state.step, time=state.facts["time"]),
+        loop.position.evaluation,
+        tuple(JobWarning.model_validate(warning) for warning in state.facts["warnings"]),
+    )

@@ -1,0 +1,92 @@
+"""What a run tells about itself, from numbers that the loop has anyway."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from time import monotonic
+
+from finetune_api.metrics import status_values
+from finetune_api.report import WarningCode
+from finetune_api.status import Checkpoint, JobWarning, Metrics, Progress, Recovery
+from finetune_trainer.out.clock import now
+
+RECENT_STEPS = 20
+
+
+class Teller:
+    """Turns the loop's events into fields of the report."""
+
+    def __init__(self, tell: Callable[..., None], total_steps: int, steps_per_epoch: int) -> None:
+        self._tell = tell
+        self._total = total_steps
+        self._per_epoch = steps_per_epoch
+        self._metrics = Metrics()
+        self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._tokens: deque[int] = deque(maxlen=RECENT_STEPS)
+        self._since = monotonic()
+        self.warnings: tuple[JobWarning, ...] = ()
+
+    def begins(self, step: int, tokens: int) -> None:
+        """Steps follow on `step`; the next one is timed from here."""
+        self._since = monotonic()
+        self._tell(progress=self._progress(step, tokens))
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data after `step` steps."""
+        return step / self._per_epoch
+
+    def speed(self, tokens: int) -> float:
+        """Tokens per second since this was last asked, which is one step."""
+        before, self._since = self._since, monotonic()
+        self._seconds.append(self._since - before)
+        self._tokens.append(tokens)
+        return tokens / max(self._seconds[-1], 1e-9)
+
+    def stepped(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
+        """A step is done: `tokens` so far, and its metrics."""
+        self._metrics = self._metrics.model_copy(update={"train": status_values(values)})
+        self._tell(progress=self._progress(step, tokens), metrics=self._metrics)
+
+    def evaluated(self, values: Mapping[str, float]) -> None:
+        """An evaluation is done."""
+        self._metrics = self._metrics.model_copy(update={"eval": status_values(values)})
+        self._tell(metrics=self._metrics)
+
+    def published(self, checkpoints: tuple[Checkpoint, ...]) -> None:
+        """These checkpoints are complete."""
+        self._tell(checkpoints=checkpoints)
+
+    def saved(self, step: int) -> None:
+        """A recovery state is complete."""
+        self._tell(recovery=Recovery(step=step, time=now()))
+
+    def resumed(self, step: int) -> None:
+        """The run goes on after `step`; 0 = from the start."""
+        self._tell(resumed_from_step=step)
+
+    def take_up(self, recovery: Recovery, evaluation: Mapping[str, float], warnings: tuple[JobWarning, ...]) -> None:
+        """What the process before this one had told when it saved `recovery`."""
+        self.warnings = (*warnings, *self.warnings)
+        self._tell(recovery=recovery, warnings=self.warnings)
+        self.evaluated(evaluation)
+
+    def warn(self, code: WarningCode, message: str, step: int | None = None) -> None:
+        """Something a person should know; it replaces what was said of the same kind before."""
+        others = tuple(w for w in self.warnings if w.reason != code)
+        self.warnings = (*others, JobWarning(reason=code, message=message, step=step))
+        self._tell(warnings=self.warnings)
+
+    def _progress(self, step: int, tokens: int) -> Progress:
+        seconds = sum(self._seconds)
+        left = self._total - step
+        return Progress(
+            display=f"{step}/{self._total}",
+            step=step,
+            total_steps=self._total,
+            epoch=self.epoch(step),
+            percentage=100 * step // self._total,
+            tokens=tokens,
+            tokens_per_second=sum(self._tokens) / seconds if seconds else None,
+            estimated_remaining_seconds=round(left * seconds / len(self._seconds)) if seconds else None,
+        )

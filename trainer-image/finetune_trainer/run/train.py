@@ -1,0 +1,108 @@
+"""The train step of a job: from prepared data and starting weights to published checkpoints."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from threading import Event
+from time import monotonic
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from finetune_api.report import FailureCode, Report, WarningCode
+from finetune_api.status import CheckpointType
+from finetune_api.trainer import TrainerConfig
+from finetune_trainer.failures import RunFailed, failed
+from finetune_trainer.files import writing_to
+from finetune_trainer.layout import Layout, claimed
+from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
+from finetune_trainer.out.metrics import MetricsLog
+from finetune_trainer.out.progress import Reporter
+from finetune_trainer.out.publish import remove_private
+from finetune_trainer.run.loop import Loop
+from finetune_trainer.run.recovery import metrics_position, restore, snapshot
+from finetune_trainer.run.start import Work, load_work
+from finetune_trainer.run.telling import Teller
+
+OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"})
+"""Fields of a report that belong to the process that made it."""
+STATE_STANDS = frozenset({FailureCode.STOPPED, FailureCode.DIVERGED})
+"""Ends that leave the last completed step worth saving."""
+
+
+def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
+    """Train and publish, or go on with what an earlier process of the same job left.
+
+    Args:
+        stopping: once set, the unfinished step is dropped, the last completed one saved, and the run ends.
+
+    Raises:
+        RunFailed: any cause that ends the run early, Stopped among them.
+    """
+    layout = Layout.of(config)
+    if _finished_before(config, layout, reporter):
+        return
+    torch.use_deterministic_algorithms(config.gpus == 0)
+    disable_progress_bar()
+    work = load_work(config, layout, lambda: _go_on(stopping, 0))
+    teller = Teller(reporter.update, work.plan.total_steps, work.plan.steps_per_epoch)
+    with writing_to(layout.uri), closing(RecoveryStore(layout.recovery, work.identity, teller.saved)) as store:
+        state = _newest(store, work, teller)
+        with MetricsLog(layout.metrics, metrics_position(state)) as metrics:
+            loop = Loop(config, work, metrics, teller, lambda: _go_on(stopping, loop.position.step))
+            if state:
+                restore(loop, state)
+            _steps(loop, store, config.checkpointing.recovery_period_seconds)
+        reporter.update(publishing=True)
+        loop.publish(CheckpointType.FINAL)
+        reporter.update(output=work.publisher.output())
+        work.publisher.conclude(reporter.report)
+
+
+def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) -> bool:
+    """Whether a process of this job published everything and only its exit was lost; its report is told again."""
+    manifest = claimed(layout, config.job)
+    if manifest is None or manifest.last is None:
+        return False
+    with writing_to(layout.uri):
+        remove_private(layout)
+    reporter.update(**{name: getattr(manifest.last, name) for name in Report.model_fields.keys() - OF_THE_PROCESS})
+    return True
+
+
+def _go_on(stopping: Event, step: int) -> None:
+    """Raises: RunFailed: Stopped: the run was asked to end after `step`."""
+    if stopping.is_set():
+        raise failed(FailureCode.STOPPED, step=step)
+
+
+def _newest(store: RecoveryStore, work: Work, teller: Teller) -> RecoveryState | None:
+    """The state to go on from; what was published after it is forgotten and will be published again."""
+    state, skipped = store.newest()
+    for sentence in skipped:
+        teller.warn(WarningCode.RECOVERY_SKIPPED, sentence)
+    step = state.step if state else 0
+    teller.resumed(step)
+    teller.published(work.publisher.forget_after(step))
+    return state
+
+
+def _steps(loop: Loop, store: RecoveryStore, period: int) -> None:
+    """Run the loop, saving its state every `period` seconds, at the end, and when it is stopped."""
+    saved, since = loop.position, monotonic()
+
+    def save() -> None:
+        nonlocal saved, since
+        if loop.position != saved:
+            store.save(snapshot(loop))
+            saved, since = loop.position, monotonic()
+
+    try:
+        loop.run(lambda: save() if monotonic() - since >= period else None)
+    except RunFailed as end:
+        if end.failure.code in STATE_STANDS and loop.position.step > 0:
+            save()
+        store.wait()
+        raise
+    save()
+    store.wait()

@@ -1,0 +1,118 @@
+"""Starting weights: a base model from a folder, loaded whole or refused, in the precision that it is trained in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import failed
+from finetune_trainer.step.logps import Head
+
+PROBE_TOKENS = 8
+PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest difference of a logit, as a share of the largest logit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model as loaded."""
+
+    uri: str
+    causal: PreTrainedModel
+    dropouts: dict[str, float]
+    """Dropouts of its configuration, which are set to 0 for training and belong back into what is published."""
+    published_dtype: torch.dtype
+    """Precision of the files, in which full weights are published too."""
+
+
+def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) -> Base:
+    """Load a causal language model from safetensors files; `uri` names it in errors.
+
+    Raises:
+        RunFailed: ModelUnsupported: an architecture that transformers does not know, quantised or missing weights, a
+            head that is more than a projection.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        dropouts = _switch_off_dropouts(config)
+        published_dtype = config.dtype or torch.float32
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=_first_line(error)) from error
+    causal, loading = loaded
+    if problem := _problem(causal, loading):
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
+    causal.to(device)
+    if not head_is_exact(causal):
+        problem = "its logits are not what its head gives, so log-probabilities would be wrong"
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
+    return Base(uri, causal, dropouts, published_dtype)
+
+
+def _switch_off_dropouts(config: Any) -> dict[str, float]:
+    """Set every dropout of the configuration to 0 and return what they were."""
+    names = [name for name in config.to_dict() if "dropout" in name or name.endswith("pdrop")]
+    before = {name: getattr(config, name) for name in names}
+    changed = {name: value for name, value in before.items() if isinstance(value, float) and value > 0}
+    for name in changed:
+        setattr(config, name, 0.0)
+    return changed
+
+
+def _problem(causal: PreTrainedModel, loading: dict[str, Any]) -> str | None:
+    if missing := sorted(loading["missing_keys"]):
+        return f"{len(missing)} weights are missing from its files, the first is {missing[0]}"
+    if getattr(causal.config, "quantization_config", None) is not None:
+        return "its weights are quantised; choose the unquantised model"
+    if causal.base_model is causal or not isinstance(causal.get_output_embeddings(), nn.Module):
+        return "it is no causal language model with a separate head"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def head_of(causal: PreTrainedModel) -> Head:
+    """The output projection with the scale and soft-cap that the configuration asks for."""
+    config = causal.config.get_text_config()
+    scale = 1.0
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        scale *= factor
+    if (factor := getattr(config, "lm_head_multiplier", None)) is not None:
+        scale *= factor
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        scale /= divisor
+    softcap = getattr(config, "final_logit_softcapping", None)
+    module = causal.get_output_embeddings()
+    assert isinstance(module, nn.Module)
+    return Head(module, vocabulary=config.vocab_size, scale=scale, softcap=softcap)
+
+
+@torch.no_grad()
+def head_is_exact(causal: PreTrainedModel) -> bool:
+    """Whether backbone and `head_of` together give the model's own logits, on a few tokens."""
+    causal.eval()
+    head = head_of(causal)
+    tokens = (torch.arange(PROBE_TOKENS, device=causal.device) % head.vocabulary)[None]
+    stock = causal(input_ids=tokens, use_cache=False).logits[0].float()
+    ours = head.logits(causal.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0])
+    if stock.shape != ours.shape:
+        return False
+    tolerance = PROBE_TOLERANCE.get(causal.dtype, PROBE_TOLERANCE[torch.bfloat16])
+    return bool((stock - ours).abs().max() <= tolerance * stock.abs().max())
