@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 
 .PHONY: help setup lock
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[36m%-18s\033[0m %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[36m%-18s\033[0m %s\n", $$1, $$2}'
 
 setup: $(VENV)/.stamp ## environment with all extras, from the lock
 $(VENV)/.stamp: requirements/dev.txt pyproject.toml
@@ -35,6 +35,34 @@ cluster-down: ## stop it; WIPE=1 forgets objects and volumes too
 
 images: cluster-up ## build the operator's and the trainer's image into the cluster
 	hack/images.sh build
+
+.PHONY: fmt lint generate verify
+fmt: setup ## format and sort imports
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+lint: setup ## ruff, mypy strict, import-linter
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+generate: setup ## write every generated file: CRDs, the chart's files
+	$(PY) hack/generate.py
+
+verify: setup ## fail when a generated file differs from what generate would write
+	$(PY) hack/generate.py --check
+
+.PHONY: test-unit test-integration chart
+test-unit: setup ## unit and architecture tests; Python is all they need
+	$(PY) -m pytest tests/unit tests/architecture
+
+test-integration: setup cluster-build ## the contract, the chart and whole lifecycles on a real API server
+	$(PY) -m pytest tests/integration tests/chart
+
+chart: setup cluster-build ## lint the chart and test what it renders
+	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator
+	$(PY) -m pytest tests/chart
 
 .PHONY: demo demo-down
 demo: setup ## SFT, then DPO, on a real cluster; MODEL=org/name takes a Hub model; the cluster stays

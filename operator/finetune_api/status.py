@@ -8,11 +8,14 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel, Integer, Name, Number, Text
+from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
+from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
+from finetune_api.data_status import DataError as DataError
+from finetune_api.data_status import DataStatus as DataStatus
+from finetune_api.data_status import TokenStatistics as TokenStatistics
 
-MAX_DATA_ERRORS = 20
 MAX_CHECKPOINTS = 33
 MAX_ATTEMPTS = 5
-MAX_WARNINGS = 20
 MAX_METRICS = 32
 
 Time = Annotated[str, StringConstraints(max_length=32), Field(json_schema_extra={"format": "date-time"})]
@@ -152,6 +155,9 @@ class ResolvedFile(ApiModel):
     """Its size."""
 
 
+ModuleNameText = Annotated[str, StringConstraints(max_length=128)]
+
+
 class Resolved(ApiModel):
     """What names and absent values became."""
 
@@ -169,67 +175,12 @@ class Resolved(ApiModel):
     """Rank of the adapter."""
     lora_alpha: Number | None = None
     """Its alpha; a job that continues the adapter inherits it."""
-    trainable_modules: Annotated[tuple[Annotated[str, StringConstraints(max_length=128)], ...], Field(max_length=64)] = ()
+    trainable_modules: Annotated[tuple[ModuleNameText, ...], Field(max_length=64)] = ()
     """Names of the layers that have an adapter; inherited likewise."""
     max_seq_length: Integer | None = None
     """Longest sequence, in tokens."""
     total_steps: Integer | None = None
     """Optimiser steps of the whole job."""
-
-
-class DataError(ApiModel):
-    """A bad row. The message never quotes the row's content."""
-
-    line: Integer
-    """Line in the file, from 1."""
-    file: Annotated[str, StringConstraints(max_length=32)] = "trainingFile"
-    """trainingFile or validationFile."""
-    field: Annotated[str, StringConstraints(max_length=128)]
-    """Path of the field in the row; empty for the row as a whole."""
-    code: Annotated[str, StringConstraints(max_length=64)]
-    """Kind of error."""
-    message: Annotated[str, StringConstraints(max_length=512)] = ""
-    """What is wrong and what to do."""
-
-
-class TokenStatistics(ApiModel):
-    """Lengths of one side of the rows, in tokens."""
-
-    p50: Integer
-    """Median."""
-    p95: Integer
-    """95th percentile."""
-    max: Integer
-    """Longest."""
-
-
-class DataStatus(ApiModel):
-    """What the prepare step found in the data."""
-
-    format: Annotated[str, StringConstraints(max_length=32)] | None = None
-    """preference or conversation."""
-    rows: Integer = 0
-    """Rows read from the training file."""
-    pairs: Integer | None = None
-    """Preference pairs used for training."""
-    validation_rows: Integer | None = None
-    """Rows used for evaluation."""
-    tokens: Annotated[dict[str, TokenStatistics], Field(max_length=8)] = Field(default_factory=dict)
-    """Token statistics per side: prompt, preferred, nonPreferred; or sequence."""
-    total_tokens: Integer | None = None
-    """Tokens of one epoch."""
-    dropped: Integer = 0
-    """Rows left out because they are longer than maxSeqLength."""
-    duplicates: Integer = 0
-    """Rows that repeat an earlier one."""
-    warnings: Annotated[tuple[Text, ...], Field(max_length=MAX_WARNINGS)] = ()
-    """What is odd but no error."""
-    errors: Annotated[tuple[DataError, ...], Field(max_length=MAX_DATA_ERRORS)] = ()
-    """The first bad rows; all of them are in data-report.json."""
-    error_count: Integer = 0
-    """Number of bad rows found."""
-    report_uri: Text | None = None
-    """The whole report."""
 
 
 class Progress(ApiModel):

@@ -1,0 +1,38 @@
+{{/* The release's name, with the chart's in it once. */}}
+{{- define "finetune.name" -}}
+{{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) -}}
+{{- $name | trunc 52 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "finetune.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "finetune.labels" -}}
+{{ include "finetune.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{/* An image reference; the argument is (list image appVersion). */}}
+{{- define "finetune.image" -}}
+{{- $image := index . 0 -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ $image.tag | default (index . 1) }}
+{{- end -}}
+{{- end }}
+
+{{/* The operator's settings as it reads them. */}}
+{{- define "finetune.settings" -}}
+{{- $trainer := include "finetune.image" (list .Values.trainerImage .Chart.AppVersion) -}}
+{{- merge (deepCopy .Values.settings) (dict "trainerImage" $trainer) | toYaml -}}
+{{- end }}
+
+{{/* The port that the kubelet asks for health. */}}
+{{- define "finetune.port" -}}
+{{ .Values.settings.healthPort | default 8081 }}
+{{- end }}

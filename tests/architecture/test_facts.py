@@ -1,0 +1,140 @@
+"""One home for each fact: names, versions, generated files, and documents that tell of what is there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.crd import job_crd, runtime_crd
+from finetune_api.names import GROUP
+from manifests import ROOT, read
+from repository import tracked
+
+SIZES = {"string": "maxLength", "array": "maxItems"}
+CODE = tracked("operator/*.py", "trainer-image/*.py", "hack/*.py", "hack/*.sh")
+MAY_NAME_THE_GROUP = {Path("operator/finetune_api/names.py"), Path("operator/finetune_api/job.py")}
+MAY_NAME_THE_GROUP |= {Path("operator/finetune_api/runtime.py")}
+
+
+def test_generated_files_are_up_to_date() -> None:
+    from generate import differing
+
+    assert differing() == [], "run `make generate`"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = read(ROOT / "charts/finetune-operator/Chart.yaml")[0]
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_the_group_is_named_once(path: Path) -> None:
+    """The models' Literal types cannot take a variable; mypy would not read it."""
+    text = (ROOT / path).read_text()
+    if path == Path("operator/finetune_api/names.py"):
+        assert text.count(GROUP) == 1
+    elif path in MAY_NAME_THE_GROUP:
+        assert text.count(GROUP) == text.count(f'api_version: Literal["{GROUP}/v1alpha1"]') == 1
+    else:
+        assert GROUP not in text
+
+
+@pytest.mark.parametrize("crd", [job_crd(), runtime_crd()], ids=["job", "runtime"])
+def test_everything_in_a_crd_is_bounded(crd: dict[str, Any]) -> None:
+    """Without sizes the API server cannot bound the cost of a rule."""
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    unbounded = [path for path, node in _nodes(schema) if not _bounded(path, node)]
+    assert not unbounded
+
+
+@pytest.mark.parametrize("crd", [job_crd(), runtime_crd()], ids=["job", "runtime"])
+def test_every_number_of_a_spec_has_two_bounds(crd: dict[str, Any]) -> None:
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    numbers = [(path, node) for path, node in _nodes(spec, "spec") if node.get("type") in ("integer", "number")]
+    assert numbers
+    assert [path for path, node in numbers if not {"minimum", "maximum"} <= node.keys()] == []
+
+
+@pytest.mark.parametrize("crd", [job_crd(), runtime_crd()], ids=["job", "runtime"])
+def test_every_field_is_described(crd: dict[str, Any]) -> None:
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    fields = [(path, node) for path, node in _nodes(schema) if "." in path and not path.endswith(("[]", "{}"))]
+    assert [path for path, node in fields if not node.get("description")] == []
+
+
+def test_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = {name for line in re.findall(r"^\.PHONY:(.*)$", text, re.M) for name in line.split()}
+    helped = set(re.findall(r"^([a-z0-9-]+):.*?## \S", text, re.M))
+    assert phony == helped
+
+
+def test_documents_name_targets_that_exist() -> None:
+    helped = set(re.findall(r"^([a-z0-9-]+):.*?## \S", (ROOT / "Makefile").read_text(), re.M))
+    for path in tracked("*.md", ".ci/*", ".github/*"):
+        named = set(re.findall(r"(?:`|^|run: )make ([a-z0-9-]+)", (ROOT / path).read_text(), re.M))
+        assert named <= helped, f"{path} names {named - helped}"
+
+
+@pytest.mark.parametrize("path", tracked("*.md"), ids=str)
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", (ROOT / path).read_text())
+    assert [link for link in links if not (ROOT / path.parent / link).exists()] == []
+
+
+def test_the_readme_tree_names_what_is_there() -> None:
+    """The tree: a fenced block whose lines are drawn with branches, one path at each."""
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    for block in blocks:
+        for path in _tree_paths(block):
+            assert (ROOT / path).exists(), f"README.md names {path}"
+
+
+@pytest.mark.parametrize("path", tracked(), ids=str)
+def test_a_file_tells_nothing_of_the_machine_it_was_made_on(path: Path) -> None:
+    text = (ROOT / path).read_bytes().decode(errors="replace")
+    assert [folder for folder in (f"{ROOT}/", f"{Path.home()}/") if folder in text] == []
+    assert re.findall(r"\b(?:[a-z0-9-]+\.)+(?:internal|corp|lan)\b", text) == []
+
+
+def _nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        if path or name in ("spec", "status"):
+            yield from _nodes(child, f"{path}.{name}" if path else name)
+    if "items" in schema:
+        yield from _nodes(schema["items"], f"{path}[]")
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from _nodes(schema["additionalProperties"], f"{path}{{}}")
+
+
+def _bounded(path: str, node: dict[str, Any]) -> bool:
+    kind = node.get("type")
+    if kind in SIZES:
+        return "enum" in node or SIZES[kind] in node
+    if "additionalProperties" in node:
+        return "maxProperties" in node
+    if node.get("x-kubernetes-int-or-string"):
+        return "maxLength" in node
+    return True
+
+
+def _tree_paths(block: str) -> Iterator[str]:
+    """Paths of a tree such as `tree` draws; the first word of each line is a name."""
+    parents: list[tuple[int, str]] = []
+    for line in block.splitlines():
+        found = re.match(r"^((?:│|├|└|─|\s)+)([A-Za-z0-9._/-]+)", line)
+        if not found or not re.search("[├└]", line):
+            continue
+        depth, name = len(found.group(1)), found.group(2)
+        while parents and parents[-1][0] >= depth:
+            parents.pop()
+        path = "/".join([*(parent for _, parent in parents), name.rstrip("/")])
+        parents.append((depth, name.rstrip("/")))
+        yield path

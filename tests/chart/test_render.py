@@ -1,0 +1,216 @@
+"""What the chart renders: a hardened operator with the rights of rbac.py, and a refusal of values that mean nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apiserver import BINARIES
+from finetune_operator.rbac import rules
+from finetune_operator.settings import Settings
+from manifests import KINDS, ROOT, documents
+
+CHART = ROOT / "charts" / "finetune-operator"
+DIGEST = "sha256:" + "a" * 64
+VALUES: list[dict[str, Any]] = [
+    {},
+    {"settings": {"namespaces": ["team-a", "team-b"], "workers": 2, "healthPort": 9000, "pollPeriodSeconds": 0.5}},
+    {"image": {"repository": "registry/operator", "digest": DIGEST}, "imagePullSecrets": [{"name": "registry"}]},
+    {
+        "crds": {"enabled": False},
+        "rbac": {"aggregate": False},
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "podLabels": {"team": "platform"},
+        "podAnnotations": {"note": "yes"},
+        "priorityClassName": "system-cluster-critical",
+        "resources": {"limits": {"memory": "1Gi"}},
+    },
+]
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"replicas": 2}, "replicas"),
+    ({"settings": {"workers": 0}}, "/settings/workers"),
+    ({"settings": {"pollPeriod": 10}}, "pollPeriod"),
+    ({"settings": {"healthPort": 0}}, "/settings/healthPort"),
+    ({"settings": {"namespaces": "team-a"}}, "/settings/namespaces"),
+    ({"settings": {"createDefaultRuntime": "yes"}}, "/settings/createDefaultRuntime"),
+    ({"image": {"repository": ""}}, "/image/repository"),
+    ({"image": {"digest": "latest"}}, "/image/digest"),
+    ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy"),
+    ({"trainerImage": {"tag": "a b"}}, "/trainerImage/tag"),
+    ({"crds": {"enabled": "true"}}, "/crds/enabled"),
+    ({"securityContext": {"privileged": True}}, "securityContext"),
+]
+every_value_set = pytest.mark.parametrize("values", VALUES, ids=["default", "namespaces", "digest", "everything"])
+
+
+def template(values: dict[str, Any], release: str = "finetune-operator") -> subprocess.CompletedProcess[str]:
+    """Run `helm template`."""
+    command = ["helm", "template", release, str(CHART), "--namespace", "system", "--kube-version", "1.34.0"]
+    environment = {**os.environ, "PATH": f"{BINARIES}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [*command, "--values", "-"],
+        input=json.dumps(values),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def rendered(values: dict[str, Any], release: str = "finetune-operator") -> list[dict[str, Any]]:
+    """The objects of a rendering that must succeed."""
+    done = template(values, release)
+    assert done.returncode == 0, done.stderr
+    return documents(done.stdout)
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The objects of one kind."""
+    return [each for each in objects if each["kind"] == kind]
+
+
+def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The only object of a kind."""
+    (found,) = of_kind(objects, kind)
+    return found
+
+
+@every_value_set
+def test_the_operator_is_hardened(values) -> None:
+    pod = one(rendered(values), "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 65532
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]} == {"configMap", "emptyDir"}
+
+
+@every_value_set
+def test_one_operator_at_a_time_asked_for_its_health(values) -> None:
+    spec = one(rendered(values), "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    (container,) = spec["template"]["spec"]["containers"]
+    port = Settings.model_validate(values.get("settings", {})).health_port
+    assert container["ports"] == [{"name": "health", "containerPort": port}]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+    assert container["resources"]["limits"]["memory"]
+
+
+@every_value_set
+def test_the_roles_grant_what_the_table_says_and_no_more(values) -> None:
+    objects = rendered(values)
+    granted = [role for role in of_kind(objects, "ClusterRole") if role["metadata"]["name"] in OPERATOR_ROLES]
+    found = {role["metadata"]["name"]: role["rules"] for role in granted}
+    assert found["finetune-operator"] == rules(cluster_scoped=False)
+    namespaced = bool(values.get("settings", {}).get("namespaces"))
+    expected = rules(cluster_scoped=True)
+    if namespaced:
+        expected = [{**rule, "verbs": [verb for verb in rule["verbs"] if verb != "create"]} for rule in expected]
+    assert found["finetune-operator-cluster"] == expected
+    every = [rule for role in found.values() for rule in role]
+    resources = {name for rule in every for name in rule["resources"]}
+    assert not {name for name in resources if name.startswith(("secrets", "pods/", "roles", "*"))}
+    assert "*" not in {verb for rule in every for verb in rule["verbs"]}
+
+
+OPERATOR_ROLES = ("finetune-operator", "finetune-operator-cluster")
+
+
+def test_rights_everywhere_or_in_the_named_namespaces_alone() -> None:
+    everywhere, named = rendered(VALUES[0]), rendered(VALUES[1])
+    assert of_kind(everywhere, "RoleBinding") == []
+    assert {binding["roleRef"]["name"] for binding in of_kind(everywhere, "ClusterRoleBinding")} == set(OPERATOR_ROLES)
+    assert {binding["metadata"]["namespace"] for binding in of_kind(named, "RoleBinding")} == {"team-a", "team-b"}
+    (cluster,) = of_kind(named, "ClusterRoleBinding")
+    assert cluster["roleRef"]["name"] == "finetune-operator-cluster"
+    for binding in [*of_kind(named, "RoleBinding"), cluster]:
+        subject = {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": "system"}
+        assert binding["subjects"] == [subject]
+
+
+def test_the_token_is_mounted_in_the_operator_alone() -> None:
+    objects = rendered({})
+    assert one(objects, "ServiceAccount")["automountServiceAccountToken"] is False
+    assert one(objects, "Deployment")["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+
+
+@every_value_set
+def test_settings_reach_the_operator_whole(values) -> None:
+    objects = rendered(values)
+    (text,) = documents(one(objects, "ConfigMap")["data"]["settings.yaml"])
+    given = {"trainerImage": "finetune-trainer:0.1.0", **values.get("settings", {})}
+    assert Settings.model_validate(text) == Settings.model_validate(given)
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "FINETUNE_SETTINGS", "value": "/etc/finetune-operator/settings.yaml"}]
+    assert {"name": "settings", "mountPath": "/etc/finetune-operator", "readOnly": True} in container["volumeMounts"]
+
+
+def test_new_settings_start_a_new_pod() -> None:
+    def checksum(values: dict[str, Any]) -> str:
+        deployment = one(rendered(values), "Deployment")
+        return str(deployment["spec"]["template"]["metadata"]["annotations"]["checksum/settings"])
+
+    assert checksum({}) == checksum({}) != checksum({"settings": {"workers": 3}})
+
+
+def test_images() -> None:
+    def image(values: dict[str, Any]) -> str:
+        return str(one(rendered(values), "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"])
+
+    assert image({}) == "finetune-operator:0.1.0"
+    assert image({"image": {"tag": "1.2"}}) == "finetune-operator:1.2"
+    assert image(VALUES[2]) == f"registry/operator@{DIGEST}"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_kinds_are_those_of_crds(keep) -> None:
+    for crd in of_kind(rendered({"crds": {"keep": keep}}), "CustomResourceDefinition"):
+        (ours,) = documents((ROOT / "crds" / f"{crd['spec']['names']['plural']}.yaml").read_text())
+        assert crd["spec"] == ours["spec"]
+        policy = {"annotations": {"helm.sh/resource-policy": "keep"}} if keep else {}
+        labels = crd["metadata"].pop("labels")
+        assert labels["app.kubernetes.io/managed-by"] == "Helm"
+        assert crd["metadata"] == {**ours["metadata"], **policy}
+
+
+def test_a_second_installation_brings_no_kinds() -> None:
+    assert of_kind(rendered(VALUES[3]), "CustomResourceDefinition") == []
+
+
+@every_value_set
+def test_no_object_of_our_own_kinds(values) -> None:
+    assert not {each["kind"] for each in rendered(values)} & KINDS.keys()
+
+
+def test_two_releases_do_not_meet() -> None:
+    def named(release: str) -> set[tuple[str, str]]:
+        return {(each["kind"], each["metadata"]["name"]) for each in rendered({"crds": {"enabled": False}}, release)}
+
+    assert not named("finetune-operator") & named("other")
+
+
+@pytest.mark.parametrize(("values", "named"), BAD, ids=[named for _, named in BAD])
+def test_values_that_mean_nothing_are_refused_by_name(values, named) -> None:
+    done = template(values)
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+def test_the_schema_knows_every_setting() -> None:
+    schema = json.loads(Path(CHART / "values.schema.json").read_text())["properties"]["settings"]
+    assert set(schema["properties"]) == {field.alias for field in Settings.model_fields.values()}
+    assert schema["additionalProperties"] is False
