@@ -241,7 +241,7 @@ def _data_invalid(checks: list[FileCheck], report: DataReport) -> RunFailed:
 def _conclude(inputs: Inputs, checked: Checked) -> Prepared:
     """What names and absent values became, for status and for training."""
     config, model, files = inputs.config, inputs.model, inputs.files
-    start, length = config.start, inputs.rules.max_seq_length
+    start, lora, length = config.start, config.lora, inputs.rules.max_seq_length
     total_steps = config.hyperparameters.n_epochs * ceil(checked.rows / config.batch_size)
     resolved = Resolved(
         model=ResolvedModel(
@@ -254,7 +254,9 @@ def _conclude(inputs: Inputs, checked: Checked) -> Prepared:
         training_file=files[0].digest,
         validation_file=files[1].digest if files[1:] else None,
         batch_size=config.batch_size,
-        lora_rank=config.lora.rank if config.lora else None,
+        lora_rank=lora.rank if lora else None,
+        lora_alpha=lora.alpha if lora else None,
+        trainable_modules=lora.trainable_modules if lora else (),
         max_seq_length=length,
         total_steps=total_steps,
     )

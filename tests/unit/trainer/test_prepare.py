@@ -70,7 +70,8 @@ def test_it_leaves_tokens_a_report_and_what_it_resolved(config, tmp_path):
     assert resolved.model.parameters == LIGHT_PARAMETERS
     assert resolved.training_file.sha256 == sha256_of(tmp_path / "train.jsonl")
     assert resolved.validation_file.size_bytes == validation.stat().st_size
-    assert (resolved.lora_rank, resolved.max_seq_length, resolved.total_steps) == (4, 512, 9)
+    assert (resolved.lora_rank, resolved.lora_alpha, resolved.trainable_modules) == (4, 8.0, ("all-linear",))
+    assert (resolved.max_seq_length, resolved.total_steps) == (512, 9)
     report = json.loads(layout.data_report.read_text())
     assert (report["errors"], report["trainingFile"]["used"], report["validationFile"]["sharedRows"]) == ([], 5, 1)
     assert told["data"].report_uri == layout.uri_of(layout.data_report)
