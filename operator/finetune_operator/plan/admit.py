@@ -43,6 +43,7 @@ def refused(job: FineTuneJob, refusal: Refusal, settings: Settings, now: datetim
         Say(ConditionType.ACCEPTED, False, refusal.message, refusal.reason),
         Say(ConditionType.DATA_READY, False, WAITS, Reason.PENDING),
         Say(ConditionType.RUNNING, False, WAITS, Reason.PENDING),
+        Say(ConditionType.PUBLISHED, False, WAITS, Reason.PENDING),
     ]
     old = job.status or JobStatus()
     again = settings.poll_period_seconds if refusal.reason in LOOKED_FOR else None
@@ -112,5 +113,6 @@ def _started(job: FineTuneJob, permitted: Permitted, frozen: ResolvedRuntime, no
         Say(ConditionType.ACCEPTED, True, f"runs on FineTuneRuntime {frozen.name}"),
         Say(ConditionType.DATA_READY, False, "the prepare Job is made next", Reason.PENDING),
         Say(ConditionType.RUNNING, False, "waits for the data", Reason.PENDING),
+        Say(ConditionType.PUBLISHED, False, "follows the training", Reason.PENDING),
     ]
     return with_says(job, old, status, says, now, Plan(status=status, look_again_after=0.0))

@@ -92,8 +92,8 @@ def complete(look: Look) -> list[Say]:
 
 def cause(look: Look) -> tuple[Reason, str]:
     """Why the stage's Job failed: from its last failed pod, else from what the Job controller says."""
-    if (stopped := stop(look)) is not None:
-        return stopped
+    if (given_up := _give_up(look)) is not None:
+        return given_up
     pod = next((p for p in reversed(look.pods) if p.ended and p.exit_code != 0), None)
     fallback = look.own.failed_message if look.own and look.own.failed_message else "the Job failed"
     return cause_of(pod, look.report(pod), fallback)
@@ -103,6 +103,10 @@ def stop(look: Look) -> tuple[Reason, str] | None:
     """Why the operator ends the job by itself; None = it does not."""
     if look.job.spec.cancel:
         return Reason.CANCELLED, cancelled(look.job, look.status, _private_folder(look))
+    return _give_up(look)
+
+
+def _give_up(look: Look) -> tuple[Reason, str] | None:
     if out_of_memory_twice(look.tally, look.job, look.stage):
         return Reason.OUT_OF_MEMORY, killed_for_memory(look.job, look.runtime, look.status)
     if look.status.restarts > look.job.spec.backoff_limit:
@@ -127,6 +131,7 @@ def failure_says(reason: Reason, message: str) -> list[Say]:
     """Failed, and its mirror for readers of kstatus."""
     return [
         Say(ConditionType.RUNNING, False, "the job has ended", Reason.FINISHED),
+        Say(ConditionType.PUBLISHED, False, "the job ended before", Reason.FINISHED),
         Say(ConditionType.FAILED, True, message, reason),
         Say(ConditionType.STALLED, True, message, reason),
     ]

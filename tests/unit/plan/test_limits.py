@@ -77,7 +77,8 @@ def test_the_job_stays_within_its_model(spec, expected):
 
 
 @pytest.mark.parametrize(
-    ("quantity", "value"), [("500m", "0.5"), (2, "2"), ("1.5Gi", str(1.5 * 2**30)), ("1k", "1000"), ("10Ti", 10 * 2**40)]
+    ("quantity", "value"),
+    [("500m", "0.5"), (2, "2"), ("1.5Gi", str(1.5 * 2**30)), ("1k", "1000"), ("10Ti", 10 * 2**40)],
 )
 def test_quantities_are_numbers(quantity, value):
     assert float(amount(quantity)) == float(value)

@@ -220,9 +220,7 @@ def test_full_weights_are_the_model_itself_and_a_new_adapter_has_its_own_shape()
 
 
 def test_full_training_may_start_from_an_adapter():
-    plan = look(
-        before_start(parent=earlier()), model=None, fromCheckpoint="first", trainingType={"type": "Full"}
-    )
+    plan = look(before_start(parent=earlier()), model=None, fromCheckpoint="first", trainingType={"type": "Full"})
     config = trainer_config(
         make_job(model=None, fromCheckpoint="first", trainingType={"type": "Full"}),
         make_runtime().spec,

@@ -1,0 +1,259 @@
+"""The operator may die at any write, and the job ends the same: the same facts, no child made twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from builders import JOB_UID, NOW, job_manifest, runtime_manifest
+from finetune_api.job import job_from
+from finetune_api.status import JobStatus
+from finetune_api.trainer import Stage
+from finetune_operator.client import CLAIMS, FINETUNE_JOBS, RUNTIMES, SERVICE_ACCOUNTS, Refused, Unavailable
+from finetune_operator.observe import Departed
+from finetune_operator.queue import RetryLater
+from finetune_operator.reconcile import ProgressBudget, Reconciler
+from finetune_operator.settings import Settings
+from simulated import OperatorDied, SimulatedCluster, World
+
+KEY = ("team", "tune")
+LOOKS = 60
+
+
+class SilentPods:
+    """No pod answers: what a job becomes must not hang on its progress."""
+
+    async def hear(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+
+@dataclass
+class Death:
+    """Dies once, at the n-th write, before or after it took effect."""
+
+    at: int
+    after: bool
+    writes: int = 0
+    died: bool = False
+
+    def before_write(self) -> None:
+        self.writes += 1
+        self._die(at_effect=False)
+
+    def after_write(self) -> None:
+        self._die(at_effect=True)
+
+    def _die(self, *, at_effect: bool) -> None:
+        if not self.died and self.writes == self.at and self.after is at_effect:
+            self.died = True
+            raise OperatorDied
+
+
+def fresh_world(script: dict[Stage, list[int]], **spec: Any) -> World:
+    """A job, and everything that it names."""
+    world = World(script)
+    world.add(FINETUNE_JOBS, job_manifest(**spec))
+    world.add(RUNTIMES, runtime_manifest())
+    for claim in ("finetune-data", "finetune-models"):
+        world.add(CLAIMS, {"metadata": {"name": claim, "namespace": "team"}})
+    world.add(SERVICE_ACCOUNTS, {"metadata": {"name": "default", "namespace": "team"}})
+    return world
+
+
+def operator(world: World, death: Death) -> Reconciler:
+    """A newly started operator: it remembers nothing."""
+    cluster: Any = SimulatedCluster(world, death.before_write, death.after_write)
+    pods: Any = SilentPods()
+    return Reconciler(cluster, pods, Departed(), Settings(), ProgressBudget(10), lambda: world.now)
+
+
+def status_of(world: World) -> JobStatus:
+    stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+    return job_from(stored).status or JobStatus()
+
+
+def live(world: World, death: Death, meanwhile: Callable[[World, int], None] = lambda world, turn: None) -> JobStatus:
+    """Looks and steps in turn until the job is final; after a death a new operator goes on."""
+    reconciler = operator(world, death)
+    for turn in range(LOOKS):
+        try:
+            asyncio.run(reconciler.look(KEY))
+        except OperatorDied:
+            reconciler = operator(world, death)
+        except RetryLater:
+            pass
+        if status_of(world).is_final:
+            return status_of(world)
+        meanwhile(world, turn)
+        world.step()
+    raise AssertionError(f"not final after {LOOKS} looks: {status_of(world)}")
+
+
+def facts(status: JobStatus) -> dict[str, Any]:
+    """What must not depend on when the operator died: everything but times."""
+    return {
+        "conditions": [(c.type, c.status, c.reason, c.message) for c in status.conditions],
+        "phase": status.phase,
+        "restarts": status.restarts,
+        "disruptions": status.disruptions,
+        "attempts": [(a.pod, a.exit_code, a.reason, a.resumed_from_step) for a in status.attempts],
+        "checkpoints": status.checkpoints,
+        "output": status.output,
+        "recovery": status.recovery.step if status.recovery else None,
+        "data": status.data,
+    }
+
+
+SCRIPTS = {
+    "all goes well": ({Stage.PREPARE: [0], Stage.TRAIN: [0]}, "Succeeded"),
+    "two failures, then success": ({Stage.PREPARE: [20, 0], Stage.TRAIN: [1, 0]}, "Succeeded"),
+    "stopped from outside twice": ({Stage.PREPARE: [3, 0], Stage.TRAIN: [3, 3, 0]}, "Succeeded"),
+    "bad rows": ({Stage.PREPARE: [11], Stage.TRAIN: []}, "DataInvalid"),
+    "retries exhausted": ({Stage.PREPARE: [0], Stage.TRAIN: [1, 1, 22]}, "PublishFailed"),
+    "diverged": ({Stage.PREPARE: [0], Stage.TRAIN: [15]}, "Diverged"),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_death_at_any_write_changes_nothing_in_the_result(name):
+    script, reason = SCRIPTS[name]
+    undisturbed = Death(at=0, after=False)
+    world = fresh_world(script, backoffLimit=2)
+    expected = live(world, undisturbed)
+    assert reason in [c.reason for c in expected.conditions]
+    assert undisturbed.writes > 5
+    for at in range(1, undisturbed.writes + 1):
+        for after in (False, True):
+            death = Death(at, after)
+            again = fresh_world(script, backoffLimit=2)
+            assert facts(live(again, death)) == facts(expected), f"died at write {at}, after={after}"
+            assert again.created == world.created
+            assert again.most_pods_at_once == 1
+    assert world.created in (["tune-prepare"], ["tune-prepare", "tune-train"])
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_a_cancel_at_any_time_ends_the_job_with_no_pod_left(turn):
+    def cancel(world: World, now: int) -> None:
+        if now == turn:
+            stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+            stored["spec"]["cancel"] = True
+            world.touch(stored)
+
+    script = {Stage.PREPARE: [20, 0], Stage.TRAIN: [1, 1, 0]}
+    baseline = Death(at=0, after=False)
+    reference = fresh_world(script)
+    live(reference, baseline, cancel)
+    for at in range(1, baseline.writes + 1):
+        world = fresh_world(script)
+        status = live(world, Death(at, after=True), cancel)
+        ends = {c.type: c.reason for c in status.conditions if c.type in ("Complete", "Failed")}
+        assert len(ends) == 1
+        assert ends.get("Failed", "Cancelled") == "Cancelled"
+        running = [p for p in world.of("pods") if p["status"]["phase"] in ("Pending", "Running")]
+        assert running == []
+        assert len(set(world.created)) == len(world.created)
+
+
+@pytest.mark.parametrize("turn", range(3, 9))
+def test_a_child_deleted_at_any_time_is_made_again_and_two_pods_never_run(turn):
+    def delete(world: World, now: int) -> None:
+        if now == turn:
+            for name in ("tune-prepare", "tune-train"):
+                world.delete_job(name)
+
+    world = fresh_world({Stage.PREPARE: [0, 0, 0], Stage.TRAIN: [0, 0, 0]})
+    status = live(world, Death(at=0, after=False), delete)
+    assert "Succeeded" in [c.reason for c in status.conditions]
+    assert world.most_pods_at_once == 1
+
+
+def test_a_job_applied_again_under_the_same_name_starts_afresh():
+    world = fresh_world({Stage.PREPARE: [0, 0], Stage.TRAIN: [0, 0]})
+    death = Death(at=0, after=False)
+    first = live(world, death)
+    world.add(FINETUNE_JOBS, job_manifest(uid="another-uid-0000", hyperparameters={"learningRate": 0.001}))
+    asyncio.run(operator(world, death).look(KEY))
+    asyncio.run(operator(world, death).look(KEY))
+    waiting = status_of(world)
+    assert "waits until an earlier Job" in waiting.condition("DataReady").message
+    for name in ("tune-prepare", "tune-train"):
+        world.delete_job(name)
+    second = live(world, death)
+    assert world.created == ["tune-prepare", "tune-train"] * 2
+    assert second.output_name != first.output_name
+    labels = {p["metadata"]["labels"]["finetune.dev/job-uid"] for p in world.of("pods")}
+    assert labels == {"another-uid-0000"}
+
+
+def test_a_status_is_not_written_over_a_change_that_was_not_read():
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+
+    def change_meanwhile() -> None:
+        stored["spec"]["trainingFile"] = "pvc://elsewhere/t.jsonl"
+        world.touch(stored)
+
+    cluster: Any = SimulatedCluster(world, change_meanwhile, lambda: None)
+    pods: Any = SilentPods()
+    reconciler = Reconciler(cluster, pods, Departed(), Settings(), ProgressBudget(10), lambda: world.now)
+    with pytest.raises(RetryLater):
+        asyncio.run(reconciler.look(KEY))
+    assert "status" not in stored
+
+
+def test_an_invalid_stored_job_is_told_and_makes_no_loop():
+    world = fresh_world({})
+    stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+    stored["spec"]["fromCheckpoint"] = "other"
+    death = Death(at=0, after=False)
+    assert asyncio.run(operator(world, death).look(KEY)) is None
+    condition = stored["status"]["conditions"][0]
+    assert (condition["type"], condition["status"], condition["reason"]) == ("Accepted", "False", "InvalidSpec")
+    assert "either a model or a checkpoint to start from, not both" in condition["message"]
+    writes = death.writes
+    asyncio.run(operator(world, death).look(KEY))
+    assert death.writes == writes
+
+
+def test_a_job_that_is_gone_is_forgotten():
+    world = World({})
+    assert asyncio.run(operator(world, Death(at=0, after=False)).look(KEY)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "after"), [(Unavailable("down", 7.0), 7.0), (Unavailable("down"), None), (Refused("status"), None)]
+)
+def test_an_api_server_that_does_not_answer_makes_the_look_come_later(error, after):
+    def fail() -> None:
+        raise error
+
+    world = fresh_world({})
+    cluster: Any = SimulatedCluster(world, fail, lambda: None)
+    pods: Any = SilentPods()
+    reconciler = Reconciler(cluster, pods, Departed(), Settings(), ProgressBudget(10), lambda: world.now)
+    with pytest.raises(RetryLater) as raised:
+        asyncio.run(reconciler.look(KEY))
+    assert raised.value.after == after
+
+
+def test_the_budget_grants_a_number_per_second_and_no_more():
+    budget = ProgressBudget(per_second=2)
+    granted = [budget.grants(NOW) for _ in range(5)]
+    assert granted == [True, True, False, False, False]
+    assert budget.grants(NOW + timedelta(seconds=0.6))
+    assert not budget.grants(NOW + timedelta(seconds=0.6))
+    assert [budget.grants(NOW + timedelta(seconds=60)) for _ in range(3)] == [True, True, False]
+
+
+def test_the_private_state_is_the_uids():
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    live(world, Death(at=0, after=False))
+    (train,) = [j for j in world.of("jobs") if j["metadata"]["name"] == "tune-train"]
+    config = train["spec"]["template"]["metadata"]["annotations"]["finetune.dev/trainer-config"]
+    assert f'"uid":"{JOB_UID}"' in config

@@ -1,0 +1,137 @@
+"""Which ends of pods count: failures do, disruptions and stops do not, and none is counted twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from builders import NOW_TEXT, make_child, make_job, make_pod, make_recovery, report_for
+from finetune_api.report import Report
+from finetune_api.status import JobStatus
+from finetune_api.trainer import Stage
+from finetune_operator.plan.attempts import Tally, count, out_of_memory_twice
+from finetune_operator.plan.state import Pod
+
+JOB = make_job()
+CHILD = make_child(JOB, Stage.TRAIN)
+
+
+def pod(number: int, **fields: Any) -> Pod:
+    """The number-th pod of the train Job."""
+    at = f"2026-01-02T03:{number:02d}:00Z"
+    ends = {"ended": f"2026-01-02T03:{number:02d}:30Z"} if "exit_code" in fields else {}
+    return make_pod(CHILD, f"{number:05d}", created=at, started=at, **{**ends, **fields})
+
+
+def tally(*pods: Pod, status: JobStatus | None = None, reports: dict[str, Report] | None = None) -> Tally:
+    return count(JOB, status or JobStatus(), Stage.TRAIN, pods, reports or {}, NOW_TEXT)
+
+
+def stored(counted: Tally, **fields: Any) -> JobStatus:
+    """The status with these attempts, as the next look reads it."""
+    return JobStatus(attempts=counted.attempts, restarts=counted.restarts, disruptions=counted.disruptions, **fields)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "restarts", "disruptions"),
+    [
+        ({"exit_code": 0}, "Succeeded", 0, 0),
+        ({"exit_code": 1}, "NoFinalReport", 1, 0),
+        ({"exit_code": 3}, "Stopped", 0, 1),
+        ({"exit_code": 4}, "PeerLost", 0, 1),
+        ({"exit_code": 11}, "NoFinalReport", 0, 0),
+        ({"exit_code": 20}, "NoFinalReport", 1, 0),
+        ({"exit_code": 137, "cause": "OOMKilled"}, "OOMKilled", 1, 0),
+        ({"exit_code": 137, "disrupted": "PreemptionByScheduler"}, "PreemptionByScheduler", 0, 1),
+        ({"exit_code": 1, "disrupted": "DeletionByTaintManager", "cause": "Evicted"}, "Evicted", 0, 1),
+        ({"ended": NOW_TEXT, "gone": True}, "PodVanished", 0, 1),
+    ],
+)
+def test_an_end_counts_as_what_it_was(end, reason, restarts, disruptions):
+    counted = tally(pod(1, **end))
+    assert [a.reason for a in counted.attempts] == [reason]
+    assert (counted.restarts, counted.disruptions) == (restarts, disruptions)
+
+
+def test_a_pod_is_counted_once_however_often_it_is_seen():
+    dead = pod(1, exit_code=1)
+    first = tally(dead)
+    again = tally(dead, pod(2), status=stored(first))
+    assert (first.restarts, again.restarts) == (1, 1)
+    assert [a.pod for a in again.attempts] == ["tune-train-00001", "tune-train-00002"]
+    assert (len(first.ended), len(again.ended)) == (1, 0)
+
+
+def test_the_newest_five_stay_and_older_ones_are_not_counted_anew():
+    pods = [pod(n, exit_code=1) for n in range(1, 9)]
+    counted = tally(*pods)
+    assert [a.pod[-1] for a in counted.attempts] == ["4", "5", "6", "7", "8"]
+    assert counted.restarts == 8
+    assert tally(*pods, status=stored(counted)).restarts == 8
+
+
+def test_a_pod_that_has_not_run_is_no_attempt():
+    waits = replace(pod(1), started=None, running=False)
+    assert tally(waits).attempts == ()
+
+
+def test_a_pod_that_nobody_saw_end_is_a_disruption():
+    running = tally(pod(1))
+    counted = tally(status=stored(running))
+    (attempt,) = counted.attempts
+    assert (attempt.reason, attempt.end_time, attempt.exit_code) == ("PodVanished", NOW_TEXT, None)
+    assert counted.disruptions == 1
+    assert tally(status=stored(counted)).disruptions == 1
+
+
+def test_pods_of_the_other_stage_do_not_vanish():
+    prepared = JobStatus(attempts=tally(pod(1)).attempts)
+    renamed = prepared.attempts[0].model_copy(update={"pod": "tune-prepare-00001"})
+    counted = tally(status=JobStatus(attempts=(renamed,)))
+    assert counted.attempts == (renamed,)
+
+
+def test_where_a_pod_resumed_is_kept_after_it_went_silent():
+    first = pod(1)
+    said = {first.uid: report_for(first, Stage.TRAIN, resumed_from_step=40)}
+    running = tally(first, reports=said)
+    ended = tally(replace(first, running=False, ended=NOW_TEXT, exit_code=3), status=stored(running))
+    assert ended.attempts[0].resumed_from_step == 40
+
+
+def resumed(of: Pod, step: int, saved: int) -> dict[str, Report]:
+    return {of.uid: report_for(of, Stage.TRAIN, resumed_from_step=step, recovery=make_recovery(saved))}
+
+
+def test_two_stops_in_a_row_without_a_new_step_count_as_a_failure():
+    first, second = pod(1, exit_code=3), pod(2, exit_code=3)
+    one = tally(first, reports=resumed(first, 10, 10))
+    assert (one.restarts, one.disruptions) == (0, 1)
+    two = tally(first, second, status=stored(one), reports=resumed(second, 10, 10))
+    assert (two.restarts, two.disruptions) == (1, 1)
+
+
+def test_stops_with_progress_stay_free():
+    first, second = pod(1, exit_code=3), pod(2, exit_code=3)
+    one = tally(first, reports=resumed(first, 0, 10))
+    two = tally(first, second, status=stored(one), reports=resumed(second, 10, 15))
+    assert (two.restarts, two.disruptions) == (0, 2)
+
+
+def test_preemptions_stay_free_even_without_progress():
+    ends = {"exit_code": 137, "disrupted": "PreemptionByScheduler"}
+    pods = [pod(n, **ends) for n in range(1, 6)]
+    counted = tally(*pods)
+    assert (counted.restarts, counted.disruptions) == (0, 5)
+
+
+def test_out_of_memory_twice_means_at_the_same_step():
+    killed = {"exit_code": 137, "cause": "OOMKilled"}
+    first, second = pod(1, **killed), pod(2, **killed)
+    once = tally(first)
+    assert not out_of_memory_twice(once, JOB, Stage.TRAIN)
+    assert out_of_memory_twice(tally(first, second), JOB, Stage.TRAIN)
+    reports = {**resumed(first, 0, 10), **resumed(second, 10, 10)}
+    assert not out_of_memory_twice(tally(first, second, reports=reports), JOB, Stage.TRAIN)
