@@ -1,0 +1,129 @@
+"""The client turns each answer of an API server into the one error that says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio import client as kubernetes_client
+
+from finetune_operator.client import (
+    FINETUNE_JOBS,
+    JOBS,
+    PODS,
+    RUNTIMES,
+    AlreadyExists,
+    Cluster,
+    Conflict,
+    NotFound,
+    Refused,
+    Unavailable,
+)
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+Use = Callable[[Cluster], Awaitable[Any]]
+
+
+def against(handler: Handler, use: Use) -> Any:
+    """Run `use` with a client of a server that answers as `handler` says."""
+
+    async def story() -> Any:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", handler)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        configuration = kubernetes_client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+        configuration.api_key["BearerToken"] = "Bearer t0ken"
+        cluster = Cluster(kubernetes_client.ApiClient(configuration))
+        try:
+            return await use(cluster)
+        finally:
+            await cluster.close()
+            await runner.cleanup()
+
+    return asyncio.run(story())
+
+
+def status(code: int, reason: str, message: str = "why", **headers: str) -> Handler:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"kind": "Status", "reason": reason, "message": message}, status=code, headers=headers)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (status(404, "NotFound"), NotFound),
+        (status(409, "AlreadyExists"), AlreadyExists),
+        (status(409, "Conflict"), Conflict),
+        (status(403, "Forbidden"), Refused),
+        (status(422, "Invalid"), Refused),
+        (status(401, "Unauthorized"), Unavailable),
+        (status(500, "InternalError"), Unavailable),
+        (status(429, "TooManyRequests", **{"Retry-After": "7"}), Unavailable),
+    ],
+)
+def test_an_answer_becomes_the_error_that_says_what_to_do(answer, error):
+    with pytest.raises(error) as raised:
+        against(answer, lambda cluster: cluster.create(JOBS, {"metadata": {"name": "a", "namespace": "n"}}))
+    assert type(raised.value) is error
+    assert "why" in str(raised.value)
+    if error is Unavailable:
+        assert raised.value.retry_after in (None, 7.0)
+
+
+def test_an_answer_that_is_no_status_is_quoted():
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text="<html>bad gateway", status=502)
+
+    with pytest.raises(Unavailable, match="<html>bad gateway"):
+        against(answer, lambda cluster: cluster.get(PODS, "n", "a"))
+
+
+def test_a_server_that_is_not_there_is_unavailable():
+    async def story() -> None:
+        cluster = Cluster(kubernetes_client.ApiClient(kubernetes_client.Configuration(host="http://127.0.0.1:9")))
+        try:
+            with pytest.raises(Unavailable):
+                await cluster.get(PODS, "n", "a")
+        finally:
+            await cluster.close()
+
+    asyncio.run(story())
+
+
+def test_a_status_is_applied_with_its_preconditions():
+    asked: list[tuple[str, dict[str, str], str, Any]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append((request.path, dict(request.query), request.content_type, json.loads(await request.read())))
+        assert request.headers["Authorization"] == "Bearer t0ken"
+        return web.json_response({})
+
+    manifest = {"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "5"}, "status": {}}
+    against(answer, lambda cluster: cluster.apply_status(FINETUNE_JOBS, manifest))
+    against(answer, lambda cluster: cluster.suspend("n", "a-train", "u"))
+    (path, query, content, body), (other_path, _, other_content, other_body) = asked
+    assert path == "/apis/finetune.dev/v1alpha1/namespaces/n/finetunejobs/a/status"
+    assert query == {"fieldManager": "finetune-operator", "force": "true"}
+    assert (content, body) == ("application/apply-patch+yaml", manifest)
+    assert other_path == "/apis/batch/v1/namespaces/n/jobs/a-train"
+    assert other_content == "application/merge-patch+json"
+    assert other_body == {"metadata": {"uid": "u"}, "spec": {"suspend": True}}
+
+
+def test_a_list_is_read_to_its_last_page():
+    async def answer(request: web.Request) -> web.Response:
+        page = int(request.query.get("continue", "0"))
+        assert request.query["labelSelector"] == "a=b"
+        more = {"continue": str(page + 1)} if page < 2 else {}
+        return web.json_response({"metadata": more, "items": [{"n": page}]})
+
+    found = against(answer, lambda cluster: cluster.list(RUNTIMES, labels="a=b"))
+    assert found == [{"n": 0}, {"n": 1}, {"n": 2}]

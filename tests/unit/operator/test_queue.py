@@ -1,0 +1,208 @@
+"""Each key once, one worker per key, back-off with jitter, looks at a later time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from finetune_operator.queue import Key, RetryLater, WorkQueue
+
+A, B = ("team", "a"), ("team", "b")
+
+
+@asynccontextmanager
+async def running(queue: WorkQueue, work: Callable[[Key], Awaitable[float | None]], workers: int = 4):
+    task = asyncio.create_task(queue.run(work, workers))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def make_queue() -> WorkQueue:
+    return WorkQueue(asyncio.get_running_loop().time, random.Random(1))
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_a_key_added_many_times_before_a_worker_is_free_is_done_once():
+    async def story():
+        queue, done = make_queue(), []
+
+        async def work(key: Key) -> None:
+            done.append(key)
+
+        for _ in range(5):
+            await queue.add(A)
+        await queue.add(B)
+        assert queue.depth() == 2
+        async with running(queue, work):
+            await until(lambda: len(done) == 2)
+            await asyncio.sleep(0.02)
+        assert sorted(done) == [A, B]
+
+    asyncio.run(story())
+
+
+def test_one_key_is_never_worked_on_twice_at_once_and_is_done_again_if_added_meanwhile():
+    async def story():
+        queue, at_once, most, done = make_queue(), 0, 0, 0
+
+        async def work(_: Key) -> None:
+            nonlocal at_once, most, done
+            at_once += 1
+            most = max(most, at_once)
+            await asyncio.sleep(0.02)
+            at_once -= 1
+            done += 1
+
+        async with running(queue, work):
+            await queue.add(A)
+            await until(lambda: at_once == 1)
+            for _ in range(3):
+                await queue.add(A)
+            await until(lambda: done == 2)
+            await asyncio.sleep(0.05)
+        assert (most, done) == (1, 2)
+
+    asyncio.run(story())
+
+
+def test_two_keys_are_worked_on_side_by_side():
+    async def story():
+        queue, together = make_queue(), asyncio.Barrier(2)
+
+        async def work(_: Key) -> None:
+            await together.wait()
+
+        async with running(queue, work, workers=2):
+            await queue.add(A)
+            await queue.add(B)
+            await until(lambda: queue.depth() == 0 and not together.n_waiting)
+
+    asyncio.run(story())
+
+
+def test_work_that_wants_another_look_gets_it_at_its_time():
+    async def story():
+        queue, times = make_queue(), []
+
+        async def work(_: Key) -> float | None:
+            times.append(asyncio.get_running_loop().time())
+            return 0.1 if len(times) == 1 else None
+
+        async with running(queue, work):
+            await queue.add(A)
+            await until(lambda: len(times) == 2)
+            await asyncio.sleep(0.15)
+        assert len(times) == 2
+        assert 0.09 <= times[1] - times[0] < 0.5
+
+    asyncio.run(story())
+
+
+def test_an_event_comes_before_a_later_look_and_takes_its_place():
+    async def story():
+        queue, done = make_queue(), 0
+
+        async def work(_: Key) -> None:
+            nonlocal done
+            done += 1
+
+        async with running(queue, work):
+            await queue.add_after(A, 0.05)
+            await queue.add(A)
+            await until(lambda: done == 1)
+            await asyncio.sleep(0.1)
+        assert done == 1
+
+    asyncio.run(story())
+
+
+def test_the_nearer_of_two_later_looks_wins():
+    async def story():
+        queue, done = make_queue(), []
+
+        async def work(_: Key) -> None:
+            done.append(asyncio.get_running_loop().time())
+
+        begun = asyncio.get_running_loop().time()
+        async with running(queue, work):
+            await queue.add_after(A, 30.0)
+            await queue.add_after(A, 0.05)
+            await queue.add_after(A, 20.0)
+            await until(lambda: len(done) == 1)
+        assert done[0] - begun < 1.0
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("error", [RetryLater("the API server is down"), ValueError("a bug")])
+def test_what_fails_comes_again_later_each_time_and_stops_nobody_else(error, caplog):
+    async def story():
+        queue, times, others = make_queue(), [], 0
+
+        async def work(key: Key) -> None:
+            nonlocal others
+            if key == B:
+                others += 1
+                return
+            times.append(asyncio.get_running_loop().time())
+            if len(times) < 4:
+                raise error
+
+        async with running(queue, work, workers=1):
+            await queue.add(A)
+            await until(lambda: len(times) == 1)
+            await queue.add(B)
+            await until(lambda: len(times) == 4, seconds=10)
+        assert others == 1
+        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+        for number, wait in enumerate(waits):
+            assert 0.5 * 0.5 * 2**number <= wait <= 0.5 * 2**number + 0.3
+
+    asyncio.run(story())
+    assert any("a bug" in str(record.exc_info) for record in caplog.records) == isinstance(error, ValueError)
+
+
+def test_a_server_that_names_a_time_is_asked_then():
+    async def story():
+        queue, times = make_queue(), []
+
+        async def work(_: Key) -> None:
+            times.append(asyncio.get_running_loop().time())
+            if len(times) == 1:
+                raise RetryLater("busy", after=0.05)
+
+        async with running(queue, work):
+            await queue.add(A)
+            await until(lambda: len(times) == 2)
+        assert 0.04 <= times[1] - times[0] < 0.24
+
+    asyncio.run(story())
+
+
+def test_the_oldest_age_is_that_of_the_key_that_waits_longest():
+    async def story():
+        now = 100.0
+        queue = WorkQueue(lambda: now)
+        assert queue.oldest_age() == 0.0
+        await queue.add(A)
+        now = 130.0
+        await queue.add(B)
+        await queue.add(A)
+        now = 140.0
+        assert queue.oldest_age() == 40.0
+
+    asyncio.run(story())
