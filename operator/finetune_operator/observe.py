@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -36,7 +35,6 @@ from finetune_operator.plan.objects import child_name
 from finetune_operator.plan.references import Permitted, permit
 from finetune_operator.plan.state import Observed, Pod
 from finetune_operator.plan.weights import parent_name
-from finetune_operator.poll import Poller
 
 REMEMBERED = 1024
 WATCH_LAG_SECONDS = 1.0
@@ -61,14 +59,14 @@ class Departed:
         return [pod for pod in self._pods.values() if wanted.items() <= pod["metadata"].get("labels", {}).items()]
 
 
-async def observe(job: FineTuneJob, cluster: Cluster, poller: Poller, departed: Departed, now: datetime) -> Observed:
-    """What `decide` needs to know about `job`: references before it starts, children after."""
+async def observe(job: FineTuneJob, cluster: Cluster, departed: Departed) -> Observed:
+    """What `decide` needs to know about `job`, but for reports: references before it starts, children after."""
     status = job.status or JobStatus()
     if status.is_final or job.metadata.deletion_timestamp is not None:
         return Observed()
     if status.start_time is None:
         return await _references(job, cluster)
-    return await _children(job, status, cluster, poller, departed, now)
+    return await _children(job, status, cluster, departed)
 
 
 async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
@@ -94,10 +92,8 @@ async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
     )
 
 
-async def _children(
-    job: FineTuneJob, status: JobStatus, cluster: Cluster, poller: Poller, departed: Departed, now: datetime
-) -> Observed:
-    """The stage's Job, its pods, and what these report."""
+async def _children(job: FineTuneJob, status: JobStatus, cluster: Cluster, departed: Departed) -> Observed:
+    """The stage's Job and its pods."""
     stage, namespace, uid = stage_of(status), job.metadata.namespace or "", job.metadata.uid or ""
     manifest = await _find(cluster, JOBS, namespace, child_name(job, stage))
     word = stage.value.lower()
@@ -106,12 +102,8 @@ async def _children(
     gone = await _gone(status, {pod["metadata"]["uid"] for pod in there}, there, departed, uid, word)
     parsed = [*(seen.pod(pod) for pod in there), *(seen.pod(pod, gone=True) for pod in gone)]
     pods = sorted((pod for pod in parsed if pod is not None), key=_age)
-    if manifest is None:
-        return Observed(pods={stage: tuple(pods)})
-    child = seen.child_job(manifest)
-    ours = child.owner is not None and child.owner.uid == uid
-    reports = await poller.hear(uid, child.uid, pods, now) if ours else {}
-    return Observed(children={stage: child}, pods={stage: tuple(pods)}, reports=reports)
+    children = {stage: seen.child_job(manifest)} if manifest is not None else {}
+    return Observed(children=children, pods={stage: tuple(pods)})
 
 
 async def _gone(

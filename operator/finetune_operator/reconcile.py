@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from finetune_operator.observe import Departed, observe
 from finetune_operator.plan.decide import decide, refused_child
 from finetune_operator.plan.invalid import invalid_job, shell
 from finetune_operator.plan.news import News, news
-from finetune_operator.plan.state import Plan
+from finetune_operator.plan.state import Heard, Observed, Plan
 from finetune_operator.poll import Poller
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.settings import Settings
@@ -93,8 +93,18 @@ class Reconciler:
             job = job_from(manifest)
         except ValidationError as error:
             return shell(manifest), invalid_job(manifest, error, self.settings, now)
-        observed = await observe(job, self.cluster, self.poller, self.departed, now)
+        observed = await observe(job, self.cluster, self.departed)
+        observed = replace(observed, reports=await self._reports(job, observed, now))
         return job, decide(job, observed, self.settings, now)
+
+    async def _reports(self, job: FineTuneJob, observed: Observed, now: datetime) -> dict[str, Heard]:
+        """What the pods of our own children report."""
+        uid = job.metadata.uid or ""
+        heard: dict[str, Heard] = {}
+        for stage, child in observed.children.items():
+            if child.owner is not None and child.owner.uid == uid:
+                heard |= await self.poller.hear(uid, child.uid, observed.pods.get(stage, ()), now)
+        return heard
 
     async def _write(self, job: FineTuneJob, plan: Plan, now: datetime) -> None:
         """The status, if there is news in it; then the events."""
