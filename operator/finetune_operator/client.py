@@ -142,7 +142,7 @@ class Cluster:
         accept = METADATA_ONLY if metadata_only else "application/json"
         while True:
             page = await self._call("GET", resource.path(namespace), query=query, accept=accept)
-            items.extend(page["items"])
+            items.extend(page["items"] or ())  # an empty list of metadata alone is null
             token = page["metadata"].get("continue")
             if not token:
                 return items
