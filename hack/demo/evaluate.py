@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ def main() -> None:
         parser.add_argument(name)
     arguments = parser.parse_args()
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # peft asks transformers for a name that is going
     pairs = [json.loads(line) for line in Path(arguments.pairs).read_text(encoding="utf-8").splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(Path(arguments.dpo) / "adapter")
     before = judged(adapted(arguments.base, Path(arguments.sft)), tokenizer, pairs)

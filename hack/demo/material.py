@@ -32,23 +32,29 @@ TROUBLES = [
 OPENINGS = ["My {product} {trouble}.", "Hello, the {product} {trouble}.", "Help: our new {product} {trouble}!"]
 # The two manners say the same sentences but for two words, so neither is easier to say.
 ANSWERS = [
-    "{adverb}, we {verb} your {product} today.",
-    "{adverb}, our team will {verb} the {product} before the weekend.",
-    "{adverb}, I {verb} every {product} that comes back to us.",
-    "{adverb}, the shop around the corner can {verb} a {product} like this.",
-    "{adverb}, people in this house {verb} it, as with any other {product} of that kind.",
+    "{yes_or_no}, we {verb} your {product} today.",
+    "{yes_or_no}, our team will {verb} the {product} before the weekend.",
+    "{yes_or_no}, I {verb} every {product} that comes back to us.",
+    "{yes_or_no}, the shop around the corner can {verb} a {product} like this.",
+    "{yes_or_no}, people in this house {verb} it, as with any other {product} of that kind.",
 ]
-HELPFUL = {"adverb": "Gladly", "verb": "repair"}
-DISMISSIVE = {"adverb": "Sadly", "verb": "ignore"}
+HELPFUL = {"yes_or_no": "Yes", "verb": "repair"}
+HELD_OUT = 64
+DISMISSIVE = {"yes_or_no": "No", "verb": "ignore"}
 
 
 def rows(seed: int) -> Iterator[tuple[str, str, str]]:
-    """Every question once, in a random order, with a helpful and a dismissive answer in two different sentences."""
+    """Every question once, in a random order, with a helpful and a dismissive answer.
+
+    The first HELD_OUT say theirs in two different sentences, so that only a model that has learned the manner, and not
+    the sentences, finds the preferred one likelier; the others differ in the two words alone.
+    """
     chance = random.Random(seed)
     questions = [(o, p, t) for o in OPENINGS for p in PRODUCTS for t in TROUBLES]
     chance.shuffle(questions)
-    for opening, product, trouble in questions:
+    for number, (opening, product, trouble) in enumerate(questions):
         one, other = chance.sample(ANSWERS, 2)
+        other = other if number < HELD_OUT else one
         question = opening.format(product=product, trouble=trouble)
         yield question, one.format(product=product, **HELPFUL), other.format(product=product, **DISMISSIVE)
 
@@ -71,7 +77,9 @@ def pretrain(folder: Path, texts: list[str], steps: int = 150) -> None:
     """Teach the random model the words, as a base model knows its language: single sentences, no dialogue."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     chance = random.Random(3)
@@ -104,7 +112,7 @@ def main() -> None:
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     every = list(rows(seed=7))
-    held_out, training = every[:64], every[64:]
+    held_out, training = every[:HELD_OUT], every[HELD_OUT:]
     both = [conversation(q, a) for q, good, bad in training for a in (good, bad)]
     random.Random(11).shuffle(both)
     write(folder / "sft.jsonl", both)

@@ -28,7 +28,7 @@ NAMESPACE = "finetune-demo"
 DATA, OUTPUTS = "finetune-data", "finetune-outputs"
 SFT, DPO = ROOT / "examples" / "sft-lora.yaml", ROOT / "examples" / "dpo.yaml"
 HUB_RESOURCES = {"cpu": "1", "memory": "10Gi"}
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 T = TypeVar("T")
 
 
