@@ -53,12 +53,17 @@ generate: setup ## write every generated file: CRDs, the chart's files
 verify: setup ## fail when a generated file differs from what generate would write
 	$(PY) hack/generate.py --check
 
-.PHONY: test-unit test-integration chart
+.PHONY: test test-unit test-integration test-e2e chart
+test: test-unit test-integration test-e2e ## every tier
+
 test-unit: setup ## unit and architecture tests; Python is all they need
 	$(PY) -m pytest tests/unit tests/architecture
 
 test-integration: setup cluster-build ## the contract, the chart and whole lifecycles on a real API server
 	$(PY) -m pytest tests/integration tests/chart
+
+test-e2e: setup ## real pods of the real images on a real node
+	$(PY) -m pytest tests/e2e
 
 chart: setup cluster-build ## lint the chart and test what it renders
 	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator

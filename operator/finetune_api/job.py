@@ -22,7 +22,7 @@ from finetune_api.base import (
     cel_string,
 )
 from finetune_api.method import TrainingMethod, TrainingType
-from finetune_api.names import JOB_NAME_PATTERN
+from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
 from finetune_api.status import JobStatus
 from finetune_api.uris import DataUri, ModelUri, OutputUri
 
@@ -273,7 +273,7 @@ NAME_RULE = Rule(
 class FineTuneJob(Resource):
     """A fine-tuning job: data and model in, an adapter or model out, with its progress in status."""
 
-    api_version: Literal["finetune.dev/v1alpha1"]
+    api_version: ApiVersion
     kind: Literal["FineTuneJob"]
     metadata: ObjectMeta
     spec: JobSpec

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
-JOB_KIND, JOB_PLURAL, JOB_SINGULAR, JOB_SHORT = "FineTuneJob", "finetunejobs", "finetunejob", "ftj"
-RUNTIME_KIND, RUNTIME_PLURAL, RUNTIME_SINGULAR, RUNTIME_SHORT = (
-    "FineTuneRuntime",
-    "finetuneruntimes",
-    "finetuneruntime",
-    "ftr",
-)
+API_VERSION: Final = "finetune.dev/v1alpha1"
+JOB_KIND: Final = "FineTuneJob"
+RUNTIME_KIND: Final = "FineTuneRuntime"
+ApiVersion = Literal["finetune.dev/v1alpha1"]
+JOB_PLURAL, JOB_SINGULAR, JOB_SHORT = "finetunejobs", "finetunejob", "ftj"
+RUNTIME_PLURAL, RUNTIME_SINGULAR, RUNTIME_SHORT = "finetuneruntimes", "finetuneruntime", "ftr"
 JOB_CATEGORY = "ml"
 
 FIELD_MANAGER = "finetune-operator"

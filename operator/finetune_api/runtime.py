@@ -20,6 +20,7 @@ from finetune_api.job import (
     Resources,
 )
 from finetune_api.method import MethodType, TrainingKind
+from finetune_api.names import ApiVersion
 from finetune_api.uris import ModelUri, OutputTemplate
 
 Opaque = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
@@ -224,7 +225,7 @@ class RuntimeSpec(ApiModel):
 class FineTuneRuntime(Resource):
     """A place to train: image, nodes, limits, and what jobs there may touch."""
 
-    api_version: Literal["finetune.dev/v1alpha1"]
+    api_version: ApiVersion
     kind: Literal["FineTuneRuntime"]
     metadata: ObjectMeta
     spec: RuntimeSpec

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from finetune_api import names
 from finetune_api.job import FineTuneJob, JobSpec, ObjectMeta
 from finetune_api.status import JobStatus, Reason
 from finetune_operator.plan.admit import refused
@@ -37,8 +38,8 @@ def shell(manifest: Manifest) -> FineTuneJob:
     except ValidationError:
         status = JobStatus()
     return FineTuneJob.model_construct(
-        api_version="finetune.dev/v1alpha1",
-        kind="FineTuneJob",
+        api_version=names.API_VERSION,
+        kind=names.JOB_KIND,
         metadata=ObjectMeta.model_validate(manifest["metadata"]),
         spec=JobSpec.model_construct(training_file=""),
         status=status,
