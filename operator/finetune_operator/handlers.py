@@ -115,6 +115,9 @@ def _engine_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 600
     settings.watching.inactivity_timeout = 70
     settings.watching.chunk_size = 500
+    # A handler only puts a key on the queue, so that nothing needs time to finish when the operator ends.
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.exit_timeout = 0.1
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
     settings.watching.label_selectors["batch/v1", "jobs"] = OURS
