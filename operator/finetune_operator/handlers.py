@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +74,17 @@ class Watch:
         )
 
 
-async def run(watch: Watch, settings: Settings) -> None:
-    """Watch until SIGTERM or SIGINT."""
+async def run(watch: Watch, settings: Settings, stop: Callable[[], None]) -> None:
+    """Watch until SIGTERM or SIGINT; `stop` is called then, to end what else runs in this event loop."""
+
+    async def cleanup(**_: Any) -> None:
+        # kopf waits for tasks that it finds running beside its own, and only then returns.
+        stop()
+
+    registry = _registry(watch)
+    kopf.on.cleanup(registry=registry)(cleanup)
     await kopf.operator(
-        registry=_registry(watch),
+        registry=registry,
         settings=_engine_settings(),
         standalone=True,
         clusterwide=not settings.namespaces,
