@@ -81,9 +81,13 @@ async def run(settings: Settings, kubeconfig: str | None) -> None:
             if settings.create_default_runtime:
                 image = settings.trainer_image or f"finetune-trainer:{version('finetune-operator')}"
                 background.append(group.create_task(ensure_default_runtime(image, cluster), name="first runtime"))
-            await handlers.run(handlers.Watch(cluster, queue, roster, departed), settings)
-            for task in background:
-                task.cancel()
+
+            def stop() -> None:
+                for task in background:
+                    task.cancel()
+
+            await handlers.run(handlers.Watch(cluster, queue, roster, departed), settings, stop)
+            stop()
     finally:
         await runner.cleanup()
         await cluster.close()

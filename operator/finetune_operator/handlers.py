@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +74,17 @@ class Watch:
         )
 
 
-async def run(watch: Watch, settings: Settings) -> None:
-    """Watch until SIGTERM or SIGINT."""
+async def run(watch: Watch, settings: Settings, stop: Callable[[], None]) -> None:
+    """Watch until SIGTERM or SIGINT; `stop` is called then, to end what else runs in this event loop."""
+
+    async def cleanup(**_: Any) -> None:
+        # kopf waits for tasks that it finds running beside its own, and only then returns.
+        stop()
+
+    registry = _registry(watch)
+    kopf.on.cleanup(registry=registry)(cleanup)
     await kopf.operator(
-        registry=_registry(watch),
+        registry=registry,
         settings=_engine_settings(),
         standalone=True,
         clusterwide=not settings.namespaces,
@@ -115,6 +123,9 @@ def _engine_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 600
     settings.watching.inactivity_timeout = 70
     settings.watching.chunk_size = 500
+    # A handler only puts a key on the queue, so that nothing needs time to finish when the operator ends.
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.exit_timeout = 0.1
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
     settings.watching.label_selectors["batch/v1", "jobs"] = OURS

@@ -175,7 +175,8 @@ def end_sentence(look: Look, attempt: Attempt) -> str:
     pod = next((p for p in look.pods if p.name == attempt.pod), None)
     if pod is None:
         return f"pod {attempt.pod} is gone, and nobody saw how it ended"
-    return f"pod {pod.name}: {end_of(pod, look.report(pod))}"
+    sentence = end_of(pod, look.report(pod))
+    return sentence if pod.name in sentence else f"pod {pod.name}: {sentence}"
 
 
 def _at_work(look: Look, pod: Pod) -> list[Say]:

@@ -3,8 +3,15 @@
 import pytest
 
 from rows import save_light_model
+from tiny import save_model
 
 
 @pytest.fixture(scope="session")
 def light_model(tmp_path_factory):
     return save_light_model(tmp_path_factory.mktemp("light") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A random Llama with tokenizer and chat template."""
+    return save_model(tmp_path_factory.mktemp("tiny") / "model", hidden=32, layers=2, heads=4)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from time import monotonic
-from typing import TextIO
 
 from finetune_api.report import Report
 from finetune_api.status import Checkpoint, DataStatus, Progress
@@ -23,9 +21,8 @@ SHOWN = {
 class Console:
     """Prints what is new in a report; steps at most every `period` seconds, the last one always."""
 
-    def __init__(self, period: float, stream: TextIO = sys.stdout) -> None:
+    def __init__(self, period: float) -> None:
         self._period = period
-        self._stream = stream
         self._seen: Report | None = None
         self._last_step = -period
 
@@ -34,22 +31,22 @@ class Console:
         seen, self._seen = self._seen, report
         before = seen or report.model_copy(update={"data": None, "checkpoints": (), "warnings": (), "metrics": None})
         if report.data is not None and report.data != before.data:
-            self._print(data_line(report.data))
+            _print(data_line(report.data))
         if report.resumed_from_step and report.resumed_from_step != before.resumed_from_step:
-            self._print(f"going on after step {report.resumed_from_step}")
+            _print(f"going on after step {report.resumed_from_step}")
         if report.metrics is not None:
             old_eval = before.metrics.eval if before.metrics else {}
             if report.metrics.eval and report.metrics.eval != old_eval:
                 step = report.progress.step if report.progress else 0
-                self._print(f"evaluation after step {step}: {_values(report.metrics.eval)}")
+                _print(f"evaluation after step {step}: {_values(report.metrics.eval)}")
             if report.progress and report.progress != before.progress and report.metrics.train:
                 self._step(report.progress, report.metrics.train)
         for warning in report.warnings:
             if warning not in before.warnings:
-                self._print(f"warning {warning.reason}: {warning.message}")
+                _print(f"warning {warning.reason}: {warning.message}")
         for checkpoint in report.checkpoints:
             if checkpoint not in before.checkpoints:
-                self._print(checkpoint_line(checkpoint))
+                _print(checkpoint_line(checkpoint))
 
     def _step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         now = monotonic()
@@ -59,10 +56,11 @@ class Console:
         speed = f"  {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
         left = progress.estimated_remaining_seconds
         remaining = f"  {left // 3600}:{left % 3600 // 60:02}:{left % 60:02} left" if left else ""
-        self._print(f"step {progress.display}  epoch {progress.epoch:.2f}  {_values(metrics)}{speed}{remaining}")
+        _print(f"step {progress.display}  epoch {progress.epoch:.2f}  {_values(metrics)}{speed}{remaining}")
 
-    def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def data_line(data: DataStatus) -> str:

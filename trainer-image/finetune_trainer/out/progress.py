@@ -47,10 +47,10 @@ class Reporter:
             if self._heard is not None:
                 self._heard(self._report)
 
-    def serve(self, port: int = names.PROGRESS_PORT) -> int:
-        """Answer GET /progress and /healthz on `port` from now on; returns the port (0 = any free one)."""
+    def serve(self, port: int | None = None) -> int:
+        """Answer GET /progress and /healthz from now on; returns the port (absent = the contract's, 0 = any free)."""
         handler = type("Handler", (_Handler,), {"reporter": self})
-        self._server = ThreadingHTTPServer(("", port), handler)
+        self._server = ThreadingHTTPServer(("", names.PROGRESS_PORT if port is None else port), handler)
         self._server.daemon_threads = True
         Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
         return int(self._server.server_address[1])

@@ -19,8 +19,10 @@ Integers = npt.NDArray[np.integer[Any]]
 
 
 class PairTokens(Protocol):
-    """A preference row: a prompt and two answers."""
+    """A preference row: a prompt and two answers, from a line of the data file."""
 
+    @property
+    def line(self) -> int: ...
     @property
     def prompt(self) -> Integers: ...
     @property

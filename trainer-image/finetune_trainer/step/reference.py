@@ -84,7 +84,7 @@ def _score(
         sums = policy.score(pair_batch([pair(row) for row in rows])).cpu().view(-1, 2)
         for row, ok in zip(rows, sums.isfinite().all(dim=1).tolist(), strict=True):
             if not ok:
-                problem = f"its log-probability of an answer (row {row + 1} of the checked rows) is not finite"
+                problem = f"its log-probability of an answer of line {pair(row).line} is not finite"
                 raise failed(FailureCode.MODEL_UNSUPPORTED, uri=policy.base.uri, problem=problem)
         parts.append(sums)
     return torch.cat(parts)

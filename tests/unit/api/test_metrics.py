@@ -1,0 +1,30 @@
+"""The metric table: both spellings, and what has no JSON form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from finetune_api.metrics import METRICS, checkpoint_values, status_values
+
+
+def test_every_metric_has_one_name_in_each_place():
+    assert len({metric.log for metric in METRICS}) == len({metric.status for metric in METRICS}) == len(METRICS)
+
+
+def test_status_speaks_camel_case_and_leaves_out_what_is_not_finite():
+    values = {"loss": 0.5, "rewards/accuracies": 1.0, "grad_norm": math.nan, "kl": -math.inf}
+    assert status_values(values) == {"loss": 0.5, "rewardAccuracy": 1.0}
+
+
+def test_a_checkpoint_carries_its_evaluation():
+    assert checkpoint_values({"loss": 0.44, "rewards/accuracies": 0.78}) == {
+        "evalLoss": 0.44,
+        "evalRewardAccuracy": 0.78,
+    }
+
+
+def test_a_name_outside_the_table_is_an_error():
+    with pytest.raises(KeyError):
+        status_values({"perplexity": 3.0})

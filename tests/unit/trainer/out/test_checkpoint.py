@@ -1,0 +1,113 @@
+"""Recovery states: whole or not there, the newest two, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import shutil
+
+import pytest
+import torch
+
+from finetune_trainer.out import checkpoint
+from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
+
+
+def state(step):
+    tensors = {"weights": {"a": torch.full((3,), float(step))}, "optimizer": {"step:a": torch.tensor(float(step))}}
+    return RecoveryState(step, tensors, {"tokens": 10 * step})
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def store(tmp_path, told):
+    store = RecoveryStore(tmp_path / "recovery", "plan", told.append)
+    yield store
+    store.close()
+
+
+def save(store, *steps):
+    for step in steps:
+        store.save(state(step))
+    store.wait()
+
+
+def test_the_newest_state_comes_back_as_it_was(store, told):
+    save(store, 1, 2)
+    found, skipped = store.newest()
+    assert (found.step, found.facts, skipped) == (2, {"tokens": 20}, [])
+    assert torch.equal(found.tensors["weights"]["a"], torch.full((3,), 2.0))
+    assert found.tensors["optimizer"]["step:a"].shape == ()
+    assert told == [1, 2]
+
+
+def test_the_newest_two_are_kept_also_beyond_step_9(store, tmp_path):
+    save(store, 8, 9, 10, 11)
+    assert {folder.name for folder in (tmp_path / "recovery").iterdir()} == {"step-10", "step-11"}
+
+
+def test_a_state_is_what_it_was_when_it_was_given(store):
+    given = state(1)
+    store.save(given)
+    given.tensors["weights"]["a"].fill_(9.0)
+    store.wait()
+    assert torch.equal(store.newest()[0].tensors["weights"]["a"], torch.full((3,), 1.0))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "weights.safetensors").unlink(),
+        lambda folder: (folder / "optimizer.safetensors").write_bytes(b""),
+        lambda folder: (folder / "state.json").write_text(json.dumps({"step": 7})),
+        shutil.rmtree,
+    ],
+    ids=["no manifest", "half a manifest", "a file gone", "a file empty", "a file changed", "all gone"],
+)
+def test_a_damaged_state_is_skipped_for_the_one_before(store, tmp_path, damage):
+    save(store, 1, 2)
+    damage(tmp_path / "recovery" / "step-2")
+    found, skipped = store.newest()
+    assert found.step == 1
+    assert len(skipped) == (1 if (tmp_path / "recovery" / "step-2").exists() else 0)
+    save(store, 2)
+    assert store.newest()[0].step == 2, "and is replaced"
+
+
+def test_a_state_of_another_plan_is_never_loaded(store, tmp_path):
+    save(store, 1)
+    other = RecoveryStore(tmp_path / "recovery", "another plan", lambda _step: None)
+    found, skipped = other.newest()
+    other.close()
+    assert found is None
+    assert skipped == ["the recovery state step-1 was skipped: it belongs to other data or settings"]
+
+
+def test_a_write_that_fails_is_heard_of_and_leaves_the_earlier_state(store, monkeypatch):
+    save(store, 1)
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    store.save(state(2))
+    with pytest.raises(OSError, match="No space left"):
+        store.wait()
+    monkeypatch.undo()
+    assert store.newest()[0].step == 1
+    save(store, 2)
+    assert store.newest()[0].step == 2
+
+
+def test_nothing_is_pickled(store, tmp_path):
+    save(store, 1)
+    for file in (tmp_path / "recovery" / "step-1").iterdir():
+        assert file.suffix in (".json", ".safetensors")
+        with pytest.raises(ValueError):
+            list(pickletools.genops(file.read_bytes()))

@@ -1,0 +1,138 @@
+"""Published folders: complete under their name, listed, safe to publish again."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from finetune_api.report import FailureCode, Report
+from finetune_api.status import CheckpointType
+from finetune_api.trainer import Stage
+from finetune_trainer.failures import RunFailed
+from finetune_trainer.files import sha256_of
+from finetune_trainer.layout import Layout
+from finetune_trainer.out.publish import Publisher, model_card
+from training import trainer_config
+
+
+@pytest.fixture
+def publisher(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"):
+        (base / name).write_text(name)
+    config = trainer_config(base, tmp_path)
+    layout = Layout.of(config)
+    for folder in (layout.private, layout.output):
+        folder.mkdir(parents=True, exist_ok=True)
+    return Publisher(config, layout, base, "# card\n")
+
+
+def saving(content):
+    def save(folder):
+        (folder / "adapter_model.safetensors").write_text(content)
+        (folder / "adapter_config.json").write_text("{}")
+
+    return save
+
+
+def test_a_checkpoint_holds_weights_tokenizer_template_and_card(publisher):
+    (entry,) = publisher.publish(5, CheckpointType.INTERMEDIATE, {"evalLoss": 0.5}, saving("five"))
+    folder = publisher.layout.checkpoints / "step-5"
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "README.md",
+    }
+    assert (entry.name, entry.step, entry.type, entry.metrics) == ("dpo:5", 5, "Intermediate", {"evalLoss": 0.5})
+    assert entry.uri == f"{publisher.layout.uri}/checkpoints/step-5"
+    assert entry.sha256 == sha256_of(folder / "adapter_model.safetensors")
+    assert entry.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
+    assert not publisher.layout.final.exists()
+
+
+def test_the_final_one_is_the_adapter_too(publisher):
+    publisher.publish(5, CheckpointType.INTERMEDIATE, {}, saving("five"))
+    entries = publisher.publish(9, CheckpointType.FINAL, {}, saving("nine"))
+    assert [entry.step for entry in entries] == [5, 9]
+    final = publisher.layout.output / "adapter"
+    assert {p.name: p.read_bytes() for p in final.iterdir()} == {
+        p.name: p.read_bytes() for p in (publisher.layout.checkpoints / "step-9").iterdir()
+    }
+    assert publisher.output().adapter_uri == f"{publisher.layout.uri}/adapter"
+
+
+def test_publishing_again_replaces_what_differs_and_lists_it_once(publisher):
+    publisher.publish(5, CheckpointType.FINAL, {}, saving("old"))
+    (entry,) = publisher.publish(5, CheckpointType.FINAL, {}, saving("new"))
+    for folder in (publisher.layout.checkpoints / "step-5", publisher.layout.final):
+        assert (folder / "adapter_model.safetensors").read_text() == "new"
+    assert entry.sha256 == sha256_of(publisher.layout.final / "adapter_model.safetensors")
+
+
+def test_publishing_the_same_again_touches_nothing(publisher):
+    publisher.publish(5, CheckpointType.FINAL, {}, saving("same"))
+    weights = publisher.layout.final / "adapter_model.safetensors"
+    before = weights.stat().st_ino
+    publisher.publish(5, CheckpointType.FINAL, {}, saving("same"))
+    assert weights.stat().st_ino == before
+
+
+def test_a_save_that_fails_leaves_no_folder_under_the_name(publisher):
+    def broken(folder):
+        saving("half")(folder)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(RunFailed, match="cannot be written: Input/output error"):
+        publisher.publish(5, CheckpointType.INTERMEDIATE, {}, broken)
+    assert not (publisher.layout.checkpoints / "step-5").exists()
+    assert len(publisher.publish(5, CheckpointType.INTERMEDIATE, {}, saving("whole"))) == 1
+
+
+def test_a_full_disk_has_a_name_of_its_own(publisher):
+    def full(_folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunFailed) as caught:
+        publisher.publish(5, CheckpointType.INTERMEDIATE, {}, full)
+    assert caught.value.failure.code is FailureCode.STORAGE_FULL
+
+
+def test_checkpoints_after_the_resumed_step_are_forgotten(publisher):
+    for step in (2, 4, 6):
+        publisher.publish(step, CheckpointType.INTERMEDIATE, {}, saving(str(step)))
+    assert [entry.step for entry in publisher.forget_after(4)] == [2, 4]
+    assert [entry.step for entry in publisher.publish(6, CheckpointType.FINAL, {}, saving("6"))] == [2, 4, 6]
+
+
+def test_the_conclusion_keeps_the_last_report_and_removes_the_private_state(publisher):
+    entries = publisher.publish(9, CheckpointType.FINAL, {}, saving("nine"))
+    (publisher.layout.private / "secret").write_text("tokens")
+    last = Report(job_uid=publisher.config.job.uid, stage=Stage.TRAIN, checkpoints=entries)
+    publisher.conclude(last)
+    assert not publisher.layout.private.parent.exists()
+    assert json.loads(publisher.layout.manifest.read_text())["last"] == last.to_json()
+
+
+def test_the_private_state_of_other_jobs_stays(publisher):
+    other = publisher.layout.private.with_name("other-job")
+    other.mkdir()
+    publisher.conclude(Report(job_uid=publisher.config.job.uid, stage=Stage.TRAIN))
+    assert other.is_dir()
+    assert not publisher.layout.private.exists()
+
+
+def test_the_card_tells_what_the_weights_were_made_from(publisher):
+    card = model_card(publisher.config, "org/name", "abc123", {"trainingFile": "d1"})
+    head, _, rest = card.removeprefix("---\n").partition("---\n")
+    assert 'base_model: "org/name"' in head
+    made_from = json.loads(rest.split("```json\n")[1].split("```")[0])
+    assert made_from["start"]["revision"] == "abc123"
+    assert made_from["data"]["sha256"] == {"trainingFile": "d1"}
+    assert made_from["trainingMethod"]["dpo"]["beta"] == 0.1
+    assert made_from["hyperparameters"]["batchSize"] == 4

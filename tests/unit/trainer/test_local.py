@@ -1,0 +1,275 @@
+"""`finetune-train local`: the manifest of the cluster, the numbers of a plain PyTorch loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+
+from finetune_trainer.__main__ import main
+from finetune_trainer.local import LocalRun
+from finetune_trainer.step.packing import permutation
+from tiny import save_model
+from training import (
+    conversation_rows,
+    manifest,
+    metrics_rows,
+    preference_rows,
+    shared_preferences,
+    write_jsonl,
+    write_manifest,
+)
+
+MAX_LENGTH, BATCH, EPOCHS, RATE, BETA, SEED = 192, 32, 2, 2e-3, 0.2, 11
+
+
+def texts(rows):
+    return [m["content"] for row in rows for side in row.values() for m in (side if isinstance(side, list) else [])]
+
+
+def shared(*lines: list[int]) -> int:
+    """Tokens that all lines begin with."""
+    return next((i for i, tokens in enumerate(zip(*lines, strict=False)) if len(set(tokens)) > 1), min(map(len, lines)))
+
+
+def plain_dpo(folder: Path, rows: list[dict]) -> list[float]:
+    """DPO as one would write it down: a row at a time, whole logits, no packing, no cache."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pairs = []
+    for row in rows:
+        messages = row["input"]["messages"]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        sides = [
+            tokenizer.apply_chat_template(messages + row[side])["input_ids"]
+            for side in ("preferred_output", "non_preferred_output")
+        ]
+        if max(map(len, sides)) <= MAX_LENGTH:
+            pairs.append((shared(prompt, *sides), *sides))
+    torch.manual_seed(SEED)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.01)
+    total = EPOCHS * math.ceil(len(pairs) / BATCH)
+    schedule = get_scheduler("cosine", optimizer, math.ceil(0.1 * total), total)
+
+    def score(border, line):
+        line = torch.tensor([line])
+        logps = torch.log_softmax(model(line).logits[0, :-1], -1)
+        return logps.gather(1, line[0, 1:, None])[border - 1 :].sum()
+
+    with torch.no_grad():
+        reference = [(score(border, w), score(border, loser)) for border, w, loser in pairs]
+    losses = []
+    for epoch in range(EPOCHS):
+        order = permutation(len(pairs), SEED, epoch).tolist()
+        for batch in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
+            step = 0.0
+            for i in batch:
+                border, won, lost = pairs[i]
+                margin = score(border, won) - reference[i][0] - score(border, lost) + reference[i][1]
+                loss = -logsigmoid(BETA * margin) / len(batch)
+                loss.backward()
+                step += loss.item()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(step)
+    return losses
+
+
+def test_losses_on_real_preferences_are_those_of_a_plain_loop(tmp_path, capsys):
+    rows = shared_preferences()
+    model = save_model(tmp_path / "model", texts=texts(rows), vocab_size=1200, hidden=32)
+    job = manifest(
+        model,
+        write_jsonl(tmp_path / "train.jsonl", rows),
+        trainingMethod={"type": "DPO", "dpo": {"beta": BETA}},
+        hyperparameters={
+            "nEpochs": EPOCHS,
+            "batchSize": BATCH,
+            "learningRate": RATE,
+            "warmupRatio": 0.1,
+            "weightDecay": 0.01,
+            "maxSeqLength": MAX_LENGTH,
+            "seed": SEED,
+        },
+    )
+    output = tmp_path / "out"
+    code = main(["local", str(write_manifest(tmp_path / "job.yaml", job)), "--output", str(output)])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    ours = [row["train/loss"] for row in metrics_rows(output / "metrics.jsonl")]
+    plain = plain_dpo(model, rows)
+    assert len(ours) == len(plain) >= 8
+    assert ours[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(ours[-1] - math.log(2)) > 0.01, "it must have learnt something, or any loop would do"
+    assert max(abs(a - b) for a, b in zip(ours, plain, strict=True)) < 1e-5
+    assert f"result: file://{output}/adapter" in told.out
+    assert not (output / ".finetune").exists(), "private state is gone"
+
+
+def local(folder, document, *more):
+    path = write_manifest(folder / f"{document['metadata']['name']}.yaml", document)
+    return main(["local", str(path), "--output", str(folder / "out" / document["metadata"]["name"]), *more])
+
+
+@pytest.fixture
+def training_file(tmp_path):
+    return write_jsonl(tmp_path / "train.jsonl", preference_rows(6))
+
+
+QUICK = {"batchSize": 3, "learningRate": 0.01}
+
+
+def test_dpo_goes_on_with_the_adapter_of_an_sft_job(tmp_path, tiny_model, training_file, capsys):
+    conversations = write_jsonl(tmp_path / "sft.jsonl", conversation_rows(6))
+    sft = manifest(
+        tiny_model,
+        conversations,
+        "sft",
+        trainingMethod={"type": "SFT"},
+        trainingType={"lora": {"rank": 2, "trainableModules": ["q_proj", "v_proj"]}},
+        hyperparameters=QUICK,
+        checkpointing={"nCheckpoints": 2},
+    )
+    assert local(tmp_path, sft) == 0
+    dpo = manifest(tiny_model, training_file, hyperparameters=QUICK, trainingType={"type": "LoRA"})
+    del dpo["spec"]["model"]
+    dpo["spec"]["fromCheckpoint"] = "sft"
+    assert local(tmp_path, dpo) == 10
+    assert "--checkpoint sft=DIR" in capsys.readouterr().err
+    earlier = f"sft={tmp_path}/out/sft"
+    assert local(tmp_path, dpo, "--checkpoint", earlier) == 0
+    described = json.loads((tmp_path / "out" / "dpo" / "adapter" / "adapter_config.json").read_text())
+    assert (described["r"], described["target_modules"]) == (2, ["q_proj", "v_proj"])
+    assert metrics_rows(tmp_path / "out" / "dpo" / "metrics.jsonl")[0]["train/loss"] == pytest.approx(math.log(2))
+
+    dpo["metadata"]["name"] = "wider"
+    dpo["spec"]["trainingType"] = {"type": "LoRA", "lora": {"rank": 8}}
+    assert local(tmp_path, dpo, "--checkpoint", earlier) == 10
+    assert "lora.rank is 8, but the adapter of fromCheckpoint has 2: leave it out" in capsys.readouterr().err
+
+    dpo["metadata"]["name"] = "whole"
+    dpo["spec"] |= {"trainingType": {"type": "Full"}, "fromCheckpoint": "sft:1"}
+    assert local(tmp_path, dpo, "--checkpoint", earlier) == 0
+    assert (tmp_path / "out" / "whole" / "model" / "model.safetensors").is_file()
+
+    dpo["metadata"]["name"] = "missing"
+    dpo["spec"]["fromCheckpoint"] = "sft:7"
+    assert local(tmp_path, dpo, "--checkpoint", earlier) == 10
+    assert "has no checkpoint of step 7: it has 1, 2" in capsys.readouterr().err
+
+
+def test_a_published_adapter_answers_as_plain_peft_says(tmp_path, tiny_model, training_file):
+    validation = write_jsonl(tmp_path / "eval.jsonl", preference_rows(3, seed=1))
+    job = manifest(
+        tiny_model,
+        training_file,
+        validationFile=f"file://{validation}",
+        evaluation={"nEvals": 1},
+        hyperparameters=QUICK,
+    )
+    assert local(tmp_path, job) == 0
+    output = tmp_path / "out" / "dpo"
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    adapted = PeftModel.from_pretrained(base, output / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(output / "adapter")
+    scores = []
+    for row in preference_rows(3, seed=1):
+        messages = row["input"]["messages"]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        line = torch.tensor([tokenizer.apply_chat_template(messages + row["preferred_output"])["input_ids"]])
+        with torch.no_grad():
+            logps = torch.log_softmax(adapted(line).logits[0, :-1], -1).gather(1, line[0, 1:, None])
+        scores.append(logps[len(prompt) - 1 :].sum().item())
+    last = metrics_rows(output / "metrics.jsonl")[-1]
+    assert last["step"] == 2
+    assert last["eval/logps/chosen"] == pytest.approx(sum(scores) / 3, abs=1e-4)
+    checkpoint = json.loads((output / "manifest.json").read_text())["checkpoints"][-1]
+    assert checkpoint["metrics"]["evalLoss"] == last["eval/loss"]
+
+
+def test_claims_are_folders_and_the_runtime_fills_in(tmp_path, tiny_model, training_file):
+    runtime = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneRuntime",
+        "metadata": {"name": "here"},
+        "spec": {
+            "image": "none",
+            "models": [
+                {
+                    "name": "tiny",
+                    "source": f"pvc://finetune-models/{tiny_model.name}",
+                    "limits": {"lora": {"defaultRank": 3, "maxBatchSizeDpo": 5}},
+                }
+            ],
+        },
+    }
+    write_manifest(tmp_path / "runtime.yaml", runtime)
+    job = manifest(tiny_model, training_file, model="tiny", trainingFile="pvc://finetune-data/train.jsonl")
+    job["spec"]["trainingType"] = {"type": "LoRA"}
+    mapped = ["--claim", f"finetune-models={tiny_model.parent}", "--claim", f"finetune-data={tmp_path}"]
+    assert local(tmp_path, job, "--runtime", str(tmp_path / "runtime.yaml"), *mapped) == 0
+    output = tmp_path / "out" / "dpo"
+    assert json.loads((output / "adapter" / "adapter_config.json").read_text())["r"] == 3
+    assert len(metrics_rows(output / "metrics.jsonl")) == 2, "6 rows in batches of at most 5"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"hyperparameters": {"warmupRatio": 2}}, "spec.hyperparameters.warmupRatio"),
+        ({"evaluation": {"nEvals": 2}}, "nEvals needs a validationFile"),
+        ({"fromCheckpoint": "sft"}, "You must specify either a model or a checkpoint to start from, not both"),
+        ({"model": "nowhere"}, "spec.model nowhere is no Hub id"),
+        ({"colour": "red"}, "spec.colour"),
+    ],
+)
+def test_what_the_cluster_would_refuse_is_refused_with_its_field(tmp_path, tiny_model, change, sentence, capsys):
+    assert local(tmp_path, manifest(tiny_model, tmp_path / "none.jsonl", **change)) == 10
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing is touched"
+
+
+def test_bad_rows_are_listed_with_line_and_field(tmp_path, tiny_model, capsys):
+    rows = preference_rows(4)
+    rows[2]["preferred_output"][0]["content"] = ""
+    file = write_jsonl(tmp_path / "train.jsonl", rows)
+    assert local(tmp_path, manifest(tiny_model, file)) == 11
+    told = capsys.readouterr().err
+    assert "trainingFile line 3, preferred_output" in told
+    assert "the answer is empty" in told
+
+
+def test_running_it_again_changes_nothing_and_another_manifest_is_refused(tmp_path, tiny_model, training_file, capsys):
+    job = manifest(tiny_model, training_file, hyperparameters=QUICK)
+    assert local(tmp_path, job) == 0
+    adapter = tmp_path / "out" / "dpo" / "adapter" / "adapter_model.safetensors"
+    before = (adapter.read_bytes(), adapter.stat().st_mtime_ns)
+    capsys.readouterr()
+    assert local(tmp_path, job) == 0
+    assert "done: 2/2 steps" in capsys.readouterr().out
+    assert (adapter.read_bytes(), adapter.stat().st_mtime_ns) == before
+    job["spec"]["hyperparameters"] = {**QUICK, "learningRate": 0.02}
+    assert local(tmp_path, job) == 22
+    assert "holds the output of another job" in capsys.readouterr().err
+
+
+def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path, tiny_model, training_file, capsys):
+    job = manifest(tiny_model, training_file, hyperparameters={**QUICK, "nEpochs": 3})
+    run = LocalRun(write_manifest(tmp_path / "job.yaml", job), tmp_path / "out", None, {}, {})
+    stopping = Event()
+    stopping.set()
+    assert run.run(stopping) == 3
+    assert "run the same command again to go on" in capsys.readouterr().err
+    assert run.run(Event()) == 0
+    assert len(metrics_rows(tmp_path / "out" / "metrics.jsonl")) == 6

@@ -1,0 +1,139 @@
+"""The commands as a pod runs them: a real process, its exit code, its progress and its signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from finetune_api import names
+from finetune_api.report import Report
+from finetune_trainer import __main__ as entry
+from finetune_trainer.out import progress
+from training import metrics_rows, preference_rows, trainer_config, write_jsonl
+
+
+@pytest.fixture
+def pod(monkeypatch):
+    """A free port, and nobody who fetches the last word."""
+    monkeypatch.setattr(names, "PROGRESS_PORT", 0)
+    monkeypatch.setattr(progress, "FETCH_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "FETCH_SECONDS_AFTER_STOP", 0.0)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def write_config(tiny_model, folder, **changes):
+    write_jsonl(folder / "train.jsonl", preference_rows(8))
+    path = folder / "config.json"
+    path.write_text(json.dumps(trainer_config(tiny_model, folder, **changes).to_json()))
+    return path
+
+
+def test_prepare_then_train(tiny_model, tmp_path, pod, capsys):
+    config = write_config(tiny_model, tmp_path)
+    assert entry.main(["prepare", str(config)]) == 0
+    assert entry.main(["train", str(config)]) == 0
+    told = capsys.readouterr().out
+    assert "data: 8 preference rows" in told
+    assert "published dpo:4 (Final)" in told
+    assert len(metrics_rows(tmp_path / "out" / "metrics.jsonl")) == 4
+
+
+def test_a_named_cause_is_said_and_is_the_exit_code(tiny_model, tmp_path, pod, capsys):
+    config = write_config(tiny_model, tmp_path)
+    assert entry.main(["train", str(config)]) == 10
+    assert "run `finetune-train prepare` with the same configuration first" in capsys.readouterr().err
+    (tmp_path / "train.jsonl").unlink()
+    assert entry.main(["prepare", str(config)]) == 20
+    assert "train.jsonl does not exist: check trainingFile" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"job": {}}'])
+def test_a_configuration_that_is_none_is_the_users_error(tmp_path, content, capsys):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    assert entry.main(["train", str(path)]) == 10
+    assert f"{path} is no trainer configuration" in capsys.readouterr().err
+
+
+def test_a_mapping_must_have_a_name_and_a_folder(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        entry.main(["local", "job.yaml", "--output", str(tmp_path), "--claim", "data"])
+    assert "'data' is not of the form NAME=DIR" in capsys.readouterr().err
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_pod_serves_its_progress_and_stops_on_sigterm(tiny_model, tmp_path, pod):
+    """Train as a process, ask it for progress, stop it: exit 3, a saved state, and the next one goes on from it."""
+    epochs = {"nEpochs": 1000, "learningRate": 1e-3}
+    config = write_config(tiny_model, tmp_path, hyperparameters=epochs, checkpointing={"recoveryPeriodSeconds": 3600})
+    assert entry.main(["prepare", str(config)]) == 0
+    port = free_port()
+    program = (
+        "import sys\nfrom finetune_api import names\nfrom finetune_trainer.__main__ import main\n"
+        f"names.PROGRESS_PORT = {port}\nsys.exit(main(['train', {str(config)!r}]))\n"
+    )
+    paths = os.pathsep.join(str(Path(module.__file__).parents[1]) for module in (names, entry))
+    environment = {**os.environ, names.POD_UID_ENV: "pod-7", "PYTHONPATH": paths}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+    with process:
+        report = wait_for_step(process, port, 5)
+        assert (report.pod_uid, report.finished) == ("pod-7", False)
+        assert report.metrics.train["loss"] < 1
+        process.send_signal(signal.SIGTERM)
+        last = wait_for_end(port)
+        assert process.wait(60) == 3
+        told = process.stderr.read()
+    assert last.failure.exit_code == 3
+    assert last.recovery.step == last.progress.step >= 5
+    assert f"stopped on request after step {last.progress.step}" in told
+
+
+def ask(port):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{names.PROGRESS_PATH}",
+        headers={names.PROGRESS_HEADER: "0f1e2d3c-0000-0000-0000-000000000000"},
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return Report.model_validate_json(answer.read())
+
+
+def wait_for_step(process, port, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        try:
+            report = ask(port)
+        except OSError:
+            time.sleep(0.2)
+            continue
+        if report.progress and report.progress.step >= step:
+            return report
+        time.sleep(0.05)
+    raise AssertionError("no progress")
+
+
+def wait_for_end(port):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        report = ask(port)
+        if report.finished:
+            return report
+        time.sleep(0.05)
+    raise AssertionError("no last word")
