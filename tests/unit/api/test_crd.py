@@ -9,23 +9,9 @@ import pytest
 from finetune_api.crd import job_crd, runtime_crd
 from finetune_api.job import JobSpec
 
-KEYWORDS = {
-    *[
-        "type",
-        "enum",
-        "format",
-        "minLength",
-        "maxLength",
-        "minItems",
-        "maxItems",
-        "minProperties",
-        "maxProperties",
-        "minimum",
-        "maximum",
-    ],
-    *["exclusiveMinimum", "exclusiveMaximum", "required", "properties", "additionalProperties", "items", "default"],
-    *["description", "anyOf"],
-}
+SIZES = {f"{end}{what}" for end in ("min", "max") for what in ("Length", "Items", "Properties", "imum")}
+KEYWORDS = SIZES | {"exclusiveMinimum", "exclusiveMaximum", "type", "enum", "format", "required", "properties"}
+KEYWORDS |= {"additionalProperties", "items", "default", "description", "anyOf"}
 
 
 def schema_of(crd: dict[str, Any]) -> dict[str, Any]:
