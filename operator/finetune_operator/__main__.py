@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import os
 import sys
 import time
@@ -60,7 +61,8 @@ async def run(settings: Settings, kubeconfig: str | None) -> None:
     cluster = await Cluster.connect(kubeconfig, in_cluster=Path(IN_CLUSTER).exists())
     queue, roster, departed = WorkQueue(time.monotonic), Roster(), Departed()
     resync = Resync(cluster, queue, roster, settings, time.monotonic)
-    health = Health(queue, resync, handlers.missing_watches, settings.stuck_after_seconds, time.monotonic)
+    missing = functools.partial(handlers.missing_watches, settings.namespaces)
+    health = Health(queue, resync, missing, settings.stuck_after_seconds, time.monotonic)
     # The pods' answers are a matter between their address and us: no proxy, no cookies, no decompression.
     session = aiohttp.ClientSession(trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
     runner = await serve(health, settings.health_port)

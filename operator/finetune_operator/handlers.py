@@ -21,7 +21,7 @@ from finetune_operator.roster import Roster, key_of
 from finetune_operator.settings import Settings
 
 OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
-WATCHED = (names.JOB_PLURAL, names.RUNTIME_PLURAL, "jobs", "pods")
+NAMESPACED = (names.JOB_PLURAL, "jobs", "pods")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,16 @@ async def run(watch: Watch, settings: Settings, stop: Callable[[], None]) -> Non
     )
 
 
-def missing_watches() -> list[str]:
-    """Resources without a living watcher task in this event loop."""
+def missing_watches(namespaces: tuple[str, ...]) -> list[str]:
+    """Resources without a living watcher task of kopf's in this event loop."""
     alive = {task.get_name() for task in asyncio.all_tasks() if not task.done()}
-    return [plural for plural in WATCHED if not any(name.startswith(f"watcher for {plural}.") for name in alive)]
+    wanted: list[tuple[str, str | None]] = [(names.RUNTIME_PLURAL, None)]
+    wanted += [(plural, namespace) for plural in NAMESPACED for namespace in namespaces or (None,)]
+    return [
+        f"{plural} in {namespace}" if namespace else plural
+        for plural, namespace in wanted
+        if not any(task.startswith(f"watcher for {plural}.") and task.endswith(f"@{namespace}") for task in alive)
+    ]
 
 
 def configure_logging(*, as_json: bool) -> None:

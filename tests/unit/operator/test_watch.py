@@ -10,7 +10,7 @@ import aiohttp
 from builders import job_manifest
 from finetune_api import names
 from finetune_operator.client import Unavailable
-from finetune_operator.handlers import Watch
+from finetune_operator.handlers import Watch, missing_watches
 from finetune_operator.health import Health, serve
 from finetune_operator.observe import Departed
 from finetune_operator.queue import Key, WorkQueue
@@ -240,6 +240,24 @@ def test_a_watcher_that_stays_away_is_a_problem_and_one_that_comes_back_is_none(
     assert health.problems() == []
     missing.append("pods")
     assert health.problems() == []
+
+
+def test_every_watcher_that_is_not_there_is_named():
+    async def story(running: list[str]) -> list[str]:
+        tasks = [asyncio.create_task(asyncio.sleep(9), name=f"watcher for {name}") for name in running]
+        await asyncio.sleep(0)
+        found = missing_watches(("a", "b"))
+        for task in tasks:
+            task.cancel()
+        return found
+
+    whole = [
+        f"{kind}@{ns}" for kind in ("finetunejobs.v1alpha1.finetune.dev", "jobs.v1.batch", "pods.v1") for ns in "ab"
+    ]
+    whole.append("finetuneruntimes.v1alpha1.finetune.dev@None")
+    assert asyncio.run(story(whole)) == []
+    assert asyncio.run(story([name for name in whole if name != "pods.v1@b"])) == ["pods in b"]
+    assert asyncio.run(story(whole[:-1])) == ["finetuneruntimes"]
 
 
 def test_the_kubelet_is_answered():

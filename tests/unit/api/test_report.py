@@ -1,0 +1,68 @@
+"""What the trainer tells: codes with sentences, and a report that fits where it travels."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_api.names import PROGRESS_BYTES
+from finetune_api.report import DATA_SENTENCES, FAILURES, DataErrorCode, Failure, FailureCode, Report
+from finetune_api.status import MAX_CHECKPOINTS, MAX_METRICS, Checkpoint, CheckpointType, Metrics
+from finetune_api.trainer import NOT_RETRIED, ExitCode, Stage
+
+RETRIED = {ExitCode.DATA_UNREACHABLE, ExitCode.MODEL_UNREACHABLE, ExitCode.PUBLISH_FAILED}
+
+
+@pytest.mark.parametrize("code", DataErrorCode)
+def test_every_data_error_has_a_sentence(code) -> None:
+    assert len(DATA_SENTENCES[code]) > 20
+
+
+@pytest.mark.parametrize("code", FailureCode)
+def test_every_failure_has_an_exit_code_and_a_sentence(code) -> None:
+    exit_code, sentence = FAILURES[code]
+    assert exit_code is not ExitCode.DONE
+    assert sentence
+    assert (exit_code in NOT_RETRIED) == (exit_code not in RETRIED | {ExitCode.STOPPED})
+
+
+def test_a_sentence_is_rendered_from_its_values() -> None:
+    failure = Failure(code=FailureCode.DATA_NOT_FOUND, args={"uri": "pvc://a/b", "field": "trainingFile"})
+    assert failure.sentence == "pvc://a/b does not exist: check trainingFile"
+    assert failure.exit_code is ExitCode.DATA_UNREACHABLE
+
+
+def test_a_value_that_was_not_sent_keeps_its_name() -> None:
+    assert Failure(code=FailureCode.STOPPED).sentence == "stopped on request after step {step}"
+
+
+@pytest.mark.parametrize("evil", ["{code.__class__}", "{0}", "{", "%s"])
+def test_a_value_is_never_a_template(evil) -> None:
+    failure = Failure(code=FailureCode.MODEL_NOT_FOUND, args={"uri": evil})
+    assert failure.sentence == f"the model {evil} does not exist or may not be read"
+
+
+def test_the_fullest_report_fits_the_progress_answer() -> None:
+    values = {f"metric{n}": 0.12345678901234567 for n in range(MAX_METRICS)}
+    checkpoint = Checkpoint(
+        name="a" * 52 + ":1000",
+        step=1000,
+        type=CheckpointType.INTERMEDIATE,
+        uri="pvc://" + "c" * 200,
+        time="2026-01-01T00:00:00Z",
+        size_bytes=10**12,
+        sha256="f" * 64,
+        metrics=values,
+    )
+    report = Report(
+        job_uid="u" * 36,
+        pod_uid="p" * 36,
+        stage=Stage.TRAIN,
+        metrics=Metrics(train=values, eval=values),
+        checkpoints=(checkpoint,) * MAX_CHECKPOINTS,
+    )
+    assert len(report.model_dump_json(exclude_none=True)) < PROGRESS_BYTES
+
+
+def test_a_report_travels_as_json() -> None:
+    report = Report(job_uid="a", stage=Stage.PREPARE, failure=Failure(code=FailureCode.STOPPED, args={"step": "3"}))
+    assert Report.model_validate_json(report.model_dump_json(exclude_none=True)) == report
