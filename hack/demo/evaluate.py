@@ -11,7 +11,9 @@ import json
 import math
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import torch
 from peft import PeftModel
@@ -22,8 +24,8 @@ from transformers.utils import logging
 
 BEFORE, AFTER = (0.3, 0.7), 0.9
 LN_2_TOLERANCE = 1e-4
-QUESTIONS = 2
-console = Console(highlight=False)
+SHOWN = 2
+console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -39,8 +41,8 @@ def main() -> None:
     before = judged(adapted(arguments.base, Path(arguments.sft)), tokenizer, pairs)
     after = judged(adapted(arguments.base, Path(arguments.dpo)), tokenizer, pairs)
     first_loss = first_training_loss(Path(arguments.dpo) / "metrics.jsonl")
-    show(before, after, first_loss)
-    check(before[0], after[0], first_loss)
+    show(before, after, first_loss, pairs)
+    check(before.share, after.share, first_loss)
 
 
 def adapted(base: str, output: Path) -> torch.nn.Module:
@@ -49,20 +51,29 @@ def adapted(base: str, output: Path) -> torch.nn.Module:
     return PeftModel.from_pretrained(model, output / "adapter").eval()
 
 
-def judged(model: torch.nn.Module, tokenizer: object, pairs: list[dict]) -> tuple[float, float, list[tuple[str, str]]]:
-    """Share of pairs won by the preferred answer, the mean margin in nats per token, and a few answers."""
-    margins = []
-    for pair in pairs:
-        prompt = pair["input"]["messages"]
-        preferred, other = (
-            mean_logp(model, tokenizer, prompt, pair[side]) for side in ("preferred_output", "non_preferred_output")
-        )
-        margins.append(preferred - other)
-    answers = [
-        (p["input"]["messages"][-1]["content"], answer(model, tokenizer, p["input"]["messages"]))
-        for p in pairs[:QUESTIONS]
-    ]
-    return sum(m > 0 for m in margins) / len(margins), sum(margins) / len(margins), answers
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Mean log-probability per token of each pair's two answers, in nats."""
+
+    preferred: list[float]
+    other: list[float]
+
+    @property
+    def margins(self) -> list[float]:
+        """Preferred minus other."""
+        return [p - o for p, o in zip(self.preferred, self.other, strict=True)]
+
+    @property
+    def share(self) -> float:
+        """Share of pairs whose preferred answer is likelier per token."""
+        return sum(m > 0 for m in self.margins) / len(self.margins)
+
+
+def judged(model: torch.nn.Module, tokenizer, pairs: list[dict]) -> Judged:
+    """Every pair under one model."""
+    sides = ("preferred_output", "non_preferred_output")
+    scores = [[mean_logp(model, tokenizer, pair["input"]["messages"], pair[side]) for pair in pairs] for side in sides]
+    return Judged(*scores)
 
 
 @torch.no_grad()
@@ -75,38 +86,28 @@ def mean_logp(model: torch.nn.Module, tokenizer, prompt: list[dict], answer: lis
     return float(logits.log_softmax(-1).gather(-1, targets[:, None]).mean())
 
 
-@torch.no_grad()
-def answer(model: torch.nn.Module, tokenizer, prompt: list[dict]) -> str:
-    """What the model says, greedily."""
-    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-    made = model.generate(
-        input_ids=start,
-        attention_mask=torch.ones_like(start),
-        max_new_tokens=40,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return str(tokenizer.decode(made[0, start.shape[1] :], skip_special_tokens=True)).strip()
-
-
 def first_training_loss(metrics: Path) -> float:
     """The loss of step 1, from metrics.jsonl."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     return float(next(row["train/loss"] for row in rows if "train/loss" in row))
 
 
-def show(before: tuple, after: tuple, first_loss: float) -> None:
-    """The comparison as a table, and the same questions answered before and after."""
+def show(before: Judged, after: Judged, first_loss: float, pairs: list[dict]) -> None:
+    """The comparison over all pairs, and a few of them in full."""
     table = Table(box=None, pad_edge=False)
     for title, side in (("held-out pairs", "left"), ("starting weights (SFT)", "right"), ("after DPO", "right")):
         table.add_column(title, justify=side)
-    table.add_row("preferred answer likelier per token", f"{before[0]:.1%}", f"[bold green]{after[0]:.1%}[/]")
-    table.add_row("mean margin, nats per token", f"{before[1]:+.3f}", f"{after[1]:+.3f}")
+    table.add_row("preferred answer likelier per token", f"{before.share:.1%}", f"[bold green]{after.share:.1%}[/]")
+    table.add_row("mean margin, nats per token", f"{mean(before.margins):+.3f}", f"{mean(after.margins):+.3f}")
+    for number, pair in enumerate(pairs[:SHOWN]):
+        table.add_section()
+        table.add_row(f"[bold]{pair['input']['messages'][-1]['content']}[/]", "", "")
+        for side, mark in (("preferred", "+"), ("other", "-")):
+            said = pair["preferred_output" if side == "preferred" else "non_preferred_output"][0]["content"]
+            values = [f"{getattr(judged, side)[number]:.3f}" for judged in (before, after)]
+            table.add_row(f"  {mark} {said}", *values)
     console.print(table)
-    console.print(f"first DPO loss {first_loss:.6f}, ln 2 = {math.log(2):.6f}")
-    for (question, said), (_, says) in zip(before[2], after[2], strict=True):
-        console.print(f"\n  [bold]{question}[/]\n    before: {said}\n    after:  {says}")
+    console.print(f"\nfirst DPO loss {first_loss:.6f}, ln 2 = {math.log(2):.6f}")
 
 
 def check(before: float, after: float, first_loss: float) -> None:

@@ -83,7 +83,7 @@ def pretrain(folder: Path, texts: list[str], steps: int = 150) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     chance = random.Random(3)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     for step in range(steps):
         batch = tokenizer(
             [tokenizer.bos_token + text for text in chance.sample(texts, 32)], padding=True, return_tensors="pt"
@@ -120,7 +120,7 @@ def main() -> None:
     write(folder / "eval.jsonl", [preference(*row) for row in held_out])
     if not arguments.no_model:
         texts = [text for row in training for text in row]
-        save_model(folder / "tiny-chat", texts=texts, vocab_size=512, hidden=128, layers=3, max_length=256)
+        save_model(folder / "tiny-chat", texts=texts, vocab_size=512, hidden=256, layers=3, max_length=256)
         pretrain(folder / "tiny-chat", texts)
     print(f"{len(both)} SFT rows, {len(training)} training pairs, {len(held_out)} held-out pairs in {folder}")
 

@@ -41,7 +41,7 @@ def main() -> None:
     began = time.monotonic()
     step("A Kubernetes cluster", cluster)
     step("The operator's and the trainer's image", images)
-    step("The operator, by its chart", operator)
+    step("The operator, by its chart", operator, "settings.pollPeriodSeconds=2")
     step("A namespace that enforces the restricted pod security standard, with two volumes", namespace)
     step(
         "A tiny chat model and preference data" if not arguments.model else "Preference data", material, arguments.model

@@ -71,11 +71,19 @@ def _mapping(text: str) -> tuple[str, Path]:
 def _prepare(given: argparse.Namespace) -> int:
     from finetune_trainer.prepare import prepare
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
+    stopping = Event()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+        signal.signal(number, signal.SIG_IGN)
         raise failed(FailureCode.STOPPED, step=0)
 
-    signal.signal(signal.SIGTERM, stop)
-    return _in_pod(given.config, Stage.PREPARE, lambda config, reporter: prepare(config, reporter.update), Event())
+    def run(config: TrainerConfig, reporter: Reporter) -> None:
+        signal.signal(signal.SIGTERM, stop)
+        prepare(config, reporter.update)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    return _in_pod(given.config, Stage.PREPARE, run, stopping)
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -127,7 +135,7 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
     except RunFailed as end:
         failure = end.failure
         print(failure.sentence, file=sys.stderr)
-    reporter.last_word(failure, stopping.is_set() or (failure is not None and failure.code is FailureCode.STOPPED))
+    reporter.last_word(failure, stopping.is_set())
     return failure.exit_code if failure else 0
 
 

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune_api.job import FineTuneJob, JobSpec, job_from
-from finetune_api.names import JOB_KIND
+from finetune_api.names import JOB_KIND, RUNTIME_KIND
 from finetune_api.report import Failure, FailureCode, Report
 from finetune_api.resolve import inherited_conflict, model_uri, resolve
 from finetune_api.runtime import RuntimeModel, RuntimeSpec, runtime_from
@@ -106,11 +106,8 @@ class LocalRun:
         )
 
     def _job(self) -> FineTuneJob:
-        documents = [d for d in _documents(self.manifest) if isinstance(d, dict) and d.get("kind") == JOB_KIND]
-        if len(documents) != 1:
-            raise Refused(f"{self.manifest} holds {len(documents)} objects of kind {JOB_KIND}: give exactly one")
         try:
-            return job_from(documents[0], local=True)
+            return job_from(_object(self.manifest, JOB_KIND), local=True)
         except ValidationError as error:
             raise Refused(*_sentences(error)) from error
 
@@ -118,7 +115,7 @@ class LocalRun:
         if self.runtime is None:
             return None
         try:
-            return runtime_from(_documents(self.runtime)[0]).spec
+            return runtime_from(_object(self.runtime, RUNTIME_KIND)).spec
         except ValidationError as error:
             raise Refused(*_sentences(error)) from error
 
@@ -156,13 +153,18 @@ class LocalRun:
         return start, entry, _adapter_shape(weights)
 
 
-def _documents(path: Path) -> list[Any]:
+def _object(path: Path, kind: str) -> dict[str, Any]:
+    """The one object of `kind` in a file of YAML documents."""
     try:
-        return list(YAML(typ="safe", pure=True).load_all(path))
+        documents = list(YAML(typ="safe", pure=True).load_all(path))
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from error
     except YAMLError as error:
         raise Refused(f"{path} is no YAML: {error}") from error
+    found = [d for d in documents if isinstance(d, dict) and d.get("kind") == kind]
+    if len(found) != 1:
+        raise Refused(f"{path} holds {len(found)} objects of kind {kind}: give exactly one")
+    return found[0]
 
 
 def _sentences(error: ValidationError) -> list[str]:

@@ -240,6 +240,31 @@ def test_what_the_cluster_would_refuse_is_refused_with_its_field(tmp_path, tiny_
     assert not (tmp_path / "out").exists(), "nothing is touched"
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "holds 0 objects of kind FineTuneJob: give exactly one"),
+        ("kind: FineTuneJob\n---\nkind: FineTuneJob\n", "holds 2 objects of kind FineTuneJob"),
+        ("a: [", "is no YAML"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_told(tmp_path, content, sentence, capsys):
+    path = tmp_path / "job.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert main(["local", str(path), "--output", str(tmp_path / "out")]) == 10
+    assert sentence in capsys.readouterr().err
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path, tiny_model, training_file):
+    job = manifest(tiny_model, training_file)
+    job["spec"]["hyperparameters"] = {"learningRate": "RATE"}
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(job).replace('"RATE"', "1e-5"))
+    assert LocalRun(path, tmp_path / "out", None, {}, {}).config().hyperparameters.learning_rate == 1e-5
+
+
 def test_bad_rows_are_listed_with_line_and_field(tmp_path, tiny_model, capsys):
     rows = preference_rows(4)
     rows[2]["preferred_output"][0]["content"] = ""

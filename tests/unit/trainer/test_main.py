@@ -17,6 +17,7 @@ import pytest
 from finetune_api import names
 from finetune_api.report import Report
 from finetune_trainer import __main__ as entry
+from finetune_trainer import prepare
 from finetune_trainer.out import progress
 from training import metrics_rows, preference_rows, trainer_config, write_jsonl
 
@@ -71,6 +72,16 @@ def test_a_mapping_must_have_a_name_and_a_folder(tmp_path, capsys):
     with pytest.raises(SystemExit):
         entry.main(["local", "job.yaml", "--output", str(tmp_path), "--claim", "data"])
     assert "'data' is not of the form NAME=DIR" in capsys.readouterr().err
+
+
+def test_prepare_ends_at_once_on_sigterm(tiny_model, tmp_path, pod, monkeypatch, capsys):
+    def slow(_config, _tell):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(prepare, "prepare", slow)
+    assert entry.main(["prepare", str(write_config(tiny_model, tmp_path))]) == 3
+    assert "stopped on request" in capsys.readouterr().err
 
 
 def free_port():

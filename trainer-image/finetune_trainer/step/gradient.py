@@ -8,10 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from finetune_api.report import FailureCode
-from finetune_trainer.failures import failed
 from finetune_trainer.step.batch import MicroBatch
-from finetune_trainer.step.model import Policy
+from finetune_trainer.step.model import Policy, in_memory
 from finetune_trainer.step.packing import MicroBatchRows
 
 
@@ -48,10 +46,8 @@ def accumulate(
     for rows in micro_batches:
         before_each()
         batch = objective.batch(rows)
-        try:
-            sums = policy.score(batch)
+        sums = policy.score(batch)
+        with in_memory(batch):
             (objective.loss(sums, rows) / units).backward()
-        except torch.OutOfMemoryError as error:
-            raise failed(FailureCode.OUT_OF_MEMORY, tokens=batch.tokens, device=policy.device.type) from error
         parts.append(sums.detach())
     return torch.cat(parts).cpu()

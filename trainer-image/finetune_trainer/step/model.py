@@ -62,9 +62,13 @@ class Policy:
         return {name: p for name, p in self.root.named_parameters() if p.requires_grad}
 
     def score(self, batch: MicroBatch) -> Tensor:
-        """Sum of the log-probabilities of each sequence's targets, fp64 [sequences]."""
+        """Sum of the log-probabilities of each sequence's targets, fp64 [sequences].
+
+        Raises:
+            RunFailed: OutOfMemory.
+        """
         batch = batch.to(self.device)
-        with self._autocast():
+        with in_memory(batch), self._autocast():
             output = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
             states = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
             return sequence_logps(states, self.head, batch.targets, batch.sequence, batch.sequences)
@@ -82,6 +86,20 @@ class Policy:
             _save_adapter(self.root, folder)
         else:
             _save_model(self.root, self.base, folder)
+
+
+@contextmanager
+def in_memory(batch: MicroBatch) -> Iterator[None]:
+    """Too little memory for a pass over `batch`, as a cause.
+
+    Raises:
+        RunFailed: OutOfMemory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        device = batch.input_ids.device.type
+        raise failed(FailureCode.OUT_OF_MEMORY, tokens=batch.tokens, device=device) from error
 
 
 def choose_device(gpus: int) -> torch.device:

@@ -137,10 +137,16 @@ def test_what_is_called_before_a_micro_batch_can_end_the_step(policy, preference
     assert len(calls) == 3
 
 
-def test_too_little_memory_is_named(policy, preference, monkeypatch):
-    def out_of_memory(_self, _batch):
+@pytest.mark.parametrize(
+    "where",
+    [lambda policy: (policy.backbone, "forward"), lambda _policy: (torch.Tensor, "backward")],
+    ids=["forward", "backward"],
+)
+def test_too_little_memory_is_named(policy, preference, monkeypatch, where):
+    def out_of_memory(*_args, **_kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(type(policy), "score", out_of_memory)
-    with pytest.raises(RunFailed, match="does not fit into cpu memory"):
+    monkeypatch.setattr(*where(policy), out_of_memory)
+    with pytest.raises(RunFailed, match="does not fit into cpu memory") as caught:
         accumulate(policy, preference, SPLITS[0], lambda: None)
+    assert caught.value.failure.exit_code == 14
