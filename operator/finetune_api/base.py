@@ -138,22 +138,24 @@ class Matching:
     """Marks a string whose whole text must match `pattern`: a refusal shows the sentence, never the expression.
 
     With the validation context `local` (a run without Kubernetes) a string that begins with `local_prefix` is taken
-    as it is.
+    as it is. `never` is what the pattern lets through and may not: CEL's expressions cannot look ahead.
     """
 
     message: str
     pattern: str
     max_length: int
     local_prefix: str | None = None
+    never: str | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         from pydantic_core import core_schema
 
-        compiled = re.compile(self.pattern)
+        compiled, never = re.compile(self.pattern), re.compile(self.never) if self.never else None
 
         def check(value: str, info: core_schema.ValidationInfo) -> str:
             local = self.local_prefix is not None and bool(info.context and info.context.get("local"))
-            if not compiled.fullmatch(value) and not (local and value.startswith(self.local_prefix or "")):
+            fits = compiled.fullmatch(value) and not (never and never.fullmatch(value))
+            if not fits and not (local and value.startswith(self.local_prefix or "")):
                 raise PydanticCustomError("rule", "{message}", {"message": self.message})
             return value
 
@@ -161,7 +163,10 @@ class Matching:
         return core_schema.with_info_after_validator_function(check, text)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        rule = {"rule": f"self.matches({cel_string(self.pattern)})", "message": self.message}
+        cel = f"self.matches({cel_string(self.pattern)})"
+        if self.never is not None:
+            cel += f" && !self.matches({cel_string(self.never)})"
+        rule = {"rule": cel, "message": self.message}
         return {"type": "string", "maxLength": self.max_length, "x-kubernetes-validations": [rule]}
 
 

@@ -25,20 +25,24 @@ MAX_URI = 1024
 PVC_FILE = rf"pvc://{DNS_NAME}(/{SEGMENT})+"
 MODEL_PATTERN = rf"^({MODEL_NAME}|{HF_MODEL}|{PVC})$"
 DATA_PATTERN = rf"^({PVC_FILE}|{CONFIG_MAP}|{HF_DATA})$"
+DATA_SET_ALONE = rf"^hf://datasets/{SEGMENT}{REVISION}/{SEGMENT}{REVISION}$"
+"""A data set without a file of it, which reads like a file of the repository datasets/org."""
 OUTPUT_PATTERN = rf"^{PVC}$"
 OUTPUT_TEMPLATE_PATTERN = rf"^pvc://{DNS_NAME}(/({SEGMENT}|\{{namespace\}}|\{{name\}}))*$"
 
 
-def _uri(pattern: str, takes: str) -> Any:
+def _uri(pattern: str, takes: str, never: str | None = None) -> Any:
     """A string field that matches `pattern`; on a single machine (validation context `local`) also `file://`."""
-    return Annotated[str, Matching(f"must be {takes}", pattern, MAX_URI, local_prefix=LOCAL_FILE)]
+    return Annotated[str, Matching(f"must be {takes}", pattern, MAX_URI, local_prefix=LOCAL_FILE, never=never)]
 
 
 ModelUri = _uri(
     MODEL_PATTERN, "a model of the runtime, org/name[@revision], hf://org/name[@revision] or pvc://claim/path"
 )
 DataUri = _uri(
-    DATA_PATTERN, "pvc://claim/path, configmap://name/key or hf://datasets/org/name[@revision]/path of a file"
+    DATA_PATTERN,
+    "pvc://claim/path, configmap://name/key or hf://datasets/org/name[@revision]/path of a file",
+    never=DATA_SET_ALONE,
 )
 OutputUri = _uri(OUTPUT_PATTERN, "pvc://claim/path of a folder")
 OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, "pvc://claim/path of a folder, with {namespace} and {name} as segments")
