@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import bringup
 import pytest
 
-from e2e.jobs import DATA, NAMESPACE, OUTPUTS
+from e2e.jobs import DATA, NAMESPACE, OUTPUTS, apply, long_job
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,3 +39,10 @@ def namespace(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         bringup.run("kubectl", "delete", "namespace", NAMESPACE, "--timeout=180s", quiet=True)
         for claim in (DATA, OUTPUTS):
             bringup.run("hack/volume.sh", "delete", claim, NAMESPACE, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(namespace: str) -> str:
+    """A long job that nothing happens to, just applied: what its disturbed twins must end equal to."""
+    apply(long_job("undisturbed"))
+    return "undisturbed"

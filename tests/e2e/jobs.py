@@ -33,8 +33,8 @@ def a_job(name: str, **spec: Any) -> Manifest:
     }
 
 
-def long_job(name: str, epochs: int = 12, **spec: Any) -> Manifest:
-    """A job of some minutes that saves its state after every step."""
+def long_job(name: str, epochs: int = 8, **spec: Any) -> Manifest:
+    """A job of a minute or more that saves its state after every step."""
     hyperparameters = {"batchSize": 4, "nEpochs": epochs, "learningRate": 1e-4}
     return a_job(name, hyperparameters=hyperparameters, checkpointing={"recoveryPeriodSeconds": 0}, **spec)
 
@@ -98,6 +98,11 @@ def complete(job: str, seconds: float = 600.0) -> Manifest:
     except AssertionError as error:
         raise AssertionError(f"{error}\n{json.dumps(status(job).get('conditions'), indent=1)}") from error
     return status(job)
+
+
+def weights(job: str) -> str:
+    """Digest of the weights that a job ended with, once it is Complete."""
+    return str(complete(job)["checkpoints"][-1]["sha256"])
 
 
 def fetch(source: str, folder: Path) -> Path:
