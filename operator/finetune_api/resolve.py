@@ -82,9 +82,16 @@ def _shown(value: object) -> str:
 
 
 def model_uri(model: str, entry: RuntimeModel | None) -> str | None:
-    """The URI of `spec.model`: its entry's source, itself, or its place on the Hub; None for a name without a home."""
+    """The URI of `spec.model`: of its entry's source, or its own; None for a name that is neither listed nor a Hub id."""
     if entry is not None:
-        return str(entry.source)
-    if "://" in model:
-        return model
-    return f"hf://{model}" if "/" in model else None
+        return source_uri(entry)
+    return _with_scheme(model) if "/" in model else None
+
+
+def source_uri(entry: RuntimeModel) -> str:
+    """The URI of a listed model; a source without a scheme is on the Hub."""
+    return _with_scheme(str(entry.source))
+
+
+def _with_scheme(model: str) -> str:
+    return model if "://" in model else f"hf://{model}"

@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 from finetune_api.job import FineTuneJob, JobSpec, job_from
 from finetune_api.names import JOB_KIND, RUNTIME_KIND
 from finetune_api.report import Failure, FailureCode, Report
-from finetune_api.resolve import inherited_conflict, model_uri, resolve
+from finetune_api.resolve import inherited_conflict, model_uri, resolve, source_uri
 from finetune_api.runtime import RuntimeModel, RuntimeSpec, runtime_from
 from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import ExitCode, JobIdentity, LoraConfig, Stage, Start, TrainerConfig
@@ -146,7 +146,7 @@ class LocalRun:
         found = _checkpoint(manifest, step, folder)
         weights = folder / "checkpoints" / f"step-{found.step}"
         assert manifest.start is not None
-        entry = next((m for m in runtime.models if m.source == manifest.start.model), None) if runtime else None
+        entry = next((m for m in runtime.models if source_uri(m) == manifest.start.model), None) if runtime else None
         if not (weights / ADAPTER_WEIGHTS).is_file():
             return Start(model=f"file://{weights}", sha256=found.sha256), entry, None
         start = Start(model=manifest.start.model, adapter=f"file://{weights}", sha256=found.sha256)

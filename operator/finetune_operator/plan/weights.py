@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
 from finetune_api.method import TrainingKind
-from finetune_api.resolve import inherited_conflict
+from finetune_api.resolve import inherited_conflict, model_uri, source_uri
 from finetune_api.runtime import RuntimeModel, RuntimeSpec
 from finetune_api.status import Checkpoint, CheckpointType, ConditionType, JobStatus, Reason, Resolved, ResolvedModel
 from finetune_api.trainer import LoraConfig
@@ -44,20 +44,21 @@ def parent_name(job: FineTuneJob) -> str | None:
 def _from_model(model: str, name: str, runtime: RuntimeSpec) -> Weights | Refusal:
     entry = runtime.model_named(model)
     if entry is not None:
-        return Weights(model=_source(entry.source), entry=entry, uses=())
+        return Weights(model=_resolved(source_uri(entry)), entry=entry, uses=())
     if runtime.models:
         known = ", ".join(m.name for m in runtime.models)
         return Refusal(
             Reason.MODEL_NOT_ALLOWED,
             f"model is {model}, which is not in the model list of FineTuneRuntime {name}: choose one of {known}",
         )
-    if "://" not in model and "/" not in model:
+    uri = model_uri(model, None)
+    if uri is None:
         return Refusal(
             Reason.MODEL_NOT_ALLOWED,
             f"model is {model}, which FineTuneRuntime {name} does not list and which is no Hub id:"
             " write org/name or pvc://claim/path",
         )
-    return Weights(model=_source(model), entry=None, uses=(Use("model", _with_scheme(model)),))
+    return Weights(model=_resolved(uri), entry=None, uses=(Use("model", uri),))
 
 
 def _from_checkpoint(
@@ -128,14 +129,10 @@ def adapter_of(resolved: Resolved) -> LoraConfig | None:
 def _listed(runtime: RuntimeSpec, resolved: Resolved) -> RuntimeModel | None:
     """The entry of the weights that a checkpoint was trained on: that of the same source."""
     source = resolved.model.source if resolved.model else None
-    return next((m for m in runtime.models if _source(m.source).source == source), None)
+    return next((m for m in runtime.models if _resolved(source_uri(m)).source == source), None)
 
 
-def _source(model: str) -> ResolvedModel:
+def _resolved(uri: str) -> ResolvedModel:
     """A model's URI and revision apart."""
-    uri, _, revision = _with_scheme(model).partition("@")
-    return ResolvedModel(source=uri, revision=revision or None)
-
-
-def _with_scheme(model: str) -> str:
-    return model if "://" in model else f"hf://{model}"
+    source, _, revision = uri.partition("@")
+    return ResolvedModel(source=source, revision=revision or None)

@@ -104,11 +104,10 @@ def test_a_run_publishes_measures_and_reports(config, tmp_path):
     rows = metrics_rows(output / "metrics.jsonl")
     assert [row["step"] for row in rows if "eval/loss" in row] == [0, 6, 12, 18, 24]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 25))
-    assert report.metrics.eval["loss"] == rows[-1]["eval/loss"]
-    assert (
-        report.checkpoints[0].metrics["evalLoss"]
-        == next(r for r in rows if r["step"] == 6 and "eval/loss" in r)["eval/loss"]
-    ), "the newest evaluation at or before step 8"
+    assert report.metrics.eval["loss"] == pytest.approx(rows[-1]["eval/loss"], rel=1e-5)
+    newest = next(row for row in rows if row["step"] == 6 and "eval/loss" in row)
+    carried = report.checkpoints[0].metrics["evalLoss"]
+    assert carried == pytest.approx(newest["eval/loss"], rel=1e-5), "the newest evaluation at or before step 8"
     adapter = output / "adapter" / "adapter_model.safetensors"
     assert adapter.read_bytes() == (output / "checkpoints" / "step-24" / adapter.name).read_bytes()
     assert rows[0]["eval/loss"] == pytest.approx(0.6931472, abs=1e-6)
