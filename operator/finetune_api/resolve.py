@@ -82,7 +82,7 @@ def _shown(value: object) -> str:
 
 
 def model_uri(model: str, entry: RuntimeModel | None) -> str | None:
-    """The URI of `spec.model`: of its entry's source, or its own; None for a name that is neither listed nor a Hub id."""
+    """The URI of `spec.model`: of its entry, or its own; None for a name that is neither listed nor a Hub id."""
     if entry is not None:
         return source_uri(entry)
     return _with_scheme(model) if "/" in model else None
