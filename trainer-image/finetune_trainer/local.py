@@ -159,7 +159,7 @@ def _object(path: Path, kind: str) -> dict[str, Any]:
         documents = list(YAML(typ="safe", pure=True).load_all(path))
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from error
-    except YAMLError as error:
+    except (YAMLError, UnicodeError, RecursionError) as error:
         raise Refused(f"{path} is no YAML: {error}") from error
     found = [d for d in documents if isinstance(d, dict) and d.get("kind") == kind]
     if len(found) != 1:
@@ -211,13 +211,17 @@ def _checkpoint(manifest: OutputManifest, step: str, folder: Path) -> Checkpoint
 
 def _adapter_shape(folder: Path) -> LoraConfig:
     """The shape of a published adapter."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    return LoraConfig(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=0.0,
-        trainable_modules=tuple(sorted(config["target_modules"])),
-    )
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text())
+        return LoraConfig(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            dropout=0.0,
+            trainable_modules=tuple(sorted(config["target_modules"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(f"{file} cannot be read: publish the checkpoint again or choose another one") from error
 
 
 def _explained(failure: Failure, report: Report) -> list[str]:
