@@ -21,8 +21,9 @@ def cluster() -> None:
 
 
 def images() -> None:
-    """Build what this content has no image of yet."""
+    """Build what this content has no image of yet. The pods that copy files use that image from then on."""
     run("hack/images.sh", "build")
+    os.environ["VOLUME_IMAGE"] = output("hack/images.sh", "tag", "operator")
 
 
 def operator(*values: str) -> None:

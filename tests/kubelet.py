@@ -210,7 +210,7 @@ def _serve(pod: _Pod) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            job = pod.report.job_uid
+            job = pod.manifest["metadata"]["labels"][JOB_UID_LABEL]
             known = self.path == PROGRESS_PATH and self.headers[PROGRESS_HEADER] == job and not pod.behaviour.silent
             body = pod.report.model_dump_json(exclude_none=True).encode() if known else b""
             self.send_response(http.client.OK if known else http.client.NOT_FOUND)

@@ -24,6 +24,8 @@ CONFIG_ANNOTATION = f"{GROUP}/trainer-config"
 DEFAULT_RUNTIME_NAME = "default"
 JOB_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
 
+MODEL_PART_LENGTH = 100
+
 # Inside a training pod.
 CONFIG_DIRECTORY, CONFIG_FILE = "/etc/finetune", "config.json"
 CLAIM_MOUNT_ROOT, CONFIG_MAP_MOUNT_ROOT = "/mnt/claims", "/mnt/configmaps"
@@ -62,7 +64,8 @@ def job_id(uid: str) -> str:
 def output_name(namespace: str, model: str, suffix: str | None, uid: str) -> str:
     """`<namespace>/<last part of the model name, lower case>[-<suffix>]-<first 8 of the uid>`.
 
-    `model` is the model as resolved, revision left out: a Hub id, a runtime's model name or a URI.
+    `model` is the model as resolved, revision left out: a Hub id, a runtime's model name or a URI. Its part is cut
+    at 100 characters, so that the whole fits a status.
     """
-    last = model.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0].lower()
+    last = model.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0].lower()[:MODEL_PART_LENGTH]
     return f"{namespace}/{'-'.join(part for part in (last, suffix, uid[:8]) if part)}"

@@ -84,14 +84,10 @@ def _shown(value: object) -> str:
 def model_uri(model: str, entry: RuntimeModel | None) -> str | None:
     """The URI of `spec.model`: of its entry, or its own; None for a name that is neither listed nor a Hub id."""
     if entry is not None:
-        return source_uri(entry)
-    return _with_scheme(model) if "/" in model else None
+        return source_uri(entry.source)
+    return source_uri(model) if "/" in model else None
 
 
-def source_uri(entry: RuntimeModel) -> str:
-    """The URI of a listed model; a source without a scheme is on the Hub."""
-    return _with_scheme(str(entry.source))
-
-
-def _with_scheme(model: str) -> str:
-    return model if "://" in model else f"hf://{model}"
+def source_uri(source: str) -> str:
+    """The URI of a model's source; one without a scheme is on the Hub."""
+    return source if "://" in source else f"hf://{source}"

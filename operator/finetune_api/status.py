@@ -72,6 +72,7 @@ class Reason(StrEnum):
     # DataReady, Running, Published = False
     PENDING = "Pending"
     CHECKING = "Checking"
+    OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"

@@ -29,6 +29,7 @@ from finetune_operator.client import (
     Resource,
 )
 from finetune_operator.plan import seen
+from finetune_operator.plan.attempts import of_stage
 from finetune_operator.plan.decide import stage_of
 from finetune_operator.plan.invalid import sentences, shell
 from finetune_operator.plan.objects import child_name
@@ -99,21 +100,23 @@ async def _children(job: FineTuneJob, status: JobStatus, cluster: Cluster, depar
     word = stage.value.lower()
     labels = f"{names.JOB_UID_LABEL}={uid},{names.STAGE_LABEL}={word}"
     there = await cluster.list(PODS, namespace, labels=labels)
-    gone = await _gone(status, {pod["metadata"]["uid"] for pod in there}, there, departed, uid, word)
+    running = {a.pod for a in status.attempts if a.end_time is None and of_stage(a, job, stage)}
+    gone = await _gone(running, there, departed, uid, word)
     parsed = [*(seen.pod(pod) for pod in there), *(seen.pod(pod, gone=True) for pod in gone)]
     pods = sorted((pod for pod in parsed if pod is not None), key=_age)
     children = {stage: seen.child_job(manifest)} if manifest is not None else {}
     return Observed(children=children, pods={stage: tuple(pods)})
 
 
-async def _gone(
-    status: JobStatus, there: set[str], pods: list[Manifest], departed: Departed, uid: str, stage: str
-) -> list[Manifest]:
-    """Deleted pods of the stage. One that ran and is in no list may have its last event still on the way."""
-    names_there = {pod["metadata"]["name"] for pod in pods}
+async def _gone(running: set[str], pods: list[Manifest], departed: Departed, uid: str, stage: str) -> list[Manifest]:
+    """Deleted pods of the stage. One that ran and is in no list may have its last event still on the way.
+
+    Args:
+        running: names of the pods that ran at the last look.
+    """
+    there = {pod["metadata"]["uid"] for pod in pods}
     gone = [pod for pod in departed.of(uid, stage) if pod["metadata"]["uid"] not in there]
-    known = names_there | {pod["metadata"]["name"] for pod in gone}
-    if any(a.end_time is None and a.pod not in known and f"-{stage}-" in a.pod for a in status.attempts):
+    if running - {pod["metadata"]["name"] for pod in (*pods, *gone)}:
         await asyncio.sleep(WATCH_LAG_SECONDS)
         gone = [pod for pod in departed.of(uid, stage) if pod["metadata"]["uid"] not in there]
     return gone

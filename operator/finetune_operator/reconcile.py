@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,13 +15,14 @@ from finetune_operator.client import FINETUNE_JOBS, Cluster, ClusterError, Confl
 from finetune_operator.metrics import LOOKS, STATUS_WRITES
 from finetune_operator.observe import Departed, observe
 from finetune_operator.plan.decide import decide, refused_child
-from finetune_operator.plan.invalid import invalid_job, shell
+from finetune_operator.plan.invalid import invalid_job, shell, unreadable_status
 from finetune_operator.plan.news import News, news
 from finetune_operator.plan.state import Heard, Observed, Plan
 from finetune_operator.poll import Poller
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.settings import Settings
 
+LOG = logging.getLogger(__name__)
 CHANGED_MEANWHILE_SECONDS = 0.1
 
 
@@ -80,6 +82,9 @@ class Reconciler:
         try:
             manifest = await self.cluster.get(FINETUNE_JOBS, namespace, name)
         except NotFound:
+            return None
+        if (why := unreadable_status(manifest)) is not None:
+            LOG.error("%s/%s: its status is another version's and is left alone: %s", namespace, name, why)
             return None
         job, plan = await self._plan(manifest, now)
         refusal = await apply_objects(plan, namespace, self.cluster)

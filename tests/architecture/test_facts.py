@@ -117,7 +117,7 @@ def _bounded(path: str, node: dict[str, Any]) -> bool:
 
 
 def _tree_paths(block: str) -> Iterator[str]:
-    """Paths of a tree such as `tree` draws; the first word of each line is a name."""
+    """Paths of a tree such as `tree` draws; a line begins with names, two spaces apart, and goes on with words."""
     parents: list[tuple[int, str]] = []
     for line in block.splitlines():
         found = re.match(r"^((?:│|├|└|─|\s)+)([A-Za-z0-9._/-]+)", line)
@@ -126,6 +126,7 @@ def _tree_paths(block: str) -> Iterator[str]:
         depth, name = len(found.group(1)), found.group(2)
         while parents and parents[-1][0] >= depth:
             parents.pop()
-        path = "/".join([*(parent for _, parent in parents), name.rstrip("/")])
+        folder = [parent for _, parent in parents]
         parents.append((depth, name.rstrip("/")))
-        yield path
+        beside = re.findall(r"(?<=  )[a-z0-9_]+\.(?:py|sh)\b", line)
+        yield from ("/".join([*folder, each.rstrip("/")]) for each in (name, *beside))

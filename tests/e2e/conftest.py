@@ -6,12 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "hack"))
 import bringup
+import pytest
 
 from e2e.jobs import DATA, NAMESPACE, OUTPUTS
 
@@ -19,17 +16,14 @@ from e2e.jobs import DATA, NAMESPACE, OUTPUTS
 @pytest.fixture(scope="session", autouse=True)
 def installed() -> Iterator[None]:
     """Cluster, images and operator. A cluster that ran before stays; one that was started here goes."""
-    found = (
-        subprocess.run(["hack/cluster.sh", "status"], cwd=bringup.ROOT, capture_output=True, check=False).returncode
-        == 0
-    )
+    look = subprocess.run(["hack/cluster.sh", "status"], cwd=bringup.ROOT, capture_output=True, check=False)
     bringup.cluster()
     try:
         bringup.images()
         bringup.operator()
         yield
     finally:
-        if not found:
+        if look.returncode:
             bringup.run("hack/cluster.sh", "down", "--wipe")
 
 

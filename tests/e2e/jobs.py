@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import bringup
+
 NAMESPACE, DATA, OUTPUTS = "finetune-e2e", "finetune-data", "finetune-outputs"
-ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
 Manifest = dict[str, Any]
 
@@ -101,7 +102,5 @@ def complete(job: str, seconds: float = 600.0) -> Manifest:
 
 def fetch(source: str, folder: Path) -> Path:
     """Copy a folder of the output volume to this machine."""
-    subprocess.run(
-        ["hack/volume.sh", "get", OUTPUTS, NAMESPACE, source, str(folder)], cwd=ROOT, check=True, capture_output=True
-    )
+    bringup.run("hack/volume.sh", "get", OUTPUTS, NAMESPACE, source, str(folder), quiet=True)
     return folder

@@ -60,9 +60,12 @@ def test_children_belong_to_their_job_and_meet_the_restricted_standard(world) ->
 def test_what_happened_is_told_in_events(world) -> None:
     world.apply("sft")
     world.wait("sft", "Complete")
-    listed = world.api.get(f"/api/v1/namespaces/{world.namespace}/events").must()["items"]
-    told = {e["reason"] for e in listed if e["involvedObject"]["kind"] == "FineTuneJob"}
-    assert {"Accepted", "DataReady", "Running", "Succeeded"} <= told
+
+    def told() -> set[str]:
+        listed = world.api.get(f"/api/v1/namespaces/{world.namespace}/events").must()["items"]
+        return {e["reason"] for e in listed if e["involvedObject"]["kind"] == "FineTuneJob"}
+
+    wait_for(lambda: {"Accepted", "DataReady", "Running", "Succeeded"} <= told(), "the events, which follow the status")
     described = world.plane.kubectl("describe", "ftj", "sft", "-n", world.namespace)
     assert "published at pvc://finetune-outputs/x/adapter" in described.split("Events:")[1]
 

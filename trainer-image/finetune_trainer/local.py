@@ -146,7 +146,8 @@ class LocalRun:
         found = _checkpoint(manifest, step, folder)
         weights = folder / "checkpoints" / f"step-{found.step}"
         assert manifest.start is not None
-        entry = next((m for m in runtime.models if source_uri(m) == manifest.start.model), None) if runtime else None
+        models = runtime.models if runtime else ()
+        entry = next((model for model in models if source_uri(model.source) == manifest.start.model), None)
         if not (weights / ADAPTER_WEIGHTS).is_file():
             return Start(model=f"file://{weights}", sha256=found.sha256), entry, None
         start = Start(model=manifest.start.model, adapter=f"file://{weights}", sha256=found.sha256)

@@ -101,12 +101,11 @@ def _started(job: FineTuneJob, permitted: Permitted, frozen: ResolvedRuntime, no
         max_seq_length=values.max_seq_length,
     )
     uid, namespace = job.metadata.uid or "", job.metadata.namespace or ""
-    named = job.spec.model or weights.model.source
     status = old.model_copy(
         update={
             "start_time": timestamp(now),
             "resolved": resolved,
-            "output_name": names.output_name(namespace, named, job.spec.suffix, uid),
+            "output_name": names.output_name(namespace, weights.named, job.spec.suffix, uid),
         }
     )
     says = [

@@ -6,6 +6,7 @@ Counters live in the status, because pods vanish. Each pod is counted once: when
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Report
@@ -16,6 +17,8 @@ from finetune_operator.plan.state import Pod
 
 MAX_FREE = 100
 """Free attempts after which even those are too many."""
+KEPT_OF_NAME = 58
+"""Characters that the API server keeps of a generateName, before its own five."""
 OOM_KILLED, VANISHED, STOPPED, LOST, DONE = "OOMKilled", "PodVanished", "Stopped", "PeerLost", "Succeeded"
 
 
@@ -43,15 +46,20 @@ def count(
 
 
 def out_of_memory_twice(tally: Tally, job: FineTuneJob, stage: Stage) -> bool:
-    """Whether the two newest pods of the stage were killed for memory without getting further."""
-    ended = [a for a in tally.attempts if a.end_time and of_stage(a, job, stage)][-2:]
-    same_step = len({a.resumed_from_step for a in ended}) == 1
-    return len(ended) == 2 and same_step and all(a.reason == OOM_KILLED for a in ended)
+    """Whether two pods of the stage in a row were killed for memory without getting further.
+
+    Not only the newest two: a third may have begun before it was stopped for that, and the verdict must stand.
+    """
+    ended = [a for a in tally.attempts if a.end_time and of_stage(a, job, stage)]
+    return any(
+        first.reason == second.reason == OOM_KILLED and first.resumed_from_step == second.resumed_from_step
+        for first, second in pairwise(ended)
+    )
 
 
 def of_stage(attempt: Attempt, job: FineTuneJob, stage: Stage) -> bool:
-    """Whether the attempt's pod is one of that stage's Job."""
-    return attempt.pod.startswith(f"{child_name(job, stage)}-")
+    """Whether the attempt's pod is one of that stage's Job; of a long name the API server keeps the beginning."""
+    return attempt.pod.startswith(f"{child_name(job, stage)}-"[:KEPT_OF_NAME])
 
 
 def _already_counted(pod: Pod, known: Attempt | None, attempts: tuple[Attempt, ...]) -> bool:

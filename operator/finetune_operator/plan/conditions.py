@@ -28,7 +28,7 @@ class Say:
 
 def updated(old: tuple[Condition, ...], says: Iterable[Say], now: str, generation: int | None) -> tuple[Condition, ...]:
     """The conditions with `says` in them, in a fixed order; those that `says` does not name stay."""
-    conditions = {c.type: c for c in old}
+    conditions = {c.type: c.model_copy(update={"observed_generation": generation}) for c in old}
     for say in says:
         status = ConditionStatus.TRUE if say.holds else ConditionStatus.FALSE
         before = conditions.get(say.type)
@@ -43,6 +43,12 @@ def updated(old: tuple[Condition, ...], says: Iterable[Say], now: str, generatio
         )
     rank = {kind.value: index for index, kind in enumerate(ORDER)}
     return tuple(sorted(conditions.values(), key=lambda c: rank.get(c.type, len(rank))))
+
+
+def acknowledged(status: JobStatus, generation: int | None) -> JobStatus:
+    """A final status that has seen `generation`: a late cancel changes nothing, and `kubectl wait` must not hang."""
+    conditions = tuple(c.model_copy(update={"observed_generation": generation}) for c in status.conditions)
+    return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
 def transitions(old: JobStatus, new: JobStatus) -> list[Event]:

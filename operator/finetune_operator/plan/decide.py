@@ -12,7 +12,7 @@ from finetune_api.trainer import Stage
 from finetune_operator.plan import outcome
 from finetune_operator.plan.admit import admit, runtime_of, with_says
 from finetune_operator.plan.attempts import Tally, count
-from finetune_operator.plan.conditions import Say
+from finetune_operator.plan.conditions import Say, acknowledged
 from finetune_operator.plan.objects import child_manifest, child_name
 from finetune_operator.plan.outcome import Look
 from finetune_operator.plan.state import ChildJob, Event, Observed, Plan, timestamp
@@ -27,8 +27,10 @@ SOON = 1.0
 def decide(job: FineTuneJob, observed: Observed, settings: Settings, now: datetime) -> Plan:
     """One look at one job. A final job, or one that is being deleted, is left as it is."""
     status = job.status or JobStatus()
-    if status.is_final or job.metadata.deletion_timestamp is not None:
+    if job.metadata.deletion_timestamp is not None:
         return Plan(status=status)
+    if status.is_final:
+        return Plan(status=acknowledged(status, job.metadata.generation))
     if status.start_time is None:
         return _cancelled_before_start(job, now) if job.spec.cancel else admit(job, observed, settings, now)
     return _follow(_look(job, status, observed, now), observed, settings, now)
@@ -52,7 +54,7 @@ def _look(job: FineTuneJob, status: JobStatus, observed: Observed, now: datetime
         report = report_of(pod, heard, job.metadata.uid or "")
         if report is not None:
             reports[pod.uid] = report
-            status = retold(status, pod, report, heard.at if heard else timestamp(now))
+            status = retold(status, pod, report, heard.at if heard else pod.ended or timestamp(now))
     tally = count(job, status, stage, pods, reports, timestamp(now))
     status = _with_tally(status, tally)
     return Look(job, stage, status, runtime_of(status.resolved or Resolved()), own, child, pods, there, reports, tally)

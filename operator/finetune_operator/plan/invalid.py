@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.job import FineTuneJob, JobSpec, ObjectMeta
-from finetune_api.status import JobStatus, Reason
-from finetune_operator.plan.admit import refused
+from finetune_api.status import ConditionType, JobStatus, Reason
+from finetune_operator.plan.admit import refused, runtime_of, with_says
+from finetune_operator.plan.conditions import Say
 from finetune_operator.plan.state import Manifest, Plan, Refusal
 from finetune_operator.settings import Settings
 
@@ -24,11 +25,29 @@ def sentences(error: ValidationError) -> str:
 
 
 def invalid_job(manifest: Manifest, error: ValidationError, settings: Settings, now: datetime) -> Plan:
-    """Accepted=False/InvalidSpec for a job that cannot be read."""
+    """Accepted=False/InvalidSpec for a job that cannot be read; of one that has started, all else stays said."""
     job = shell(manifest)
-    if job.status is not None and job.status.is_final:
-        return Plan(status=job.status)
+    status = job.status or JobStatus()
+    if status.is_final:
+        return Plan(status=status)
+    if status.start_time is not None:
+        says = [Say(ConditionType.ACCEPTED, False, sentences(error), Reason.INVALID_SPEC)]
+        return with_says(job, status, status, says, now, Plan(status=status))
     return refused(job, Refusal(Reason.INVALID_SPEC, sentences(error)), settings, now)
+
+
+def unreadable_status(manifest: Manifest) -> str | None:
+    """Why the stored status cannot be gone on from: another version wrote it. It must not be written over then.
+
+    A status is written whole, so what is not understood would be lost: that the job has started, or ended.
+    """
+    try:
+        resolved = JobStatus.model_validate(manifest.get("status") or {}).resolved
+        if resolved is not None:
+            runtime_of(resolved)
+    except ValidationError as error:
+        return sentences(error)
+    return None
 
 
 def shell(manifest: Manifest) -> FineTuneJob:

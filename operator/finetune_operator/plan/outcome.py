@@ -92,8 +92,9 @@ def complete(look: Look) -> list[Say]:
 
 def cause(look: Look) -> tuple[Reason, str]:
     """Why the stage's Job failed: from its last failed pod, else from what the Job controller says."""
-    if (given_up := _give_up(look)) is not None:
-        return given_up
+    stopped = stop(look) if look.own and look.own.suspended else _give_up(look)
+    if stopped is not None:
+        return stopped
     pod = next((p for p in reversed(look.pods) if p.ended and p.exit_code != 0), None)
     fallback = look.own.failed_message if look.own and look.own.failed_message else "the Job failed"
     return cause_of(pod, look.report(pod), fallback)
@@ -121,7 +122,8 @@ def failed(look: Look, reason: Reason, message: str) -> list[Say]:
     """The job is final, with its cause."""
     says = failure_says(reason, message)
     if look.stage is Stage.PREPARE:
-        says.append(Say(ConditionType.DATA_READY, False, message, reason))
+        why = Reason.OUTPUT_NOT_WRITABLE if reason is Reason.PUBLISH_FAILED else reason
+        says.append(Say(ConditionType.DATA_READY, False, message, why))
     elif reason is Reason.PUBLISH_FAILED:
         says.append(Say(ConditionType.PUBLISHED, False, message, Reason.UPLOAD_FAILED))
     return says
@@ -187,7 +189,7 @@ def _at_work(look: Look, pod: Pod) -> list[Say]:
     published = (
         Say(ConditionType.PUBLISHED, False, f"pod {pod.name} writes the results", Reason.UPLOADING)
         if publishing
-        else Say(ConditionType.PUBLISHED, False, "follows the training", Reason.PENDING)
+        else _unpublished()
     )
     return [_accepted(look), Say(ConditionType.RUNNING, True, f"pod {pod.name} trains"), published]
 
@@ -195,12 +197,16 @@ def _at_work(look: Look, pod: Pod) -> list[Say]:
 def _not_yet(look: Look, why: Waiting) -> list[Say]:
     """The stage does not run: said on the condition that it would make true."""
     if look.stage is Stage.TRAIN:
-        return [_accepted(look), Say(ConditionType.RUNNING, False, why.message, why.reason)]
+        return [_accepted(look), Say(ConditionType.RUNNING, False, why.message, why.reason), _unpublished()]
     return [
         _accepted(look),
         Say(ConditionType.DATA_READY, False, why.message, why.reason),
         Say(ConditionType.RUNNING, False, "waits for the data", Reason.PENDING),
     ]
+
+
+def _unpublished() -> Say:
+    return Say(ConditionType.PUBLISHED, False, "follows the training", Reason.PENDING)
 
 
 def _waiting(look: Look, pod: Pod | None) -> Waiting:

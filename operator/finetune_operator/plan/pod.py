@@ -17,7 +17,6 @@ from finetune_operator.plan.state import Manifest
 from finetune_operator.plan.volumes import volumes_of
 
 CONTAINER = "trainer"
-MAX_CONFIG_BYTES = 64 * 1024
 
 
 def pod_template(

@@ -23,6 +23,8 @@ class Weights:
     model: ResolvedModel
     entry: RuntimeModel | None
     """The model's entry in the runtime's list, whose limits hold."""
+    named: str
+    """The model as the output is named after it."""
     uses: tuple[Use, ...]
     """URIs that need an entry in `access`; a model of the list needs none."""
     parent: LoraConfig | None = None
@@ -44,7 +46,7 @@ def parent_name(job: FineTuneJob) -> str | None:
 def _from_model(model: str, name: str, runtime: RuntimeSpec) -> Weights | Refusal:
     entry = runtime.model_named(model)
     if entry is not None:
-        return Weights(model=_resolved(source_uri(entry)), entry=entry, uses=())
+        return Weights(model=_resolved(source_uri(entry.source)), entry=entry, named=model, uses=())
     if runtime.models:
         known = ", ".join(m.name for m in runtime.models)
         return Refusal(
@@ -58,7 +60,7 @@ def _from_model(model: str, name: str, runtime: RuntimeSpec) -> Weights | Refusa
             f"model is {model}, which FineTuneRuntime {name} does not list and which is no Hub id:"
             " write org/name or pvc://claim/path",
         )
-    return Weights(model=_resolved(uri), entry=None, uses=(Use("model", uri),))
+    return Weights(model=_resolved(uri), entry=None, named=model, uses=(Use("model", uri),))
 
 
 def _from_checkpoint(
@@ -69,24 +71,24 @@ def _from_checkpoint(
     if isinstance(found, Refusal):
         return found
     checkpoint, resolved, kind = found
-    own = Use(FIELD, checkpoint.uri)
-    if kind is TrainingKind.FULL or resolved.model is None:
-        model = ResolvedModel(source=checkpoint.uri, checkpoint=checkpoint.uri, checkpoint_sha256=checkpoint.sha256)
-        return Weights(model=model, entry=_listed(runtime, resolved), uses=(own,))
-    base = resolved.model
-    model = base.model_copy(update={"checkpoint": checkpoint.uri, "checkpoint_sha256": checkpoint.sha256})
-    entry = _listed(runtime, resolved)
+    base, entry = resolved.model or ResolvedModel(source=checkpoint.uri), _listed(runtime, resolved)
     if entry is None and runtime.models:
         return Refusal(
             Reason.MODEL_NOT_ALLOWED,
             f"{FIELD} is {given}, trained on {base.source}, which is not the source of any model in the list of"
             f" FineTuneRuntime {name}: use the runtime of that job, or add the model to the list",
         )
-    uses = (own,) if entry else (own, Use(FIELD, base.source))
+    own, named = Use(FIELD, checkpoint.uri), _model_part(parent) or base.source
+    if kind is TrainingKind.FULL or resolved.model is None:
+        model = ResolvedModel(source=checkpoint.uri, checkpoint=checkpoint.uri, checkpoint_sha256=checkpoint.sha256)
+        return Weights(model=model, entry=entry, named=named, uses=(own,))
+    model = base.model_copy(update={"checkpoint": checkpoint.uri, "checkpoint_sha256": checkpoint.sha256})
+    listed = entry is not None and _resolved(source_uri(entry.source)).source == base.source
+    uses = (own,) if listed else (own, Use(FIELD, base.source))
     lora = adapter_of(resolved) if job.spec.training_type.type is TrainingKind.LORA else None
     if lora is not None and (conflict := inherited_conflict(job.spec, lora)):
         return Refusal(Reason.INVALID_SPEC, conflict)
-    return Weights(model=model, entry=entry, uses=uses, parent=lora)
+    return Weights(model=model, entry=entry, named=named, uses=uses, parent=lora)
 
 
 def _checkpoint(
@@ -114,6 +116,15 @@ def _checkpoint(
     return Refusal(Reason.CHECKPOINT_NOT_FOUND if step else Reason.CHECKPOINT_NOT_READY, message)
 
 
+def _model_part(parent: FineTuneJob | None) -> str | None:
+    """The model in the name of `parent`'s output: of full weights the checkpoint's own path does not tell it."""
+    name = parent.status.output_name if parent and parent.status else None
+    if parent is None or name is None:
+        return None
+    without_uid = name.removesuffix(f"-{(parent.metadata.uid or '')[:8]}")
+    return without_uid.removesuffix(f"-{parent.spec.suffix}").rsplit("/", 1)[-1]
+
+
 def adapter_of(resolved: Resolved) -> LoraConfig | None:
     """The adapter that a job trained, as another inherits it; None after full training."""
     if resolved.lora_rank is None or resolved.lora_alpha is None:
@@ -127,9 +138,12 @@ def adapter_of(resolved: Resolved) -> LoraConfig | None:
 
 
 def _listed(runtime: RuntimeSpec, resolved: Resolved) -> RuntimeModel | None:
-    """The entry of the weights that a checkpoint was trained on: that of the same source."""
-    source = resolved.model.source if resolved.model else None
-    return next((m for m in runtime.models if _resolved(source_uri(m)).source == source), None)
+    """The entry of the weights that a checkpoint was trained on, or that those were trained on in their turn."""
+    frozen = resolved.runtime.spec.get("models") if resolved.runtime else None
+    origins = [str(model["source"]) for model in frozen] if isinstance(frozen, list) else []
+    sources = {_resolved(source_uri(origin)).source for origin in origins}
+    sources |= {resolved.model.source} if resolved.model else set()
+    return next((m for m in runtime.models if _resolved(source_uri(m.source)).source in sources), None)
 
 
 def _resolved(uri: str) -> ResolvedModel:

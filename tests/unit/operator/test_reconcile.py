@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -257,3 +258,39 @@ def test_the_private_state_is_the_uids():
     (train,) = [j for j in world.of("jobs") if j["metadata"]["name"] == "tune-train"]
     config = train["spec"]["template"]["metadata"]["annotations"]["finetune.dev/trainer-config"]
     assert f'"uid":"{JOB_UID}"' in config
+
+
+NEWER = {"phase": "FromTheFuture"}, {"aFieldOfTomorrow": 1}, {"resolved": {"runtime": {"name": "gpu", "generation": 3}}}
+
+
+@pytest.mark.parametrize("beside", NEWER)
+def test_a_status_of_another_version_is_left_as_it_is(beside):
+    world = fresh_world({})
+    stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+    frozen = {"runtime": {"name": "gpu", "generation": 3, "spec": {"image": "trainer:1", "aFieldOfTomorrow": 1}}}
+    complete = {
+        "type": "Complete",
+        "status": "True",
+        "reason": "Succeeded",
+        "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    final = {"startTime": "2026-01-01T00:00:00Z", "conditions": [complete], **beside}
+    for status in (final, {"startTime": "2026-01-01T00:00:00Z", "resolved": frozen}):
+        stored["status"] = copy.deepcopy(status)
+        death = Death(at=0, after=False)
+        assert asyncio.run(operator(world, death).look(KEY)) is None
+        assert (death.writes, stored["status"]) == (0, status)
+
+
+def test_a_started_job_whose_spec_is_refused_by_this_version_keeps_its_other_conditions():
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+    death = Death(at=0, after=False)
+    asyncio.run(operator(world, death).look(KEY))
+    before = {c.type: c.message for c in status_of(world).conditions}
+    stored["spec"]["aFieldOfTomorrow"] = 1
+    asyncio.run(operator(world, death).look(KEY))
+    told = {c["type"]: c["message"] for c in stored["status"]["conditions"]}
+    assert "aFieldOfTomorrow" in told.pop("Accepted")
+    assert told == {kind: words for kind, words in before.items() if kind != "Accepted"}

@@ -9,9 +9,9 @@ import pytest
 
 from builders import NOW_TEXT, make_child, make_job, make_pod, make_recovery, report_for
 from finetune_api.report import Report
-from finetune_api.status import JobStatus
+from finetune_api.status import Attempt, JobStatus
 from finetune_api.trainer import Stage
-from finetune_operator.plan.attempts import Tally, count, out_of_memory_twice
+from finetune_operator.plan.attempts import Tally, count, of_stage, out_of_memory_twice
 from finetune_operator.plan.state import Pod
 
 JOB = make_job()
@@ -135,3 +135,19 @@ def test_out_of_memory_twice_means_at_the_same_step():
     assert out_of_memory_twice(tally(first, second), JOB, Stage.TRAIN)
     reports = {**resumed(first, 0, 10), **resumed(second, 10, 10)}
     assert not out_of_memory_twice(tally(first, second, reports=reports), JOB, Stage.TRAIN)
+
+
+def test_out_of_memory_twice_stays_so_when_a_later_pod_is_stopped_for_it():
+    killed = {"exit_code": 137, "cause": "OOMKilled"}
+    counted = tally(pod(1, **killed), pod(2, **killed), pod(3, exit_code=3))
+    assert out_of_memory_twice(counted, JOB, Stage.TRAIN)
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_pod_belongs_to_its_stage_though_its_name_was_cut(stage):
+    job = make_job("a" * 52)
+    child = make_child(job, stage)
+    cut = f"{child.name}-"[:58] + "x7k2p"  # as the API server makes names of at most 63 characters
+    other = next(s for s in Stage if s is not stage)
+    attempt = Attempt(pod=cut, start_time=NOW_TEXT)
+    assert (of_stage(attempt, job, stage), of_stage(attempt, job, other)) == (True, False)

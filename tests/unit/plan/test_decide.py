@@ -188,3 +188,24 @@ def test_a_new_pod_without_report_keeps_the_progress_of_the_one_before():
     plan = look(after(job, plan), seen(Stage.TRAIN, child, ended, second))
     assert plan.status.progress.step == 7
     assert said(plan)["Running"] == ("True", "Running")
+
+
+def test_a_pod_that_ended_long_ago_has_not_just_been_heard():
+    job = started(Stage.TRAIN)
+    child = make_child(job, Stage.TRAIN)
+    pod = make_pod(child, ended=NOW_TEXT, exit_code=3)
+    report = report_for(pod, Stage.TRAIN, progress=make_progress(7))
+    plan = look(job, seen(Stage.TRAIN, child, replace(pod, last_word=report.model_dump_json())))
+    assert plan.status.progress.last_report_time == NOW_TEXT
+
+
+def test_nothing_is_being_published_while_no_pod_runs():
+    job = started(Stage.TRAIN)
+    child = make_child(job, Stage.TRAIN)
+    pod = make_pod(child)
+    plan = look(job, seen(Stage.TRAIN, child, pod, reports=heard(report_for(pod, Stage.TRAIN, publishing=True))))
+    assert said(plan)["Published"] == ("False", "Uploading")
+    dead = replace(pod, running=False, ended=NOW_TEXT, exit_code=22)
+    plan = look(after(job, plan), seen(Stage.TRAIN, child, dead))
+    assert said(plan)["Published"] == ("False", "Pending")
+    assert plan.status.phase is Phase.PENDING

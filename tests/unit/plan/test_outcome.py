@@ -248,3 +248,31 @@ def test_the_api_servers_refusal_of_a_child_is_said():
         after(job, told), look(after(job, told), seen(Stage.PREPARE)), "exceeded quota: pods", SETTINGS, LATER
     )
     assert again.events == ()
+
+
+def test_a_cancel_after_the_end_is_acknowledged_and_changes_nothing_else():
+    job = started(Stage.TRAIN)
+    job = after(job, look(job, seen(Stage.TRAIN, make_child(job, Stage.TRAIN, complete=True))))
+    late = cancelling(job)
+    late = late.model_copy(update={"metadata": late.metadata.model_copy(update={"generation": 2})})
+    plan = look(late, Observed())
+    assert {c.observed_generation for c in plan.status.conditions} == {2, plan.status.observed_generation}
+    assert [(c.type, c.status, c.reason) for c in plan.status.conditions] == [
+        (c.type, c.status, c.reason) for c in late.status.conditions
+    ]
+    assert (plan.status.phase, plan.create, plan.events) == (Phase.COMPLETED, (), ())
+
+
+def test_a_child_that_failed_because_it_was_stopped_is_told_as_stopped():
+    job = cancelling(started(Stage.TRAIN, backoffLimit=0))
+    child = make_child(job, Stage.TRAIN, suspended=True, failed=True, failed_message="backoff limit")
+    killed = make_pod(child, ended=LATER_TEXT, exit_code=137)
+    assert said(look(job, seen(Stage.TRAIN, child, killed)))["Failed"] == ("True", "Cancelled")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_training():
+    job = started()
+    child = make_child(job, Stage.PREPARE, failed=True)
+    pod = make_pod(child, ended=LATER_TEXT, exit_code=22)
+    told = said(look(job, seen(Stage.PREPARE, child, pod)))
+    assert (told["DataReady"], told["Failed"]) == (("False", "OutputNotWritable"), ("True", "PublishFailed"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from builders import NOW, before_start, make_checkpoint, make_job, make_runtime
+from builders import JOB_UID, NOW, before_start, make_checkpoint, make_job, make_runtime
 from finetune_api.job import FineTuneJob
 from finetune_api.status import CheckpointType, Condition, ConditionStatus, JobStatus, Reason, Resolved, ResolvedModel
 from finetune_operator.plan.decide import decide
@@ -237,3 +237,35 @@ def test_a_checkpoint_of_a_model_that_the_runtime_does_not_list_is_refused():
     assert reason == "ModelNotAllowed"
     listed = make_runtime(models=[{"name": "any-name", "source": "hf://org/tiny@main"}])
     assert look(before_start(listed, parent=earlier()), model=None, fromCheckpoint="first").status.start_time
+
+
+def test_full_weights_of_a_model_that_the_runtime_does_not_list_are_refused_too():
+    runtime = make_runtime(models=[{"name": "other", "source": "hf://org/other"}])
+    reason, message = refusal(before_start(runtime, parent=earlier("Full")), model=None, fromCheckpoint="first")
+    assert (reason, "hf://org/tiny" in message) == ("ModelNotAllowed", True)
+
+
+def test_the_models_limits_hold_for_every_later_generation_of_full_weights():
+    full = {"supported": True, "maxBatchSize": 4}
+    runtime = make_runtime(models=[{**LISTED, "limits": {"full": full}}])
+    spec = {"model": None, "fromCheckpoint": "first", "trainingType": {"type": "Full"}}
+    first = look(before_start(runtime), model="tiny", trainingType={"type": "Full"}).status
+    for _ in range(3):
+        parent = earlier("Full")
+        kept = {"resolved": first.resolved, "output_name": first.output_name}
+        parent = parent.model_copy(
+            update={
+                "metadata": parent.metadata.model_copy(update={"uid": JOB_UID}),
+                "status": parent.status.model_copy(update=kept),
+            }
+        )
+        first = look(before_start(runtime, parent=parent), **spec).status
+        assert (first.resolved.batch_size, first.output_name) == (4, "team/tiny-6f1c2b3a")
+    other = make_runtime(models=[{"name": "other", "source": "hf://org/other"}])
+    assert refusal(before_start(other, parent=parent), **spec)[0] == "ModelNotAllowed"
+
+
+def test_the_outputs_name_fits_whatever_the_models_name():
+    status = look(before_start(), model=f"org/{'x' * 300}").status
+    assert len(status.output_name) < 253
+    assert status.output_name.endswith("-6f1c2b3a")
