@@ -37,15 +37,21 @@ METRICS = (
     Metric("tokens_per_second", "tokensPerSecond", "tokens of the step per second"),
 )
 STATUS_NAMES = {metric.log: metric.status for metric in METRICS}
+STATUS_DIGITS = 6
+"""Significant digits in status, which people read; metrics.jsonl holds every value in full."""
 
 
 def status_values(values: Mapping[str, float]) -> dict[str, float]:
-    """Values by their names in status; those that are not finite have no JSON form and are left out.
+    """Values by their names in status, rounded, counts in full; what is not finite has no JSON form and is left out.
 
     Raises:
         KeyError: a name that the table does not hold.
     """
-    return {STATUS_NAMES[name]: value for name, value in values.items() if math.isfinite(value)}
+    return {STATUS_NAMES[name]: _rounded(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.{STATUS_DIGITS}g}")
 
 
 def checkpoint_values(evaluation: Mapping[str, float]) -> dict[str, float]:

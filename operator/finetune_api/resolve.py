@@ -82,9 +82,12 @@ def _shown(value: object) -> str:
 
 
 def model_uri(model: str, entry: RuntimeModel | None) -> str | None:
-    """The URI of `spec.model`: its entry's source, itself, or its place on the Hub; None for a name without a home."""
+    """The URI of `spec.model`: of its entry, or its own; None for a name that is neither listed nor a Hub id."""
     if entry is not None:
-        return str(entry.source)
-    if "://" in model:
-        return model
-    return f"hf://{model}" if "/" in model else None
+        return source_uri(entry.source)
+    return source_uri(model) if "/" in model else None
+
+
+def source_uri(source: str) -> str:
+    """The URI of a model's source; one without a scheme is on the Hub."""
+    return source if "://" in source else f"hf://{source}"

@@ -69,8 +69,6 @@ def _mapping(text: str) -> tuple[str, Path]:
 
 
 def _prepare(given: argparse.Namespace) -> int:
-    from finetune_trainer.prepare import prepare
-
     stopping = Event()
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -80,6 +78,8 @@ def _prepare(given: argparse.Namespace) -> int:
 
     def run(config: TrainerConfig, reporter: Reporter) -> None:
         signal.signal(signal.SIGTERM, stop)
+        from finetune_trainer.prepare import prepare
+
         prepare(config, reporter.update)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -87,16 +87,17 @@ def _prepare(given: argparse.Namespace) -> int:
 
 
 def _train(given: argparse.Namespace) -> int:
+    """Signals are heard before the slow imports begin: a first process of a container has no default for them."""
+    stopping = _stop_on(signal.SIGTERM)
     from finetune_trainer.run.train import train
 
-    stopping = _stop_on(signal.SIGTERM)
     return _in_pod(given.config, Stage.TRAIN, lambda config, reporter: train(config, reporter, stopping), stopping)
 
 
 def _local(given: argparse.Namespace) -> int:
+    stopping = _stop_on(signal.SIGTERM, signal.SIGINT)
     from finetune_trainer.local import LocalRun
 
-    stopping = _stop_on(signal.SIGTERM, signal.SIGINT)
     run = LocalRun(
         manifest=given.job,
         output=given.output.resolve(),

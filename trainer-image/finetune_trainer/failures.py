@@ -5,6 +5,8 @@ from __future__ import annotations
 from finetune_api.report import Failure, FailureCode
 
 MAX_ARGUMENT = 512
+MALFORMED = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What libraries raise on a file that is not what its name says: a configuration with a text for a number, say."""
 
 
 class RunFailed(Exception):

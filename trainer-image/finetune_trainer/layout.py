@@ -109,12 +109,14 @@ def claimed(layout: Layout, job: JobIdentity) -> OutputManifest | None:
     """The manifest that `job` has put at its output; None where nobody has yet.
 
     Raises:
-        RunFailed: OutputTaken: it is another job's, or damaged.
+        RunFailed: OutputTaken: it is another job's, or damaged; OutputNotWritable: it is out of reach.
     """
     try:
         manifest = OutputManifest.model_validate_json(layout.manifest.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise failed(FailureCode.OUTPUT_NOT_WRITABLE, uri=layout.uri, problem=error.strerror) from error
     except ValidationError as error:
         raise failed(FailureCode.OUTPUT_TAKEN, uri=layout.uri) from error
     if manifest.job.uid != job.uid:

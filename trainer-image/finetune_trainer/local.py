@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 from finetune_api.job import FineTuneJob, JobSpec, job_from
 from finetune_api.names import JOB_KIND, RUNTIME_KIND
 from finetune_api.report import Failure, FailureCode, Report
-from finetune_api.resolve import inherited_conflict, model_uri, resolve
+from finetune_api.resolve import inherited_conflict, model_uri, resolve, source_uri
 from finetune_api.runtime import RuntimeModel, RuntimeSpec, runtime_from
 from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import ExitCode, JobIdentity, LoraConfig, Stage, Start, TrainerConfig
@@ -146,7 +146,8 @@ class LocalRun:
         found = _checkpoint(manifest, step, folder)
         weights = folder / "checkpoints" / f"step-{found.step}"
         assert manifest.start is not None
-        entry = next((m for m in runtime.models if m.source == manifest.start.model), None) if runtime else None
+        models = runtime.models if runtime else ()
+        entry = next((model for model in models if source_uri(model.source) == manifest.start.model), None)
         if not (weights / ADAPTER_WEIGHTS).is_file():
             return Start(model=f"file://{weights}", sha256=found.sha256), entry, None
         start = Start(model=manifest.start.model, adapter=f"file://{weights}", sha256=found.sha256)
@@ -159,7 +160,7 @@ def _object(path: Path, kind: str) -> dict[str, Any]:
         documents = list(YAML(typ="safe", pure=True).load_all(path))
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from error
-    except YAMLError as error:
+    except (YAMLError, UnicodeError, RecursionError) as error:
         raise Refused(f"{path} is no YAML: {error}") from error
     found = [d for d in documents if isinstance(d, dict) and d.get("kind") == kind]
     if len(found) != 1:
@@ -211,13 +212,17 @@ def _checkpoint(manifest: OutputManifest, step: str, folder: Path) -> Checkpoint
 
 def _adapter_shape(folder: Path) -> LoraConfig:
     """The shape of a published adapter."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    return LoraConfig(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=0.0,
-        trainable_modules=tuple(sorted(config["target_modules"])),
-    )
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text())
+        return LoraConfig(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            dropout=0.0,
+            trainable_modules=tuple(sorted(config["target_modules"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(f"{file} cannot be read: publish the checkpoint again or choose another one") from error
 
 
 def _explained(failure: Failure, report: Report) -> list[str]:

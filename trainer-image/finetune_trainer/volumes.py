@@ -32,3 +32,19 @@ def locate(uri: str, mounts: Mapping[str, str]) -> Path:
     if not path.is_relative_to(root):
         raise OutsideVolume(f"a symbolic link leads out of {parts.volume}")
     return path
+
+
+def locate_folder(uri: str, mounts: Mapping[str, str]) -> Path:
+    """`locate` for a folder that is read file by file: none of its entries may lead out of the volume either.
+
+    Raises:
+        OutsideVolume: as `locate`, or an entry is a symlink that leads out of the volume.
+    """
+    folder = locate(uri, mounts)
+    parts = parse_uri(uri)
+    if parts.scheme != "file" and folder.is_dir():
+        root = Path(mounts[parts.volume]).resolve()
+        for entry in folder.iterdir():
+            if not entry.resolve().is_relative_to(root):
+                raise OutsideVolume(f"{entry.name} is a symbolic link that leads out of {parts.volume}")
+    return folder

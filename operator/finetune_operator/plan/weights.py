@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
 from finetune_api.method import TrainingKind
-from finetune_api.resolve import inherited_conflict
+from finetune_api.resolve import inherited_conflict, model_uri, source_uri
 from finetune_api.runtime import RuntimeModel, RuntimeSpec
 from finetune_api.status import Checkpoint, CheckpointType, ConditionType, JobStatus, Reason, Resolved, ResolvedModel
 from finetune_api.trainer import LoraConfig
@@ -46,20 +46,21 @@ def parent_name(job: FineTuneJob) -> str | None:
 def _from_model(model: str, name: str, runtime: RuntimeSpec) -> Weights | Refusal:
     entry = runtime.model_named(model)
     if entry is not None:
-        return Weights(model=_source(entry.source), entry=entry, named=model, uses=())
+        return Weights(model=_resolved(source_uri(entry.source)), entry=entry, named=model, uses=())
     if runtime.models:
         known = ", ".join(m.name for m in runtime.models)
         return Refusal(
             Reason.MODEL_NOT_ALLOWED,
             f"model is {model}, which is not in the model list of FineTuneRuntime {name}: choose one of {known}",
         )
-    if "://" not in model and "/" not in model:
+    uri = model_uri(model, None)
+    if uri is None:
         return Refusal(
             Reason.MODEL_NOT_ALLOWED,
             f"model is {model}, which FineTuneRuntime {name} does not list and which is no Hub id:"
             " write org/name or pvc://claim/path",
         )
-    return Weights(model=_source(model), entry=None, named=model, uses=(Use("model", _with_scheme(model)),))
+    return Weights(model=_resolved(uri), entry=None, named=model, uses=(Use("model", uri),))
 
 
 def _from_checkpoint(
@@ -82,7 +83,7 @@ def _from_checkpoint(
         model = ResolvedModel(source=checkpoint.uri, checkpoint=checkpoint.uri, checkpoint_sha256=checkpoint.sha256)
         return Weights(model=model, entry=entry, named=named, uses=(own,))
     model = base.model_copy(update={"checkpoint": checkpoint.uri, "checkpoint_sha256": checkpoint.sha256})
-    listed = entry is not None and _source(entry.source).source == base.source
+    listed = entry is not None and _resolved(source_uri(entry.source)).source == base.source
     uses = (own,) if listed else (own, Use(FIELD, base.source))
     lora = adapter_of(resolved) if job.spec.training_type.type is TrainingKind.LORA else None
     if lora is not None and (conflict := inherited_conflict(job.spec, lora)):
@@ -140,15 +141,12 @@ def _listed(runtime: RuntimeSpec, resolved: Resolved) -> RuntimeModel | None:
     """The entry of the weights that a checkpoint was trained on, or that those were trained on in their turn."""
     frozen = resolved.runtime.spec.get("models") if resolved.runtime else None
     origins = [str(model["source"]) for model in frozen] if isinstance(frozen, list) else []
-    sources = {_source(origin).source for origin in origins} | ({resolved.model.source} if resolved.model else set())
-    return next((m for m in runtime.models if _source(m.source).source in sources), None)
+    sources = {_resolved(source_uri(origin)).source for origin in origins}
+    sources |= {resolved.model.source} if resolved.model else set()
+    return next((m for m in runtime.models if _resolved(source_uri(m.source)).source in sources), None)
 
 
-def _source(model: str) -> ResolvedModel:
+def _resolved(uri: str) -> ResolvedModel:
     """A model's URI and revision apart."""
-    uri, _, revision = _with_scheme(model).partition("@")
-    return ResolvedModel(source=uri, revision=revision or None)
-
-
-def _with_scheme(model: str) -> str:
-    return model if "://" in model else f"hf://{model}"
+    source, _, revision = uri.partition("@")
+    return ResolvedModel(source=source, revision=revision or None)

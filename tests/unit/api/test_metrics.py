@@ -18,6 +18,13 @@ def test_status_speaks_camel_case_and_leaves_out_what_is_not_finite():
     assert status_values(values) == {"loss": 0.5, "rewardAccuracy": 1.0}
 
 
+def test_status_holds_six_digits_and_whole_counts():
+    values = {"loss": 0.36352421989872513, "learning_rate": 1.23456789e-05, "kl": -1234567.8, "num_tokens": 123456789}
+    told = {"loss": 0.363524, "learningRate": 1.23457e-05, "kl": -1234570.0, "tokens": 123456789}
+    assert status_values(values) == told
+    assert checkpoint_values({"loss": 2 / 3}) == {"evalLoss": 0.666667}
+
+
 def test_a_checkpoint_carries_its_evaluation():
     assert checkpoint_values({"loss": 0.44, "rewards/accuracies": 0.78}) == {
         "evalLoss": 0.44,

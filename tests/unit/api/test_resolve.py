@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune_api.job import JobSpec
-from finetune_api.resolve import inherited_conflict, resolve
+from finetune_api.resolve import inherited_conflict, model_uri, resolve
 from finetune_api.runtime import RuntimeModel
 from finetune_api.trainer import LoraConfig
 
@@ -94,3 +94,19 @@ def test_a_continued_adapter_passes_on_all_but_dropout():
 )
 def test_another_shape_than_the_continued_adapter_is_refused(lora, sentence):
     assert inherited_conflict(spec(lora=lora), PARENT) == sentence
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "uri"),
+    [
+        ("org/m@v1", None, "hf://org/m@v1"),
+        ("pvc://models/m", None, "pvc://models/m"),
+        ("m", None, None),
+        ("m", "org/m@v1", "hf://org/m@v1"),
+        ("org/m", "pvc://models/m", "pvc://models/m"),
+        ("m", "gpt2", "hf://gpt2"),
+    ],
+)
+def test_a_model_has_one_uri_wherever_it_runs(model, source, uri):
+    entry = RuntimeModel.model_validate({"name": model, "source": source}) if source else None
+    assert model_uri(model, entry) == uri

@@ -6,11 +6,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,6 +18,7 @@ from finetune_api.report import Report
 from finetune_trainer import __main__ as entry
 from finetune_trainer import prepare
 from finetune_trainer.out import progress
+from finetune_trainer.run import train as train_module
 from training import metrics_rows, preference_rows, trainer_config, write_jsonl
 
 
@@ -84,6 +84,28 @@ def test_prepare_ends_at_once_on_sigterm(tiny_model, tmp_path, pod, monkeypatch,
     assert "stopped on request" in capsys.readouterr().err
 
 
+class SlowImport(ModuleType):
+    """A module in whose import the pod is asked to end, once."""
+
+    def __getattr__(self, name):
+        if not self.__dict__.setdefault("asked", False):
+            self.asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return getattr(REAL[self.__name__], name)
+
+
+REAL = {module.__name__: module for module in (prepare, train_module)}
+
+
+@pytest.mark.parametrize(("command", "module"), [("prepare", prepare), ("train", train_module)])
+def test_a_pod_that_is_asked_to_end_while_it_imports_ends(tiny_model, tmp_path, pod, monkeypatch, command, module):
+    config = write_config(tiny_model, tmp_path)
+    assert entry.main(["prepare", str(config)]) == 0
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody heard it"))
+    monkeypatch.setitem(sys.modules, module.__name__, SlowImport(module.__name__))
+    assert entry.main([command, str(config)]) == 3
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -96,24 +118,35 @@ def test_a_pod_serves_its_progress_and_stops_on_sigterm(tiny_model, tmp_path, po
     config = write_config(tiny_model, tmp_path, hyperparameters=epochs, checkpointing={"recoveryPeriodSeconds": 3600})
     assert entry.main(["prepare", str(config)]) == 0
     port = free_port()
-    program = (
-        "import sys\nfrom finetune_api import names\nfrom finetune_trainer.__main__ import main\n"
-        f"names.PROGRESS_PORT = {port}\nsys.exit(main(['train', {str(config)!r}]))\n"
-    )
-    paths = os.pathsep.join(str(Path(module.__file__).parents[1]) for module in (names, entry))
-    environment = {**os.environ, names.POD_UID_ENV: "pod-7", "PYTHONPATH": paths}
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
-    with process:
-        report = wait_for_step(process, port, 5)
-        assert (report.pod_uid, report.finished) == ("pod-7", False)
-        assert report.metrics.train["loss"] < 1
-        process.send_signal(signal.SIGTERM)
-        last = wait_for_end(port)
-        assert process.wait(60) == 3
-        told = process.stderr.read()
+    process = train_in_a_process(config, port, tmp_path / "stderr")
+    report = wait_for_step(process, port, 5)
+    assert (report.pod_uid, report.finished) == ("pod-7", False)
+    assert report.metrics.train["loss"] < 1
+    os.kill(process, signal.SIGTERM)
+    last = wait_for_end(port)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+    told = (tmp_path / "stderr").read_text()
     assert last.failure.exit_code == 3
     assert last.recovery.step == last.progress.step >= 5
     assert f"stopped on request after step {last.progress.step}" in told
+
+
+def train_in_a_process(config, port, errors):
+    """The command in a child of its own; forked, because importing torch again takes longer than the rest."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with errors.open("w") as file:
+                os.dup2(file.fileno(), 2)
+                sys.stderr = file
+                names.PROGRESS_PORT = port
+                progress.FETCH_SECONDS_AFTER_STOP = 30.0
+                os.environ[names.POD_UID_ENV] = "pod-7"
+                code = entry.main(["train", str(config)])
+        finally:
+            os._exit(code)
+    return child
 
 
 def ask(port):
@@ -128,7 +161,7 @@ def ask(port):
 def wait_for_step(process, port, step):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), "it ended by itself"
         try:
             report = ask(port)
         except OSError:

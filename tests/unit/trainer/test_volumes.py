@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_trainer.volumes import OutsideVolume, locate
+from finetune_trainer.volumes import OutsideVolume, locate, locate_folder
 
 
 @pytest.fixture
@@ -44,3 +44,15 @@ def test_a_linked_folder_out_of_the_volume_is_refused(mounts, tmp_path):
 def test_a_volume_that_is_not_mounted_is_named(mounts):
     with pytest.raises(OutsideVolume, match="pvc://elsewhere is not mounted"):
         locate("pvc://elsewhere/x", mounts)
+
+
+def test_nothing_in_a_folder_leads_out_of_the_volume(mounts, tmp_path):
+    """A tokenizer's file is published with the result: a link to the pod's environment would publish that."""
+    folder = tmp_path / "claim/model"
+    folder.mkdir()
+    (tmp_path / "claim/blob").write_text("{}")
+    (folder / "config.json").symlink_to("../blob")
+    assert locate_folder("pvc://data/model", mounts) == folder
+    (folder / "generation_config.json").symlink_to("/proc/self/environ")
+    with pytest.raises(OutsideVolume, match=r"generation_config.json is a symbolic link that leads out of pvc://data"):
+        locate_folder("pvc://data/model", mounts)

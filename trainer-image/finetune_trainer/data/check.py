@@ -89,20 +89,23 @@ class FileCheck:
         """
         size = max(self.path.stat().st_size, 1)
         told = time.monotonic()
-        try:
-            for line in read_lines(self.path):
-                self.tally.rows += 1
-                row = self._row(line, training)
-                if row is not None:
-                    self.tally.used += 1
-                    yield row
-                if time.monotonic() - told >= PROGRESS_SECONDS:
-                    tell(progress=self._progress(line.end / size))
-                    told = time.monotonic()
-        except OSError as error:
-            raise failed(FailureCode.DATA_UNREACHABLE, uri=self.uri, problem=error.strerror) from error
+        for line in self._lines():
+            self.tally.rows += 1
+            row = self._row(line, training)
+            if row is not None:
+                self.tally.used += 1
+                yield row
+            if time.monotonic() - told >= PROGRESS_SECONDS:
+                tell(progress=self._progress(line.end / size))
+                told = time.monotonic()
         if self.tally.rows == 0:
             self.report.add(self.name, 1, [Problem("", Code.EMPTY_FILE)])
+
+    def _lines(self) -> Iterator[Line]:
+        try:
+            yield from read_lines(self.path)
+        except OSError as error:
+            raise failed(FailureCode.DATA_UNREACHABLE, uri=self.uri, problem=error.strerror) from error
 
     def _row(self, line: Line, training: Seen | None) -> Pair | Conversation | None:
         """The tokens of a row; None if it is bad (and reported) or too long (and counted)."""

@@ -16,9 +16,9 @@ from finetune_trainer.data import hub
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.data.hub import HubFailed
 from finetune_trainer.data.sources import FetchedModel, fetch_model, model_failure
-from finetune_trainer.failures import failed
+from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.files import weight_files, weights_digest
-from finetune_trainer.volumes import OutsideVolume, locate
+from finetune_trainer.volumes import OutsideVolume, locate_folder
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 SANE_LENGTH = 10**9
@@ -51,14 +51,14 @@ def read_model(uri: str, mounts: Mapping[str, str], offline: bool) -> StartModel
     config = _read_config(uri, model.path)
     if not (model.path / "tokenizer.json").is_file():
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no tokenizer.json")
-    chat = ChatTokenizer(model.path)
+    chat = _read_tokenizer(uri, model.path)
     parts = parse_uri(uri)
     return StartModel(
         source=parts.root if parts.scheme == "hf" else uri,
         revision=model.revision,
         parameters=_count_parameters(uri, model, offline),
         longest=_longest(config, chat),
-        vocab_size=config.get("vocab_size"),
+        vocab_size=_positive(config.get("vocab_size")),
         chat=chat,
     )
 
@@ -87,7 +87,7 @@ def check_checkpoint(start: Start, mounts: Mapping[str, str]) -> str | None:
     if start.adapter is None and start.sha256 is None:
         return None
     try:
-        digest = weights_digest(locate(uri, mounts))
+        digest = weights_digest(locate_folder(uri, mounts))
     except (OutsideVolume, OSError, ValueError) as error:
         raise failed(FailureCode.CHECKPOINT_MISSING, uri=uri) from error
     if start.sha256 is not None and digest != start.sha256:
@@ -103,16 +103,29 @@ def _read_config(uri: str, folder: Path) -> dict[str, Any]:
         return dict(text)
     except FileNotFoundError as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no config.json") from error
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="its config.json is damaged") from error
+
+
+def _read_tokenizer(uri: str, folder: Path) -> ChatTokenizer:
+    try:
+        return ChatTokenizer(folder)
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, MALFORMED):  # tokenizers raises a bare Exception
+            raise
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="its tokenizer is damaged") from error
 
 
 def _longest(config: dict[str, Any], chat: ChatTokenizer) -> int | None:
     for key in POSITIONS:
-        if isinstance(config.get(key), int):
-            return int(config[key])
+        if (given := _positive(config.get(key))) is not None:
+            return given
     limit = int(chat.tokenizer.model_max_length)
     return limit if limit < SANE_LENGTH else None
+
+
+def _positive(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 def _count_parameters(uri: str, model: FetchedModel, offline: bool) -> int | None:

@@ -16,7 +16,7 @@ from finetune_trainer.data import hub
 from finetune_trainer.data.hub import HubFailed, Trouble
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import weight_files
-from finetune_trainer.volumes import OutsideVolume, locate
+from finetune_trainer.volumes import OutsideVolume, locate, locate_folder
 
 DATASETS = "datasets/"
 NO_WEIGHTS = "it has no weights in safetensors format"
@@ -74,7 +74,7 @@ def fetch_model(
     try:
         if parts.scheme == "hf":
             return _model_from_hub(parts, revision or parts.revision, offline, tokenizer_only)
-        path = locate(uri, mounts)
+        path = locate_folder(uri, mounts)
         if not path.is_dir():
             raise failed(FailureCode.MODEL_NOT_FOUND, uri=uri)
         weight_files(path)

@@ -22,6 +22,7 @@ from torch import Tensor
 from finetune_trainer.files import replace, sha256_of
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
+WEIGHTS_FILE, OPTIMIZER_FILE = "weights.safetensors", "optimizer.safetensors"
 KEPT = 2
 
 
@@ -83,7 +84,8 @@ class RecoveryStore:
         return None, skipped
 
     def _folders(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
+        found = (folder for folder in self._folder.glob("step-*") if folder.name.removeprefix("step-").isdecimal())
+        return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))
 
     def _write(self, state: RecoveryState) -> None:
         final = self._folder / f"step-{state.step}"
@@ -106,6 +108,8 @@ class RecoveryStore:
     def _read(self, folder: Path) -> RecoveryState:
         """Raises: OSError, ValueError, KeyError, SafetensorError: the state is damaged or of another plan."""
         digests = json.loads((folder / MANIFEST_FILE).read_text())
+        if not isinstance(digests, dict) or not digests.keys() >= {STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE}:
+            raise ValueError(f"{MANIFEST_FILE} is damaged")
         for name, digest in digests.items():
             if sha256_of(folder / name) != digest:
                 raise ValueError(f"{name} is damaged")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,8 @@ from finetune_api.report import Failure, Report
 from finetune_api.trainer import JobIdentity, Stage
 
 FETCH_SECONDS, FETCH_SECONDS_AFTER_STOP = 30.0, 15.0
+SHUTDOWN_SECONDS = 0.05
+"""How long the server may take to hear that it is to end."""
 CUT_ARGUMENT = 64
 
 
@@ -52,7 +55,8 @@ class Reporter:
         handler = type("Handler", (_Handler,), {"reporter": self})
         self._server = ThreadingHTTPServer(("", names.PROGRESS_PORT if port is None else port), handler)
         self._server.daemon_threads = True
-        Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
+        serve = partial(self._server.serve_forever, SHUTDOWN_SECONDS)
+        Thread(target=serve, name="progress", daemon=True).start()
         return int(self._server.server_address[1])
 
     def body(self) -> bytes:

@@ -17,6 +17,7 @@ from finetune_trainer.data.prepared import TRAIN_FOLDER, VALIDATION_FOLDER, Prep
 from finetune_trainer.data.sources import FetchedModel, fetch_model
 from finetune_trainer.data.tokens import TokenCache, open_cache
 from finetune_trainer.failures import failed
+from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows, row_widths
@@ -54,7 +55,8 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
     """Load the starting weights, plan the steps and score the reference; `before_each` may raise to end the scoring.
 
     Raises:
-        RunFailed: nothing is prepared, the weights are missing, changed or unsupported, no GPU, unknown modules.
+        RunFailed: nothing is prepared, the weights are missing, changed or unsupported, no GPU, unknown modules, the
+            reference cannot be written.
     """
     prepared = _prepared(layout)
     check_checkpoint(config.start, config.mounts)
@@ -66,7 +68,7 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
     max_tokens = MAX_TOKENS[device.type]
     plan = Plan(row_widths(cache), config.batch_size, hyper.n_epochs, hyper.seed, max_tokens)
     identity = _identity(config, prepared, plan)
-    method = _Method(config, policy, layout.reference / identity, before_each)
+    method = _Method(config, policy, layout.reference / identity, layout.uri, before_each)
     return Work(
         policy=policy,
         plan=plan,
@@ -84,13 +86,16 @@ class _Method:
     config: TrainerConfig
     policy: Policy
     folder: Path
+    uri: str
+    """URI of the output, named when no scores can be written."""
     before_each: Callable[[], None]
 
     def rows(self, cache: TokenCache, batches: Sequence[MicroBatchRows], name: str) -> MethodRows:
         method = self.config.training_method
         if method.type is MethodType.SFT:
             return ConversationRows(cache)
-        scores = reference_scores(self.policy, batches, cache.pair, self.folder / name, self.before_each)
+        with writing_to(self.uri):
+            scores = reference_scores(self.policy, batches, cache.pair, self.folder / name, self.before_each)
         return PreferenceRows(cache, method.beta, scores)
 
 

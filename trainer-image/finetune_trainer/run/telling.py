@@ -67,7 +67,8 @@ class Teller:
 
     def take_up(self, recovery: Recovery, evaluation: Mapping[str, float], warnings: tuple[JobWarning, ...]) -> None:
         """What the process before this one had told when it saved `recovery`."""
-        self.warnings = (*warnings, *self.warnings)
+        new = {warning.reason for warning in self.warnings}
+        self.warnings = (*(w for w in warnings if w.reason not in new), *self.warnings)
         self._tell(recovery=recovery, warnings=self.warnings)
         self.evaluated(evaluation)
 

@@ -190,7 +190,14 @@ def _merged(causal: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 
 
 def _adapter_config(adapter: Path | None) -> PeftLoraConfig:
+    """Its configuration; PEFT would open a pickle where the safetensors file is missing, so that one has to be there.
+
+    Raises:
+        RunFailed: CheckpointMissing.
+    """
     try:
+        if adapter is None or not (adapter / ADAPTER_WEIGHTS).is_file():
+            raise FileNotFoundError(ADAPTER_WEIGHTS)
         config = PeftConfig.from_pretrained(str(adapter))
     except (OSError, ValueError) as error:
         raise failed(FailureCode.CHECKPOINT_MISSING, uri=adapter) from error
@@ -234,12 +241,16 @@ def _save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def _save_model(model: PreTrainedModel, base: Base, folder: Path) -> None:
-    """Full weights in the precision of the base, the configuration with its own dropouts again."""
+    """Full weights in the precision of the base, tied ones once, the configuration with its own dropouts again."""
     dtype = base.published_dtype
-    weights = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in model.state_dict().items()
-    }
+    cast: dict[int, Tensor] = {}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        as_published = cast.get(tensor.data_ptr())
+        if as_published is None or as_published.shape != tensor.shape:
+            as_published = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+            cast[tensor.data_ptr()] = as_published
+        weights[name] = as_published
     model.save_pretrained(folder, state_dict=weights)
     path = folder / "config.json"
     config = json.loads(path.read_text()) | base.dropouts | {"dtype": str(dtype).removeprefix("torch.")}

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetune_api.report import FailureCode
-from finetune_trainer.failures import failed
+from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.step.logps import Head
 
 PROBE_TOKENS = 8
@@ -52,7 +53,7 @@ def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) 
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (*MALFORMED, ImportError, SafetensorError, StrictDataclassError) as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=_first_line(error)) from error
     causal, loading = loaded
     if problem := _problem(causal, loading):

@@ -1,6 +1,8 @@
 """One pass over a file: errors with their lines, what is left out, what is counted, in tokens that fit."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -223,3 +225,12 @@ def test_tools_of_a_preference_row_reach_the_template(run, tmp_path):
     }
     (pair,), check, _ = run(row, model=model)
     assert check.rules.chat.encoder.decode(pair.prompt.tolist(), skip_special_tokens=False).startswith("look<|user|>")
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_data(run, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(DataReport, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        run({"no": "row"})

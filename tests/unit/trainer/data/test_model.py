@@ -121,3 +121,39 @@ def test_a_checkpoint_that_is_gone_is_named(tmp_path, light_model, uri):
     ):
         failure = failure_of(lambda start=start: check_checkpoint(start, mounts))
         assert (failure.code, failure.exit_code, failure.args["uri"]) == (Code.CHECKPOINT_MISSING, 16, uri)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("tokenizer.json", "{", "its tokenizer is damaged"),
+        ("tokenizer.json", "{}", "its tokenizer is damaged"),
+        ("tokenizer.json", '{"added_tokens": [], "model": {"type": "BPE"}}', "its tokenizer is damaged"),
+        ("tokenizer_config.json", "{", "its tokenizer is damaged"),
+        ("tokenizer_config.json", "[]", "its tokenizer is damaged"),
+        ("config.json", None, "its config.json is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_the_user_s_to_mend(tmp_path, file, content, problem):
+    folder = save_light_model(tmp_path / "m")
+    (folder / file).unlink(missing_ok=True)
+    if content is None:
+        (folder / file).mkdir()
+    else:
+        (folder / file).write_text(content)
+    failure = failure_of(lambda: read(folder))
+    assert (failure.code, failure.exit_code, failure.args["problem"]) == (Code.MODEL_UNSUPPORTED, 13, problem)
+
+
+@pytest.mark.parametrize("odd", ["512", 0, -5, True, 1.5])
+def test_a_number_that_is_none_is_as_if_it_were_not_given(tmp_path, odd):
+    model = read(save_light_model(tmp_path / "m", max_position_embeddings=odd, vocab_size=odd))
+    assert (model.longest, model.vocab_size) == (None, None)
+
+
+def test_a_model_that_links_out_of_its_volume_is_refused(tmp_path):
+    folder = save_light_model(tmp_path / "claim" / "m")
+    (folder / "generation_config.json").symlink_to("/proc/self/environ")
+    failure = failure_of(lambda: read_model("pvc://models/m", {"pvc://models": str(tmp_path / "claim")}, offline=True))
+    assert failure.code is Code.MODEL_UNSUPPORTED
+    assert "generation_config.json is a symbolic link" in failure.sentence

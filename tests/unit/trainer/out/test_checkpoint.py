@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
 import pickletools
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,12 +66,23 @@ def test_a_state_is_what_it_was_when_it_was_given(store):
     [
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_text("{}"),
         lambda folder: (folder / "weights.safetensors").unlink(),
         lambda folder: (folder / "optimizer.safetensors").write_bytes(b""),
         lambda folder: (folder / "state.json").write_text(json.dumps({"step": 7})),
         shutil.rmtree,
     ],
-    ids=["no manifest", "half a manifest", "a file gone", "a file empty", "a file changed", "all gone"],
+    ids=[
+        "no manifest",
+        "half a manifest",
+        "a list",
+        "an empty one",
+        "a file gone",
+        "a file empty",
+        "a file changed",
+        "all gone",
+    ],
 )
 def test_a_damaged_state_is_skipped_for_the_one_before(store, tmp_path, damage):
     save(store, 1, 2)
@@ -111,3 +125,24 @@ def test_nothing_is_pickled(store, tmp_path):
         assert file.suffix in (".json", ".safetensors")
         with pytest.raises(ValueError):
             list(pickletools.genops(file.read_bytes()))
+
+
+def test_what_is_no_state_is_left_alone_and_never_opened(store, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "opened",))
+
+    save(store, 1)
+    trap = pickle.dumps({"step": 9, "weights": Trap()})
+    (tmp_path / "recovery" / "step-1" / "optimizer.pt").write_bytes(trap)
+    (tmp_path / "recovery" / "step-1.bak").mkdir()
+    newer = tmp_path / "recovery" / "step-9"
+    newer.mkdir()
+    digests = {}
+    for name in ("state.json", "weights.safetensors", "optimizer.safetensors"):
+        (newer / name).write_bytes(trap)
+        digests[name] = hashlib.sha256(trap).hexdigest()
+    (newer / "manifest.json").write_text(json.dumps(digests))
+    found, skipped = store.newest()
+    assert (found.step, len(skipped)) == (1, 1)
+    assert not (tmp_path / "opened").exists()

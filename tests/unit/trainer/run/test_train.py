@@ -20,6 +20,7 @@ from finetune_trainer.prepare import prepare
 from finetune_trainer.run import loop as loop_module
 from finetune_trainer.run import train as train_module
 from finetune_trainer.run.train import train
+from finetune_trainer.step import reference as reference_module
 from training import conversation_rows, metrics_rows, preference_rows, trainer_config, write_jsonl
 
 EPOCHS = {"nEpochs": 8, "learningRate": 1e-2, "seed": 7}
@@ -104,11 +105,10 @@ def test_a_run_publishes_measures_and_reports(config, tmp_path):
     rows = metrics_rows(output / "metrics.jsonl")
     assert [row["step"] for row in rows if "eval/loss" in row] == [0, 6, 12, 18, 24]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 25))
-    assert report.metrics.eval["loss"] == rows[-1]["eval/loss"]
-    assert (
-        report.checkpoints[0].metrics["evalLoss"]
-        == next(r for r in rows if r["step"] == 6 and "eval/loss" in r)["eval/loss"]
-    ), "the newest evaluation at or before step 8"
+    assert report.metrics.eval["loss"] == pytest.approx(rows[-1]["eval/loss"], rel=1e-5)
+    newest = next(row for row in rows if row["step"] == 6 and "eval/loss" in row)
+    carried = report.checkpoints[0].metrics["evalLoss"]
+    assert carried == pytest.approx(newest["eval/loss"], rel=1e-5), "the newest evaluation at or before step 8"
     adapter = output / "adapter" / "adapter_model.safetensors"
     assert adapter.read_bytes() == (output / "checkpoints" / "step-24" / adapter.name).read_bytes()
     assert rows[0]["eval/loss"] == pytest.approx(0.6931472, abs=1e-6)
@@ -195,13 +195,18 @@ def test_stopped_at_every_third_micro_batch_a_run_ends_as_if_it_never_was(config
     assert_same(tmp_path / "out", whole)
 
 
+def damage_newest(config):
+    newest = max(Layout.of(config).recovery.glob("step-*"), key=lambda f: int(f.name[5:]))
+    file = newest / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    return newest
+
+
 def test_a_damaged_state_is_skipped_with_a_warning(config, whole, tmp_path):
     config = prepared(config)
     with pytest.raises(RunFailed):
         run(config, Stopping(20))
-    newest = max(Layout.of(config).recovery.glob("step-*"), key=lambda f: int(f.name[5:]))
-    file = newest / "weights.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    newest = damage_newest(config)
     report = run(config)
     assert report.resumed_from_step == int(newest.name[5:]) - 1
     assert [(w.reason, newest.name in w.message) for w in report.warnings] == [("RecoverySkipped", True)]
@@ -304,3 +309,52 @@ def test_no_space_is_left_is_said_of_the_output(config, monkeypatch):
     monkeypatch.setattr(train_module.MetricsLog, "append", full)
     with pytest.raises(RunFailed, match="no space is left at file://"):
         run(prepared(config))
+
+
+def test_no_space_for_the_reference_is_said_of_the_output(config, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reference_module, "save_file", full)
+    with pytest.raises(RunFailed, match="no space is left at file://"):
+        run(prepared(config))
+
+
+def test_diverged_from_the_first_step_on_it_still_saves(config, poisoned):
+    poisoned.update({0, 1, 2})
+    with pytest.raises(RunFailed, match="not finite at step 3"):
+        run(prepared(config))
+    assert (Layout.of(config).recovery / "step-3").is_dir()
+    poisoned.clear()
+    assert run(config).resumed_from_step == 3
+
+
+def test_what_is_skipped_in_two_attempts_is_told_once(config):
+    config = prepared(config)
+    for calls in (20, 10):
+        with pytest.raises(RunFailed):
+            run(config, Stopping(calls))
+        damage_newest(config)
+    assert [w.reason for w in run(config).warnings] == ["RecoverySkipped"]
+
+
+@pytest.mark.parametrize("method", ["SFT", "DPO"])
+def test_full_training_and_sft_stopped_and_killed_end_as_if_they_never_were(tiny_model, data, tmp_path, method):
+    """Dropout needs an adapter, so SFT has one here and DPO trains every weight; several micro-batches a step."""
+    adapter = {"trainingMethod": {"type": "SFT"}, "lora": DROPOUT}
+    settings = trainer_config(
+        tiny_model,
+        data,
+        validationFile=f"file://{data}/eval.jsonl",
+        hyperparameters={"nEpochs": 3, "learningRate": 1e-2, "seed": 7},
+        evaluation={"nEvals": 2},
+        **(adapter if method == "SFT" else {"trainingKind": "Full", "lora": None}),
+    )
+    outputs = [tmp_path / "whole", tmp_path / "broken"]
+    whole, broken = (prepared(settings.model_copy(update={"output_uri": f"file://{out}"})) for out in outputs)
+    run(whole)
+    assert killed(broken, 6, signal.SIGKILL) == signal.SIGKILL
+    ends = [attempt(broken, Stopping(4)) for _ in range(12)]
+    assert FailureCode.STOPPED in ends
+    assert ends[-1] >= 6, "from the second epoch or later"
+    assert_same(outputs[1], outputs[0])

@@ -104,6 +104,14 @@ def test_full_training_on_an_adapter_starts_from_the_merged_weights(tiny_model, 
     assert policy.trainable.keys() == dict(plain(tiny_model).named_parameters()).keys()
 
 
+def test_a_pickled_adapter_is_not_read(tiny_model, adapter):
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").rename(adapter / "model.safetensors")
+    for shape in (lora(), None):
+        with pytest.raises(RunFailed, match="does not exist any more"):
+            load(tiny_model, lora=shape, adapter=adapter)
+
+
 def test_saved_full_weights_load_with_plain_transformers(tiny_model, tmp_path):
     policy = load(tiny_model)
     disturb(policy)
@@ -129,12 +137,14 @@ def test_the_base_drops_out_nothing_in_training_and_its_published_configuration_
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["attention_dropout"] == 0.5
 
 
-def test_full_weights_are_trained_in_fp32_and_published_in_the_precision_of_the_base(tmp_path):
-    policy = load(small_llama(tmp_path / "base", torch.bfloat16))
+@pytest.mark.parametrize("tied", [True, False])
+def test_full_weights_are_trained_in_fp32_and_published_in_the_precision_of_the_base(tmp_path, tied):
+    policy = load(small_llama(tmp_path / "base", torch.bfloat16, tie_word_embeddings=tied))
     assert {p.dtype for p in policy.trainable.values()} == {torch.float32}
     (tmp_path / "saved").mkdir()
     policy.save(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == load_file(tmp_path / "base" / "model.safetensors").keys(), "a tied head is kept once"
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "bfloat16"
 
@@ -152,6 +162,25 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path):
 def test_a_damaged_model_is_named(tmp_path, damage):
     folder = small_llama(tmp_path / "base")
     (folder / damage).write_text("{")
+    with pytest.raises(RunFailed, match=r"the model file://.* cannot be trained: ."):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "x"},
+        {"num_attention_heads": 0},
+        {"dtype": "floaty"},
+        {"hidden_act": "nope"},
+        {"vocab_size": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_configuration_that_makes_no_model_is_named(tmp_path, change):
+    folder = small_llama(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(RunFailed, match=r"the model file://.* cannot be trained: ."):
         load(folder)
 
