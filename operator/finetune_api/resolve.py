@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from finetune_api.job import DEFAULT_BATCH_SIZE, JobSpec
 from finetune_api.method import ALL_LINEAR, DEFAULT_LORA_RANK, Lora, MethodType, TrainingKind
 from finetune_api.runtime import ModelLimits, RuntimeModel
-from finetune_api.trainer import LoraConfig
+from finetune_api.trainer import JobIdentity, LoraConfig, Start, TrainerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,42 @@ class ResolvedValues:
     """None for full training."""
     max_seq_length: int | None
     """None = the model's own limit, which only the trainer knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a spec does not say of a run: whose it is, what it starts from, and where it runs."""
+
+    job: JobIdentity
+    start: Start
+    output_uri: str
+    output_name: str
+    gpus: int
+    offline: bool
+    mounts: dict[str, str]
+
+
+def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerConfig:
+    """The trainer's configuration: the only way from a spec to a run, in a cluster and on a laptop."""
+    return TrainerConfig(
+        job=place.job,
+        start=place.start,
+        training_file=spec.training_file,
+        validation_file=spec.validation_file,
+        training_method=spec.training_method,
+        training_kind=spec.training_type.type,
+        lora=values.lora,
+        hyperparameters=spec.hyperparameters,
+        batch_size=values.batch_size,
+        max_seq_length=values.max_seq_length,
+        evaluation=spec.evaluation,
+        checkpointing=spec.checkpointing,
+        output_uri=place.output_uri,
+        output_name=place.output_name,
+        gpus=place.gpus,
+        offline=place.offline,
+        mounts=place.mounts,
+    )
 
 
 def resolve(spec: JobSpec, entry: RuntimeModel | None, parent: LoraConfig | None = None) -> ResolvedValues:

@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 from finetune_api.job import FineTuneJob, JobSpec, job_from
 from finetune_api.names import JOB_KIND, RUNTIME_KIND
 from finetune_api.report import Failure, FailureCode, Report
-from finetune_api.resolve import inherited_conflict, model_uri, resolve, source_uri
+from finetune_api.resolve import Place, configure, inherited_conflict, model_uri, resolve, source_uri
 from finetune_api.runtime import RuntimeModel, RuntimeSpec, runtime_from
 from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import ExitCode, JobIdentity, LoraConfig, Stage, Start, TrainerConfig
@@ -85,25 +85,16 @@ class LocalRun:
             raise Refused(conflict)
         values = resolve(job.spec, entry, parent)
         spec = job.spec
-        return TrainerConfig(
+        place = Place(
             job=_identity(job),
             start=start,
-            training_file=spec.training_file,
-            validation_file=spec.validation_file,
-            training_method=spec.training_method,
-            training_kind=spec.training_type.type,
-            lora=values.lora,
-            hyperparameters=spec.hyperparameters,
-            batch_size=values.batch_size,
-            max_seq_length=values.max_seq_length,
-            evaluation=spec.evaluation,
-            checkpointing=spec.checkpointing,
             output_uri=f"file://{self.output}",
             output_name="",
             gpus=_gpus(spec, runtime),
             offline=runtime.offline if runtime else False,
             mounts={f"pvc://{name}": str(folder) for name, folder in self.claims.items()},
         )
+        return configure(spec, values, place)
 
     def _job(self) -> FineTuneJob:
         try:

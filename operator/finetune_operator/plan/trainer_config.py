@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune_api.job import FineTuneJob
 from finetune_api.method import TrainingKind
-from finetune_api.resolve import resolve
+from finetune_api.resolve import Place, configure, resolve
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Resolved, ResolvedModel
 from finetune_api.trainer import JobIdentity, Start, TrainerConfig
@@ -26,25 +26,16 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
     continued = start.adapter is not None and spec.training_type.type is TrainingKind.LORA
     entry = runtime.models[0] if runtime.models else None
     values = resolve(spec, entry, adapter_of(resolved) if continued else None)
-    return TrainerConfig(
+    place = Place(
         job=JobIdentity(namespace=job.metadata.namespace or "", name=job.metadata.name, uid=job.metadata.uid or ""),
         start=start,
-        training_file=spec.training_file,
-        validation_file=spec.validation_file,
-        training_method=spec.training_method,
-        training_kind=spec.training_type.type,
-        lora=values.lora,
-        hyperparameters=spec.hyperparameters,
-        batch_size=values.batch_size,
-        max_seq_length=values.max_seq_length,
-        evaluation=spec.evaluation,
-        checkpointing=spec.checkpointing,
         output_uri=target,
         output_name=output_name,
         gpus=size_of(job, runtime).gpus,
         offline=runtime.offline,
         mounts=mounts_of(start.model, start.adapter, spec.training_file, spec.validation_file, target),
     )
+    return configure(spec, values, place)
 
 
 def start_of(model: ResolvedModel) -> Start:
