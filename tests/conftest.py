@@ -1,0 +1,9 @@
+"""One thread for the numbers of every tier, set before torch can be imported.
+
+Some tests fork a process that has already computed, to kill it; OpenMP's threads do not survive a fork, and a child
+that waits for them would wait for ever. Models this small are no slower on one.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
