@@ -27,7 +27,7 @@ from training import (
     write_manifest,
 )
 
-MAX_LENGTH, BATCH, EPOCHS, RATE, BETA, SEED = 700, 32, 2, 1e-2, 0.2, 11
+MAX_LENGTH, BATCH, EPOCHS, RATE, BETA, SEED = 700, 16, 1, 1e-2, 0.2, 11
 
 
 def texts(rows):
