@@ -21,7 +21,6 @@ JOB_UID_LABEL = f"{GROUP}/job-uid"
 STAGE_LABEL = f"{GROUP}/stage"
 CONFIG_ANNOTATION = f"{GROUP}/trainer-config"
 
-DEFAULT_RUNTIME_NAME = "default"
 JOB_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
 
 MODEL_PART_LENGTH = 100
