@@ -1,8 +1,8 @@
 """The token cache: what prepare writes once and training reads through memory maps, row by row.
 
 A cache is a folder of plain `.npy` files, nothing pickled: `tokens` holds all rows end to end, `offsets` where each
-part of a row begins, `lines` the line of the data file that a row came from. Writing and reading need memory for
-one row only.
+part of a row begins, `lines` the line of the data file that a row came from, `weights` the factor of its loss. Writing
+and reading need memory for one row only.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Pair:
     prompt: IntArray
     preferred: IntArray
     non_preferred: IntArray
+    weight: float = 1.0
+    """Factor of the row's loss, > 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Conversation:
     tokens: IntArray
     targets: BoolArray
     """As long as `tokens`; `targets[0]` is always False."""
+    weight: float = 1.0
+    """Factor of the row's loss, > 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class TokenCache:
     tokens: IntArray
     offsets: npt.NDArray[np.int64]
     lines: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+    """Factor of each row's loss, [rows]."""
     targets: BoolArray | None
 
     def __len__(self) -> int:
@@ -77,13 +83,15 @@ class TokenCache:
         """Row `row` of a preference cache."""
         begin, border, middle, end = self.offsets[3 * row : 3 * row + 4]
         tokens = self.tokens
-        return Pair(int(self.lines[row]), tokens[begin:border], tokens[border:middle], tokens[middle:end])
+        answers = tokens[border:middle], tokens[middle:end]
+        return Pair(int(self.lines[row]), tokens[begin:border], *answers, float(self.weights[row]))
 
     def conversation(self, row: int) -> Conversation:
         """Row `row` of a conversation cache."""
         assert self.targets is not None
         begin, end = self.offsets[row : row + 2]
-        return Conversation(int(self.lines[row]), self.tokens[begin:end], self.targets[begin:end])
+        line, weight = int(self.lines[row]), float(self.weights[row])
+        return Conversation(line, self.tokens[begin:end], self.targets[begin:end], weight)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -99,11 +107,13 @@ def write_cache(folder: Path, kind: CacheKind, rows: Iterable[Pair | Conversatio
         tokens = files.enter_context(_Column(folder / "tokens.npy", np.dtype(np.int32)))
         offsets = files.enter_context(_Column(folder / "offsets.npy", np.dtype(np.int64)))
         lines = files.enter_context(_Column(folder / "lines.npy", np.dtype(np.int64)))
+        weights = files.enter_context(_Column(folder / "weights.npy", np.dtype(np.float64)))
         pairs = kind is CacheKind.PREFERENCE
         targets = None if pairs else files.enter_context(_Column(folder / "targets.npy", np.dtype(np.bool_)))
         offsets.append([0])
         for row in rows:
             lines.append([row.line])
+            weights.append([row.weight])
             for part in (row.prompt, row.preferred, row.non_preferred) if isinstance(row, Pair) else (row.tokens,):
                 tokens.append(part)
                 offsets.append([tokens.length])
@@ -121,9 +131,8 @@ def open_cache(folder: Path) -> TokenCache:
     """
     kind = CacheKind(json.loads((folder / KIND_FILE).read_text())["kind"])
     targets = None if kind is CacheKind.PREFERENCE else _map(folder / "targets.npy")
-    return TokenCache(
-        kind, _map(folder / "tokens.npy"), _map(folder / "offsets.npy"), _map(folder / "lines.npy"), targets
-    )
+    tokens, offsets, lines, weights = (_map(folder / f"{n}.npy") for n in ("tokens", "offsets", "lines", "weights"))
+    return TokenCache(kind, tokens, offsets, lines, weights, targets)
 
 
 def _map(path: Path) -> npt.NDArray[Any]:
