@@ -96,7 +96,7 @@ class _Method:
             return ConversationRows(cache)
         with writing_to(self.uri):
             scores = reference_scores(self.policy, batches, cache.pair, self.folder / name, self.before_each)
-        return PreferenceRows(cache, method.beta, scores)
+        return PreferenceRows(cache, method.preference.beta, scores)
 
 
 def _validation(layout: Layout, prepared: Prepared, method: _Method, max_tokens: int) -> Validation | None:
