@@ -27,7 +27,16 @@ WORDS: dict[str, list[Any]] = {
         "s3://b/k",
         "/",
     ],
-    "fromCheckpoint": ["support-sft", "support-sft:120", "support-sft:best", "Support", "a:1234567890", ":1", "a" * 53],
+    "fromCheckpoint": [
+        "support-sft",
+        "support-sft:120",
+        "support-sft:best",
+        "support-sft:bestest",
+        "Support",
+        "a:1234567890",
+        ":1",
+        "a" * 53,
+    ],
     "trainingFile": [
         "pvc://claim/a/b.jsonl",
         "configmap://map/key",
@@ -108,11 +117,13 @@ def _applied(manifest: dict[str, Any], changes: list[tuple[Path, Any]]) -> dict[
 
 def bases() -> list[dict[str, Any]]:
     """Valid jobs: the smallest, one with every block, one that continues another, one of all weights."""
-    dpo = {"type": "DPO", "dpo": {"beta": 0.2}}
+    options = {"beta": 2, "normalizeLogratiosByLength": True, "rpoAlpha": 1, "simpoGamma": 0.5, "referenceFree": False}
+    dpo = {"type": "DPO", "dpo": {**options, "labelSmoothing": 0.1}}
+    sft = {"type": "SFT", "sft": {"trainOnInputs": "Never"}}
     lora = {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0.1, "trainableModules": ["q_proj"]}}
     evaluated = {"validationFile": "pvc://data/eval.jsonl", "evaluation": {"nEvals": 2}}
     complete = job(trainingMethod=dpo, trainingType=lora, **evaluated)
-    continued = job(fromCheckpoint="support-sft:12")
+    continued = job(fromCheckpoint="support-sft:12", trainingMethod=sft)
     del continued["spec"]["model"]
     return [job(), complete, continued, job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})]
 

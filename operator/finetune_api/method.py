@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
+from pydantic.alias_generators import to_camel
 
-from finetune_api.base import ApiModel, Integer, Matching, Number, Rule
+from finetune_api.base import ApiModel, Flag, Integer, Matching, Number, Rule
 
 DEFAULT_BETA = 0.1
 DEFAULT_LORA_RANK = 16
@@ -21,12 +23,68 @@ class MethodType(StrEnum):
     DPO = "DPO"
 
 
+class TrainOnInputs(StrEnum):
+    """Which tokens of a conversation are trained on."""
+
+    AUTO = "Auto"
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
+class Sft(ApiModel):
+    """Options of supervised fine-tuning."""
+
+    train_on_inputs: TrainOnInputs | None = None
+    """Auto trains on the assistant's messages, on the completion, or on all of a `text` row; Always on every token but
+    the first; Never on answers alone, and refuses `text` rows, which have none. Absent = Auto."""
+
+
 class Dpo(ApiModel):
-    """Options of direct preference optimisation."""
+    """Options of direct preference optimisation and its relatives; docs/methods.md has the formulas."""
 
     beta: Annotated[Number, Field(gt=0, le=100)] | None = None
     """How strongly the policy is held to its reference (the starting weights). 0.05 to 0.9 is usual: lower updates
-    more aggressively towards the preferred answers, higher stays closer to the reference. Absent = 0.1."""
+    more aggressively towards the preferred answers, higher stays closer to the reference; per token (SimPO or
+    normalizeLogratiosByLength) 2 to 10 is usual. Absent = 0.1."""
+    normalize_logratios_by_length: Flag | None = None
+    """Divide the log-ratio of each answer by its number of tokens. Absent = false."""
+    rpo_alpha: Annotated[Number, Field(ge=0, le=100)] | None = None
+    """Weight of the negative log-likelihood per token of the preferred answer, added to the loss (RPO). Absent = 0."""
+    simpo_gamma: Annotated[Number, Field(ge=0, le=100)] | None = None
+    """Margin that the reward of the preferred answer is to win by (SimPO). Above 0 it turns on the division by length
+    and drops the reference. It is absolute, not a multiple of beta. Absent = 0."""
+    reference_free: Flag | None = None
+    """Compare log-probabilities themselves instead of their ratio to the reference. Absent = false."""
+    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] | None = None
+    """Share of pairs that are taken to be labelled the wrong way round. Absent = 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """What DPO's options come to: absent values filled in, and what one of them turns on for another."""
+
+    beta: float = DEFAULT_BETA
+    per_token: bool = False
+    """Log-probabilities of an answer are divided by its number of tokens."""
+    reference_free: bool = False
+    """No reference is scored or compared with."""
+    gamma: float = 0.0
+    """Margin that the preferred answer is to win by."""
+    rpo_alpha: float = 0.0
+    """Weight of the preferred answer's negative log-likelihood."""
+    label_smoothing: float = 0.0
+
+
+def _only_for(method: MethodType, block: str, field: str, message: str) -> Rule:
+    """`block.field` may only be set, be it to zero, under `method`."""
+    name = to_camel(field)
+
+    def holds(chosen: TrainingMethod) -> bool:
+        given = getattr(chosen, block)
+        return chosen.type is method or given is None or getattr(given, field) is None
+
+    cel = f"self.type == '{method}' || !has(self.{block}) || !has(self.{block}.{name})"
+    return Rule(message=message.format(name), cel=cel, holds=holds)
 
 
 class TrainingMethod(ApiModel):
@@ -34,21 +92,34 @@ class TrainingMethod(ApiModel):
 
     type: MethodType = MethodType.SFT
     """SFT learns the answers; DPO learns to prefer one answer over another."""
+    sft: Sft | None = None
+    """Options of SFT."""
     dpo: Dpo | None = None
     """Options of DPO."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            message="dpo.beta is only supported for DPO training",
-            cel="self.type == 'DPO' || !has(self.dpo) || !has(self.dpo.beta)",
-            holds=lambda m: m.type is MethodType.DPO or m.dpo is None or m.dpo.beta is None,
-        ),
+        *(_only_for(MethodType.SFT, "sft", f, "{} is only supported for SFT training") for f in Sft.model_fields),
+        *(_only_for(MethodType.DPO, "dpo", f, "dpo.{} is only supported for DPO training") for f in Dpo.model_fields),
     )
 
     @property
-    def beta(self) -> float:
-        """Beta as used: the given one, else the default."""
-        return self.dpo.beta if self.dpo and self.dpo.beta is not None else DEFAULT_BETA
+    def train_on_inputs(self) -> TrainOnInputs:
+        """The given choice, else Auto."""
+        return (self.sft or Sft()).train_on_inputs or TrainOnInputs.AUTO
+
+    @property
+    def preference(self) -> Preference:
+        """DPO's options as they are used. A margin makes it SimPO: per token, and without a reference."""
+        given = self.dpo or Dpo()
+        gamma = given.simpo_gamma or 0.0
+        return Preference(
+            beta=DEFAULT_BETA if given.beta is None else given.beta,
+            per_token=gamma > 0 or bool(given.normalize_logratios_by_length),
+            reference_free=gamma > 0 or bool(given.reference_free),
+            gamma=gamma,
+            rpo_alpha=given.rpo_alpha or 0.0,
+            label_smoothing=given.label_smoothing or 0.0,
+        )
 
 
 class TrainingKind(StrEnum):

@@ -11,7 +11,7 @@ from manifests import job
 
 def test_defaults() -> None:
     spec = job_from(job()).spec
-    assert (spec.training_method.type, spec.training_method.beta, spec.training_type.type) == ("SFT", 0.1, "LoRA")
+    assert (spec.training_method.type, spec.training_type.type) == ("SFT", "LoRA")
     assert spec.hyperparameters.learning_rate == 1e-5
     assert spec.hyperparameters.batch_size is None
     assert spec.checkpointing.n_checkpoints == 1

@@ -109,7 +109,7 @@ class _Method:
         with writing_to(self.uri):
             folder = self.folder / name
             scores = reference_scores(self.policy, batches, cache.pair, self.level, folder, self.before_each)
-        return PreferenceRows(cache, method.beta, scores, self.level)
+        return PreferenceRows(cache, method.preference.beta, scores, self.level)
 
 
 def _validation(layout: Layout, prepared: Prepared, method: _Method, max_tokens: int) -> Validation | None:
