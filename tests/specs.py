@@ -27,7 +27,16 @@ WORDS: dict[str, list[Any]] = {
         "s3://b/k",
         "/",
     ],
-    "fromCheckpoint": ["support-sft", "support-sft:120", "support-sft:best", "Support", "a:1234567890", ":1", "a" * 53],
+    "fromCheckpoint": [
+        "support-sft",
+        "support-sft:120",
+        "support-sft:best",
+        "support-sft:bestest",
+        "Support",
+        "a:1234567890",
+        ":1",
+        "a" * 53,
+    ],
     "trainingFile": [
         "pvc://claim/a/b.jsonl",
         "configmap://map/key",

@@ -158,8 +158,8 @@ Suffix = Annotated[
 CheckpointName = Annotated[
     str,
     Matching(
-        "fromCheckpoint must be JOB or JOB:STEP: the name of an earlier job and a step that it published",
-        r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?(:[0-9]{1,9})?$",
+        "fromCheckpoint must be JOB, JOB:STEP or JOB:best: the name of an earlier job and a step that it published",
+        r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?(:([0-9]{1,9}|best))?$",
         max_length=63,
     ),
 ]
@@ -174,8 +174,9 @@ class JobSpec(ApiModel):
     """Starting weights: a name in the runtime's model list, a Hub id (org/name[@revision]) or a URI (hf://, pvc://).
     Exactly one of model and fromCheckpoint."""
     from_checkpoint: CheckpointName | None = None
-    """Starting weights of an earlier job in this namespace: JOB or JOB:STEP; no step = its final checkpoint. A LoRA
-    job that continues a LoRA job goes on with its adapter and inherits rank, alpha and modules."""
+    """Starting weights of an earlier job in this namespace: JOB (its final checkpoint), JOB:STEP, or JOB:best (the
+    one with the best evaluation). A LoRA job that continues a LoRA job goes on with its adapter and inherits rank,
+    alpha and modules."""
     training_file: DataUri
     """Training rows, JSON Lines: pvc://claim/path, configmap://name/key, hf://datasets/org/name[@revision]/path."""
     validation_file: DataUri | None = None

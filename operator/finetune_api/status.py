@@ -7,14 +7,15 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ApiModel, Integer, Name, Number, Text
+from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
 from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
 
-MAX_CHECKPOINTS = 33
+MAX_CHECKPOINTS = 34
+"""The 32 that a job may ask for, the best one and the merged one."""
 MAX_ATTEMPTS = 5
 MAX_METRICS = 32
 
@@ -233,6 +234,8 @@ class CheckpointType(StrEnum):
 
     INTERMEDIATE = "Intermediate"
     FINAL = "Final"
+    FINAL_MERGED = "FinalMerged"
+    """The final adapter merged into its base; fromCheckpoint goes on with the adapter itself."""
 
 
 class Checkpoint(ApiModel):
@@ -243,7 +246,7 @@ class Checkpoint(ApiModel):
     step: Integer
     """Optimiser step."""
     type: CheckpointType
-    """Intermediate or Final."""
+    """Intermediate, Final, or FinalMerged: the final adapter merged into its base."""
     uri: Text
     """Its folder."""
     time: Time
@@ -252,8 +255,10 @@ class Checkpoint(ApiModel):
     """Size of the folder."""
     sha256: Annotated[str, StringConstraints(max_length=64)]
     """Digest of the weights file, or of the list of digests where there are several."""
+    best: Flag = False
+    """Whether it had the best evaluation of all; JOB:best stands for it."""
     metrics: MetricValues = Field(default_factory=dict)
-    """Of the newest evaluation at or before its step."""
+    """Of the newest evaluation at or before its step; of merged weights also mergeError."""
 
 
 class OutputStatus(ApiModel):
@@ -263,6 +268,8 @@ class OutputStatus(ApiModel):
     """The trained adapter."""
     model_uri: Text | None = None
     """The trained weights."""
+    merged_uri: Text | None = None
+    """The trained adapter merged into its base (output.merge)."""
 
 
 class JobWarning(ApiModel):

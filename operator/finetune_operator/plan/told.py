@@ -109,9 +109,11 @@ def _longer(before: DataStatus | None, after: DataStatus | None) -> DataStatus |
 
 
 def _together(before: Iterable[Checkpoint], after: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
-    """Both lists, the later word for each name, oldest first."""
-    named = {c.name: c for c in (*before, *after)}
-    return tuple(sorted(named.values(), key=lambda c: c.step)[-MAX_CHECKPOINTS:])
+    """Both lists, the later word for each folder, oldest first; the later one also says which is best."""
+    later = {c.uri: c for c in after}
+    found = any(c.best for c in later.values())
+    earlier = {c.uri: c.model_copy(update={"best": c.best and not found}) for c in before}
+    return tuple(sorted((earlier | later).values(), key=lambda c: c.step)[-MAX_CHECKPOINTS:])
 
 
 def _finite(metrics: Metrics | None) -> Metrics | None:

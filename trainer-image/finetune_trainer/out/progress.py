@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.report import Failure, Report
+from finetune_api.status import CheckpointType
 from finetune_api.trainer import JobIdentity, Stage
 
 FETCH_SECONDS, FETCH_SECONDS_AFTER_STOP = 30.0, 15.0
@@ -141,13 +142,15 @@ def _shorter(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     data.pop("tokens", None)
     data.pop("warnings", None)
     yield document
-    for items, last, keep in (
+    checkpoints: list[dict[str, Any]] = document.get("checkpoints", [])
+    for items, first, keep in (
         (document.get("warnings", []), 0, 1),
-        (document.get("checkpoints", []), 0, 1),
+        (checkpoints, 0, 2),
+        (checkpoints, -1 if _holds_the_final_one(checkpoints) else 0, 1),
         (data.get("errors", []), -1, 0),
     ):
         while len(items) > keep:
-            items.pop(last)
+            items.pop(first)
             yield document
     for key in ("resolved", "warnings", "data", "checkpoints"):
         document.pop(key, None)
@@ -156,3 +159,8 @@ def _shorter(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name in arguments:
         arguments[name] = arguments[name][:CUT_ARGUMENT]
     yield document
+
+
+def _holds_the_final_one(checkpoints: list[dict[str, Any]]) -> bool:
+    """Whether the last two are the final adapter and its merged form: of these the adapter matters more."""
+    return [c["type"] for c in checkpoints[-2:]] == [CheckpointType.FINAL, CheckpointType.FINAL_MERGED]

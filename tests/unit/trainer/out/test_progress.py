@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api import names
 from finetune_api.report import DataErrorCode, Failure, FailureCode, Report
-from finetune_api.status import Checkpoint, DataError, DataStatus, JobWarning, Metrics, TokenStatistics
+from finetune_api.status import Checkpoint, CheckpointType, DataError, DataStatus, JobWarning, Metrics, TokenStatistics
 from finetune_api.trainer import JobIdentity, Stage
 from finetune_trainer.out import progress
 from finetune_trainer.out.progress import Reporter, fitted
@@ -142,6 +142,16 @@ def test_a_report_is_cut_to_fit_and_stays_a_report(size):
         assert cut.data.error_count == 12345
         assert [error.line for error in cut.data.errors] == list(range(len(cut.data.errors))), "the last go first"
         assert cut.checkpoints[-1].step == 32, "the newest stays"
+
+
+def test_of_the_last_two_checkpoints_the_final_adapter_outlives_its_merged_form():
+    large = large_report()
+    final, merged = (large.checkpoints[0].model_copy(update={"type": kind}) for kind in list(CheckpointType)[1:])
+    report = Report(job_uid="u", stage=Stage.TRAIN, checkpoints=(*large.checkpoints[1:], final, merged))
+    kept = {
+        size: [c.type for c in Report.model_validate_json(fitted(report, size)).checkpoints] for size in (3000, 2000)
+    }
+    assert kept == {3000: ["Final", "FinalMerged"], 2000: ["Final"]}
 
 
 def test_bad_rows_keep_their_place_in_a_termination_message():

@@ -1,0 +1,35 @@
+"""How what the pods tell becomes the list of checkpoints in the status."""
+
+from __future__ import annotations
+
+from builders import NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, report_for
+from finetune_api.status import CheckpointType, JobStatus
+from finetune_api.trainer import Stage
+from finetune_operator.plan.told import retold
+
+INTERMEDIATE, FINAL, MERGED = CheckpointType.INTERMEDIATE, CheckpointType.FINAL, CheckpointType.FINAL_MERGED
+POD = make_pod(make_child(make_job(), Stage.TRAIN))
+
+
+def after(status, *checkpoints):
+    return retold(status, POD, report_for(POD, Stage.TRAIN, checkpoints=checkpoints), NOW_TEXT).checkpoints
+
+
+def test_merged_weights_stand_beside_the_final_adapter_of_the_same_step():
+    final = make_checkpoint(20, FINAL)
+    merged = final.model_copy(update={"type": MERGED, "uri": "pvc://finetune-models/out/team/tune/merged"})
+    told = after(JobStatus(checkpoints=(make_checkpoint(10, INTERMEDIATE),)), final, merged)
+    assert [(c.step, c.type) for c in told] == [(10, INTERMEDIATE), (20, FINAL), (20, MERGED)]
+
+
+def test_the_last_checkpoint_that_early_stopping_left_is_the_final_one():
+    assert [
+        c.type for c in after(JobStatus(checkpoints=(make_checkpoint(20, INTERMEDIATE),)), make_checkpoint(20))
+    ] == [FINAL]
+
+
+def test_only_one_checkpoint_is_the_best():
+    best = make_checkpoint(10, INTERMEDIATE).model_copy(update={"best": True})
+    assert [c.best for c in after(JobStatus(checkpoints=(best,)), make_checkpoint(20))] == [True, False]
+    better = make_checkpoint(20).model_copy(update={"best": True})
+    assert [c.best for c in after(JobStatus(checkpoints=(best,)), better)] == [False, True]
