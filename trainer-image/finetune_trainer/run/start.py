@@ -106,10 +106,12 @@ class _Method:
         method = self.config.training_method
         if method.type is MethodType.SFT:
             return ConversationRows(cache, self.level)
+        if method.preference.reference_free:
+            return PreferenceRows(cache, method.preference, None, self.level)
         with writing_to(self.uri):
             folder = self.folder / name
             scores = reference_scores(self.policy, batches, cache.pair, self.level, folder, self.before_each)
-        return PreferenceRows(cache, method.preference.beta, scores, self.level)
+        return PreferenceRows(cache, method.preference, scores, self.level)
 
 
 def _validation(layout: Layout, prepared: Prepared, method: _Method, max_tokens: int) -> Validation | None:
