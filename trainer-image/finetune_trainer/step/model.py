@@ -25,7 +25,7 @@ from finetune_trainer.files import ADAPTER_WEIGHTS
 from finetune_trainer.step.attention import PREF_VARLEN, AttentionUnsupported
 from finetune_trainer.step.batch import MicroBatch, Pass
 from finetune_trainer.step.logps import Head, sequence_logps
-from finetune_trainer.step.weights import Base, head_of, load_base
+from finetune_trainer.step.weights import Base, backbone_of, head_of, load_base
 
 ROUTERS = frozenset({"gate", "router"})
 """Linear layers that choose experts; an adapter on them would change which expert answers."""
@@ -164,7 +164,7 @@ def load_policy(
     causal = base.causal
     if gpu:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(root, causal.base_model, head_of(causal), base, device, kind)
+    return Policy(root, backbone_of(causal), head_of(causal), base, device, kind)
 
 
 def _adapted(causal: PreTrainedModel, start: StartFolders, lora: LoraConfig, seed: int) -> PeftModel:
