@@ -81,7 +81,7 @@ class Policy:
         one = one.to(self.device)
         self._attend(self.base.attention if one.layout is None else PREF_VARLEN)
         placed = {"position_ids": one.position_ids, **one.layout.arguments()} if one.layout else {}
-        with self._autocast():
+        with self.precision():
             output = self.backbone(input_ids=one.input_ids, use_cache=False, **placed)
             states = output.last_hidden_state[0].index_select(0, one.predictors)
             return sequence_logps(states, self.head, one.targets, one.sequence, sequences)
@@ -99,7 +99,8 @@ class Policy:
             if causal.config._attn_implementation != implementation:
                 raise AttentionUnsupported("its attention cannot be replaced")
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def precision(self) -> AbstractContextManager[object]:
+        """In which the model computes: bf16 on a GPU, else that of its weights."""
         return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     def training(self, on: bool) -> None:
