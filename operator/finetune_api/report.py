@@ -193,6 +193,8 @@ class WarningCode(StrEnum):
     """The loss compares answers per token, and beta is what plain DPO takes."""
     GAMMA_DOMINATES = "GammaDominates"
     """SimPO's margin outweighs what beta makes of a difference per token."""
+    SHARED_PREFIX_OFF = "SharedPrefixOff"
+    """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
 
 
 class Report(ApiModel):
