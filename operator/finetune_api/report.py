@@ -87,6 +87,8 @@ class FailureCode(StrEnum):
 
     CONFIG_INVALID = "ConfigInvalid"
     ADAPTER_MODULES_UNKNOWN = "AdapterModulesUnknown"
+    ADAPTER_ON_HEAD = "AdapterOnHead"
+    ADAPTER_IN_EXPERTS = "AdapterInExperts"
     SEQUENCE_TOO_LONG_FOR_MODEL = "SequenceTooLongForModel"
     NO_TRAINABLE_ROWS = "NoTrainableRows"
     METHOD_NEEDS_PREFERENCE = "MethodNeedsPreference"
@@ -101,6 +103,7 @@ class FailureCode(StrEnum):
     DIVERGED = "Diverged"
     CHECKPOINT_MISSING = "CheckpointMissing"
     CHECKPOINT_CHANGED = "CheckpointChanged"
+    ADAPTER_UNSUPPORTED = "AdapterUnsupported"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     OUTPUT_TAKEN = "OutputTaken"
     STORAGE_FULL = "StorageFull"
@@ -112,6 +115,16 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.ADAPTER_MODULES_UNKNOWN: (
         ExitCode.BAD_CONFIG,
         "lora.trainableModules names {module}, which the model does not have; its linear layers are {known}",
+    ),
+    FailureCode.ADAPTER_ON_HEAD: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, the model's head, which cannot have an adapter in this version: choose"
+        " from {known}",
+    ),
+    FailureCode.ADAPTER_IN_EXPERTS: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, which stands for fused experts in this model; an adapter on them is not"
+        " in this version: leave it out",
     ),
     FailureCode.SEQUENCE_TOO_LONG_FOR_MODEL: (
         ExitCode.BAD_CONFIG,
@@ -147,6 +160,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.CHECKPOINT_CHANGED: (
         ExitCode.CHECKPOINT_INVALID,
         "the checkpoint {uri} has another digest than when it was published",
+    ),
+    FailureCode.ADAPTER_UNSUPPORTED: (
+        ExitCode.CHECKPOINT_INVALID,
+        "the adapter {uri} cannot be continued: {problem}",
     ),
     FailureCode.OUTPUT_NOT_WRITABLE: (ExitCode.PUBLISH_FAILED, "{uri} cannot be written: {problem}"),
     FailureCode.OUTPUT_TAKEN: (
@@ -189,6 +206,10 @@ class WarningCode(StrEnum):
     """A recovery state was damaged or of another plan; training went on from an older one."""
     STEP_SKIPPED = "StepSkipped"
     """A step changed nothing because its gradient was not finite."""
+    BETA_LOW = "BetaLow"
+    """The loss compares answers per token, and beta is what plain DPO takes."""
+    GAMMA_DOMINATES = "GammaDominates"
+    """SimPO's margin outweighs what beta makes of a difference per token."""
     SHARED_PREFIX_OFF = "SharedPrefixOff"
     """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
 

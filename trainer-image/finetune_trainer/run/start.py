@@ -22,10 +22,11 @@ from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows, row_widths
 from finetune_trainer.step.levels import Choice, choose_level
-from finetune_trainer.step.model import Policy, StartFolders, choose_device, load_policy
+from finetune_trainer.step.model import Policy, choose_device, load_policy
 from finetune_trainer.step.packing import MicroBatchRows, Plan, pack
 from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.reference import reference_scores
+from finetune_trainer.step.weights import StartFolders
 from finetune_trainer.volumes import locate
 
 MAX_TOKENS = {"cpu": 4096, "cuda": 8192}
@@ -69,8 +70,10 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
     start, hyper = _start_folders(config, fetched), config.hyperparameters
     policy = load_policy(start, config.training_kind, config.lora, hyper.seed, device)
     cache = open_cache(layout.prepared / TRAIN_FOLDER)
-    choice = _level(config, policy, cache)
-    max_tokens = MAX_TOKENS[device.type] if choice.level is not Level.SINGLE else 1
+    max_tokens = MAX_TOKENS[device.type]
+    choice = choose_level(policy, _wanted(config), _longest(layout, prepared), max_tokens)
+    policy = choice.policy
+    max_tokens = max_tokens if choice.level is not Level.SINGLE else 1
     plan = Plan(row_widths(cache, choice.level), config.batch_size, hyper.n_epochs, hyper.seed, max_tokens)
     identity = _identity(config, prepared, plan)
     method = _Method(config, policy, choice.level, layout.reference / identity, layout.uri, before_each)
@@ -85,9 +88,15 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
     )
 
 
-def _level(config: TrainerConfig, policy: Policy, cache: TokenCache) -> Choice:
-    wanted = Level.PACKED if config.training_method.type is MethodType.SFT else Level.SHARED
-    return choose_level(policy, wanted, int(row_widths(cache, Level.SINGLE).max()))
+def _wanted(config: TrainerConfig) -> Level:
+    """A conversation has nothing to share."""
+    return Level.PACKED if config.training_method.type is MethodType.SFT else Level.SHARED
+
+
+def _longest(layout: Layout, prepared: Prepared) -> int:
+    """Tokens of the longest sequence of all rows."""
+    folders = [TRAIN_FOLDER, VALIDATION_FOLDER] if prepared.validation_rows else [TRAIN_FOLDER]
+    return max(int(row_widths(open_cache(layout.prepared / name), Level.SINGLE).max()) for name in folders)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,10 @@ TOLERANCE_16_BIT = 5e-2
 REACH_NAMES = "window", "chunk", "local", "block", "floor"
 """Parts of the names under which configurations say after how many tokens attention changes."""
 EAGER = "eager"
+SLOWER = {
+    Level.PACKED: "the prompt of a pair is computed twice",
+    Level.SINGLE: "each sequence is computed alone",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,13 @@ class Choice:
     level: Level
     policy: Policy
     """The policy; its stock attention is eager where that alone does what the configuration asks for."""
-    reason: str | None = None
-    """None: it is the level that was wanted."""
+    problem: str | None = None
+    """Of the level above; None: it is the level that was wanted."""
+
+    @property
+    def sentence(self) -> str:
+        """What a person should know about it."""
+        return f"training is slower than it could be, because {SLOWER[self.level]}: {self.problem}"
 
 
 @torch.no_grad()
@@ -66,20 +75,21 @@ def choose_level(policy: Policy, wanted: Level, longest: int, line: int) -> Choi
     """
     policy.training(False)
     policy = _with_true_stock(policy)
-    levels, reasons = list(Level), []
+    levels = list(Level)
+    above: str | None = None
     for level in levels[levels.index(wanted) :]:
         try:
             problem = _short(policy, level) or _long(policy, level, longest, line)
         except (AttentionUnsupported, RuntimeError, TypeError, ValueError) as error:
             problem = str(error).strip().split("\n", 1)[0]
         if problem is None:
-            return Choice(level, policy, "; ".join(reasons) or None)
-        reasons.append(f"{level}: {problem}")
-    raise failed(FailureCode.MODEL_UNSUPPORTED, uri=policy.base.uri, problem=reasons[-1])
+            return Choice(level, policy, above)
+        above = problem
+    raise failed(FailureCode.MODEL_UNSUPPORTED, uri=policy.base.uri, problem=above)
 
 
 def _with_true_stock(policy: Policy) -> Policy:
-    """Eager attention follows the configuration; where the attention that is loaded differs, it leaves something out."""
+    """Eager attention does all that the configuration asks for; where the one that is loaded differs, it does not."""
     if policy.base.attention == EAGER:
         return policy
     eager = replace(policy, base=replace(policy.base, attention=EAGER))
@@ -114,10 +124,12 @@ def _long(policy: Policy, level: Level, longest: int, line: int) -> str | None:
     """The same where attention changes after some tokens: a row that is longer, with as many tokens before it."""
     config = policy.base.causal.config.get_text_config().to_dict()
     named = (value for name, value in config.items() if any(part in name for part in REACH_NAMES))
-    reach = max((value for value in named if type(value) is int and SHORT_PROMPT < value < max(longest, line)), default=0)
+    reach = max(
+        (value for value in named if type(value) is int and SHORT_PROMPT < value < max(longest, line)), default=0
+    )
     if not reach:
         return None
-    row = _probe(policy, min(reach, longest))
+    row = _probe(policy, max(SHORT_PROMPT, min(reach, longest - PREFERRED)))
     before = -(-min(reach, line) // (len(row.prompt) + PREFERRED + NON_PREFERRED))
     scores = _scores(policy, [row] * (before + 1), level)[-(PREFERRED + NON_PREFERRED) :]
     if _differ(policy, scores, _stock_scores(policy, row)):
@@ -128,7 +140,7 @@ def _long(policy: Policy, level: Level, longest: int, line: int) -> str | None:
 def _probe(policy: Policy, prompt: int, seed: int = 0) -> Probe:
     length = prompt + PREFERRED + NON_PREFERRED
     tokens = np.random.default_rng(seed).integers(0, policy.head.vocabulary, length)
-    return Probe(*np.split(tokens, [prompt, prompt + PREFERRED]))
+    return Probe(tokens[:prompt], tokens[prompt:-NON_PREFERRED], tokens[-NON_PREFERRED:])
 
 
 def _scores(policy: Policy, rows: Sequence[Probe], level: Level) -> Tensor:

@@ -22,6 +22,20 @@ PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-
 
 
 @dataclass(frozen=True, slots=True)
+class StartFolders:
+    """Where the starting weights lie on this machine, and what they are called."""
+
+    base: Path
+    base_uri: str
+    """Named in errors."""
+    base_name: str
+    """Written into adapter_config.json: the Hub id, else the URI."""
+    base_revision: str | None
+    adapter: Path | None
+    """The adapter to go on with, or to merge for full training."""
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """A base model as loaded."""
 
@@ -109,8 +123,8 @@ def head_of(causal: PreTrainedModel) -> Head:
 
 def backbone_of(causal: PreTrainedModel) -> nn.Module:
     """The model without its head, whose output is the states that the head reads."""
-    backbone: nn.Module = causal.base_model
-    return causal.get_decoder() if backbone is causal else backbone
+    inner = (child for child in causal.children() if isinstance(child, PreTrainedModel))
+    return next(inner, causal) if causal.base_model is causal else causal.base_model
 
 
 @torch.no_grad()
