@@ -1,23 +1,49 @@
-"""Gradients of one optimiser step, summed over its micro-batches so that the split changes nothing."""
+"""Gradients and scores of rows, summed over their micro-batches so that the split changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from contextlib import closing
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from finetune_trainer.step.batch import MicroBatch
-from finetune_trainer.step.model import Policy, in_memory
-from finetune_trainer.step.packing import MicroBatchRows
+from finetune_trainer.step.collate import collated
+from finetune_trainer.step.memory import random_state, set_random_state, within
+from finetune_trainer.step.model import Policy
+from finetune_trainer.step.packing import MicroBatchRows, pack
+from finetune_trainer.step.recipe import Level, Recipe
 
 
-class Objective(Protocol):
-    """What a method makes of rows."""
+class Rows(Protocol):
+    """The rows of a file, as micro-batches are made of them."""
 
-    def batch(self, rows: Sequence[int]) -> MicroBatch:
+    @property
+    def pairs(self) -> bool:
+        """Whether a row has two sequences, else one."""
+
+    def widths(self, level: Level) -> npt.NDArray[np.integer[Any]]:
+        """Tokens of each row in a pass, [all rows]."""
+
+    def batch(self, rows: Sequence[int], level: Level) -> MicroBatch:
         """Their tokens."""
+
+    def line(self, row: int) -> int:
+        """Where the row stands in its file."""
+
+    def longest(self, row: int) -> int:
+        """Tokens of its longest sequence: what maxSeqLength limits."""
+
+    def shortened(self, row: int, longest: int, level: Level) -> MicroBatch:
+        """The row alone, cut so that its longest sequence has `longest` tokens, at least 2."""
+
+
+class Objective(Rows, Protocol):
+    """What a method makes of rows."""
 
     def units(self, rows: Sequence[int]) -> int:
         """What the sum of losses is divided by."""
@@ -26,28 +52,99 @@ class Objective(Protocol):
         """Sum of their losses, from the sums of log-probabilities of their sequences."""
 
 
+class NoRoom(Exception):
+    """A micro-batch did not fit into memory."""
+
+    def __init__(self, rows: MicroBatchRows) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+
 def accumulate(
-    policy: Policy, objective: Objective, micro_batches: Sequence[MicroBatchRows], before_each: Callable[[], None]
+    policy: Policy, objective: Objective, recipe: Recipe, rows: Sequence[int], before_each: Callable[[], None]
 ) -> Tensor:
-    """Add the gradient of (sum of losses over all rows) / (units of all rows) to the trainable parameters.
+    """Add the gradient of (sum of losses over `rows`) / (their units) to the trainable parameters.
 
     Args:
         before_each: called before each micro-batch; what it raises ends the step, its gradients half summed.
 
     Returns:
-        Sums of log-probabilities of every sequence in the order of the micro-batches, fp64, on the CPU.
+        Sums of log-probabilities of every sequence, row by row in the order of `rows`, fp64, on the policy's device.
 
     Raises:
-        RunFailed: OutOfMemory.
+        NoRoom: the gradients are half summed.
     """
     policy.training(True)
-    units = sum(objective.units(rows) for rows in micro_batches)
-    parts = []
-    for rows in micro_batches:
-        before_each()
-        batch = objective.batch(rows)
+    units = objective.units(rows)
+
+    def one(rows: MicroBatchRows, batch: MicroBatch, split: bool) -> Tensor:
+        return backward(policy, batch, lambda sums: objective.loss(sums, rows) / units, split=split)
+
+    return _each(policy, objective, recipe, rows, before_each, one)
+
+
+@torch.no_grad()
+def scores(policy: Policy, table: Rows, recipe: Recipe, rows: Sequence[int], before_each: Callable[[], None]) -> Tensor:
+    """Sums of log-probabilities of every sequence, as `accumulate` returns them, without dropout and gradients.
+
+    Raises:
+        NoRoom.
+    """
+    policy.training(False)
+    return _each(policy, table, recipe, rows, before_each, lambda _rows, batch, _split: policy.score(batch))
+
+
+def backward(policy: Policy, batch: MicroBatch, loss: Callable[[Tensor], Tensor], *, split: bool) -> Tensor:
+    """Add the gradient of `loss`, a function of the sums of log-probabilities; returns those sums.
+
+    Split, only one pass of the micro-batch keeps activations at a time: all are scored first without keeping any, which
+    gives the derivative of the loss by each sum, then each runs again, with the same dropout, and back.
+    """
+    if not split:
         sums = policy.score(batch)
-        with in_memory(batch):
-            (objective.loss(sums, rows) / units).backward()
-        parts.append(sums.detach())
-    return torch.cat(parts).cpu()
+        loss(sums).backward()
+        return sums.detach()
+    states, parts = [], []
+    with torch.no_grad():
+        for one in batch.passes:
+            states.append(random_state(policy.device))
+            parts.append(policy.score_pass(one, batch.sequences))
+    sums = torch.stack(parts).sum(0).requires_grad_()
+    (factors,) = torch.autograd.grad(loss(sums), sums)
+    for one, state in zip(batch.passes, states, strict=True):
+        set_random_state(policy.device, state)
+        (policy.score_pass(one, batch.sequences) * factors).sum().backward()
+    return sums.detach()
+
+
+def _each(
+    policy: Policy,
+    table: Rows,
+    recipe: Recipe,
+    rows: Sequence[int],
+    before_each: Callable[[], None],
+    run: Callable[[MicroBatchRows, MicroBatch, bool], Tensor],
+) -> Tensor:
+    """`run` on every micro-batch of `rows`; the sums in the order of `rows`."""
+    widths = table.widths(recipe.level)
+
+    def split(rows: MicroBatchRows) -> bool:
+        return recipe.splits(int(widths[list(rows)].sum()))
+
+    def make(rows: MicroBatchRows) -> MicroBatch:
+        batch = table.batch(rows, Level.SINGLE if split(rows) else recipe.level)
+        return batch.pinned() if policy.device.type == "cuda" else batch
+
+    micro_batches = pack(rows, widths, recipe.max_tokens)
+    parts = []
+    with closing(collated(micro_batches, make)) as batches:
+        for micro_rows, batch in batches:
+            before_each()
+            sums = within(policy.device, lambda r=micro_rows, b=batch: run(r, b, split(r)))
+            if sums is None:
+                raise NoRoom(micro_rows)
+            parts.append(sums)
+    packed = [row for micro_rows in micro_batches for row in micro_rows]
+    order = np.argsort(packed)[np.argsort(np.argsort(rows))]
+    sums = torch.cat(parts).view(len(packed), -1)
+    return sums[torch.from_numpy(order).to(sums.device)].flatten()
