@@ -189,6 +189,8 @@ class WarningCode(StrEnum):
     """A recovery state was damaged or of another plan; training went on from an older one."""
     STEP_SKIPPED = "StepSkipped"
     """A step changed nothing because its gradient was not finite."""
+    SHARED_PREFIX_OFF = "SharedPrefixOff"
+    """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
 
 
 class Report(ApiModel):

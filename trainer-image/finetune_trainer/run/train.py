@@ -46,6 +46,8 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
     disable_progress_bar()
     work = load_work(config, layout, lambda: _go_on(stopping, 0))
     teller = Teller(reporter.update, work.plan.total_steps, work.plan.steps_per_epoch)
+    if work.choice.reason:
+        teller.warn(WarningCode.SHARED_PREFIX_OFF, f"slower than possible: {work.choice.reason}")
     with writing_to(layout.uri), closing(RecoveryStore(layout.recovery, work.identity, teller.saved)) as store:
         state = _newest(store, work, teller)
         with MetricsLog(layout.metrics, metrics_position(state)) as metrics:
