@@ -19,7 +19,7 @@ from finetune_trainer.step.packing import MicroBatchRows, pack
 from finetune_trainer.step.recipe import Level, Recipe
 
 
-class Rows(Protocol):
+class Table(Protocol):
     """The rows of a file, as micro-batches are made of them."""
 
     @property
@@ -27,22 +27,16 @@ class Rows(Protocol):
         """Whether a row has two sequences, else one."""
 
     def widths(self, level: Level) -> npt.NDArray[np.integer[Any]]:
-        """Tokens of each row in a pass, [all rows]."""
+        """Tokens of each row in a pass, [all rows]; where a pass holds one sequence, those of its longest."""
 
     def batch(self, rows: Sequence[int], level: Level) -> MicroBatch:
         """Their tokens."""
-
-    def line(self, row: int) -> int:
-        """Where the row stands in its file."""
-
-    def longest(self, row: int) -> int:
-        """Tokens of its longest sequence: what maxSeqLength limits."""
 
     def shortened(self, row: int, longest: int, level: Level) -> MicroBatch:
         """The row alone, cut so that its longest sequence has `longest` tokens, at least 2."""
 
 
-class Objective(Rows, Protocol):
+class Objective(Table, Protocol):
     """What a method makes of rows."""
 
     def units(self, rows: Sequence[int]) -> int:
@@ -84,7 +78,7 @@ def accumulate(
 
 
 @torch.no_grad()
-def scores(policy: Policy, table: Rows, recipe: Recipe, rows: Sequence[int], before_each: Callable[[], None]) -> Tensor:
+def scores(policy: Policy, table: Table, recipe: Recipe, rows: Sequence[int], before_each: Callable[[], None]) -> Tensor:
     """Sums of log-probabilities of every sequence, as `accumulate` returns them, without dropout and gradients.
 
     Raises:
@@ -119,7 +113,7 @@ def backward(policy: Policy, batch: MicroBatch, loss: Callable[[Tensor], Tensor]
 
 def _each(
     policy: Policy,
-    table: Rows,
+    table: Table,
     recipe: Recipe,
     rows: Sequence[int],
     before_each: Callable[[], None],

@@ -66,18 +66,12 @@ class Policy:
         """Sum of the log-probabilities of each sequence's targets, fp64 [sequences].
 
         Raises:
-            RunFailed: OutOfMemory.
             AttentionUnsupported: the model cannot do the level that `batch` was made for.
         """
-        with in_memory(batch, self.device):
-            return torch.stack([self.score_pass(one, batch.sequences) for one in batch.passes]).sum(0)
+        return torch.stack([self.score_pass(one, batch.sequences) for one in batch.passes]).sum(0)
 
     def score_pass(self, one: Pass, sequences: int) -> Tensor:
-        """The same for one pass of a micro-batch of `sequences`; 0 for those that are not in it.
-
-        Raises:
-            OutOfMemoryError.
-        """
+        """The same for one pass of a micro-batch of `sequences`; 0 for those that are not in it."""
         one = one.to(self.device)
         self._attend(self.base.attention if one.layout is None else PREF_VARLEN)
         placed = {"position_ids": one.position_ids, **one.layout.arguments()} if one.layout else {}
@@ -106,25 +100,19 @@ class Policy:
         """Adapter dropout on or off; the base has none."""
         self.root.train(on)
 
+    def checkpointing(self, on: bool) -> None:
+        """Activations are computed again in the backward pass, or kept until then."""
+        if on:
+            self.base.causal.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.base.causal.gradient_checkpointing_disable()
+
     def save(self, folder: Path) -> None:
         """Write the trained weights with their configuration, as PEFT or transformers read them."""
         if isinstance(self.root, PeftModel):
             _save_adapter(self.root, folder)
         else:
             _save_model(self.root, self.base, folder)
-
-
-@contextmanager
-def in_memory(batch: MicroBatch, device: torch.device) -> Iterator[None]:
-    """Too little memory for a pass over `batch`, as a cause.
-
-    Raises:
-        RunFailed: OutOfMemory.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise failed(FailureCode.OUT_OF_MEMORY, tokens=batch.tokens, device=device.type) from error
 
 
 def choose_device(gpus: int) -> torch.device:
@@ -162,8 +150,6 @@ def load_policy(
     else:
         root = _adapted(base.causal, start, lora, seed)
     causal = base.causal
-    if gpu:
-        causal.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(root, causal.base_model, head_of(causal), base, device, kind)
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from finetune_api.method import Preference
 from finetune_trainer.data.tokens import CacheKind, Conversation, Pair, open_cache, write_cache
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.run.rows import ConversationRows, PreferenceRows
 from finetune_trainer.step.gradient import accumulate
-from finetune_trainer.step.recipe import Level
 from training import disturb, load, lora
 
 ROWS = 7
@@ -28,7 +28,7 @@ def preference(tmp_path_factory):
     rows = [Pair(i, tokens(random, 1, 20), tokens(random, 1, 12), tokens(random, 1, 12)) for i in range(ROWS)]
     folder = tmp_path_factory.mktemp("pairs") / "cache"
     write_cache(folder, CacheKind.PREFERENCE, rows)
-    return PreferenceRows(open_cache(folder), 0.3, -40 * torch.rand(ROWS, 2, dtype=torch.float64), Level.SHARED)
+    return PreferenceRows(open_cache(folder), Preference(beta=0.3), -40 * torch.rand(ROWS, 2, dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def conversations(tmp_path_factory):
         rows.append(Conversation(line, row, np.arange(len(row)) >= random.integers(1, 3)))
     folder = tmp_path_factory.mktemp("conversations") / "cache"
     write_cache(folder, CacheKind.CONVERSATION, rows)
-    return ConversationRows(open_cache(folder), Level.PACKED)
+    return ConversationRows(open_cache(folder))
 
 
 @pytest.fixture(params=["preference", "conversations"])
@@ -59,7 +59,7 @@ def gradients(policy, rows, split):
     for parameter in policy.trainable.values():
         parameter.grad = None
     sums = accumulate(policy, rows, split, lambda: None)
-    metrics = rows.metrics(sums, [row for batch in split for row in batch])
+    metrics = rows.metrics(sums, [row for batch in split for row in batch]).read()
     return metrics, {name: parameter.grad for name, parameter in policy.trainable.items()}
 
 
@@ -76,7 +76,7 @@ def test_the_split_into_micro_batches_changes_nothing(policy, rows, split):
 def stock_logps(policy, prompt, answer):
     """Sum of log-probabilities of `answer`, from the whole model's logits."""
     line = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
-    logits = policy.as_loaded()(input_ids=line, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logits = policy.root(input_ids=line, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return torch.log_softmax(logits, -1).gather(1, line[0, len(prompt) :, None]).sum()
 
 
@@ -103,7 +103,7 @@ def test_sft_divides_by_all_target_tokens_of_the_step(policy, conversations):
     total, count = 0.0, 0
     for row in range(ROWS):
         conversation = conversations.cache.conversation(row)
-        logits = policy.as_loaded()(input_ids=torch.from_numpy(conversation.tokens.astype(np.int64))[None]).logits[0]
+        logits = policy.root(input_ids=torch.from_numpy(conversation.tokens.astype(np.int64))[None]).logits[0]
         logps = torch.log_softmax(logits, -1)
         for place in np.flatnonzero(conversation.targets):
             total -= logps[place - 1, int(conversation.tokens[place])].item()
@@ -113,7 +113,7 @@ def test_sft_divides_by_all_target_tokens_of_the_step(policy, conversations):
 
 def test_dpo_metrics_are_those_of_the_table(preference):
     policy = preference.reference + torch.tensor([[1.0, -1.0]] * 4 + [[-2.0, 1.0]] * 2 + [[0.0, 0.0]])
-    metrics = preference.metrics(policy.flatten(), range(ROWS))
+    metrics = preference.metrics(policy.flatten(), range(ROWS)).read()
     assert metrics["rewards/accuracies"] == pytest.approx(4 / 7), "a tie is no win"
     assert metrics["rewards/chosen"] == pytest.approx(0.3 * (4 * 1 + 2 * -2) / 7)
     assert metrics["rewards/rejected"] == pytest.approx(0.3 * (4 * -1 + 2 * 1) / 7)
