@@ -200,6 +200,10 @@ class WarningCode(StrEnum):
     """Micro-batches as they were planned before a restart do not fit any more; they are smaller or slower now."""
     MICRO_BATCH_HALVED = "MicroBatchHalved"
     """Memory ran out in a step, which was done again with smaller micro-batches, and so are all that follow."""
+    BETA_LOW = "BetaLow"
+    """The loss compares answers per token, and beta is what plain DPO takes."""
+    GAMMA_DOMINATES = "GammaDominates"
+    """SimPO's margin outweighs what beta makes of a difference per token."""
     SHARED_PREFIX_OFF = "SharedPrefixOff"
     """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune_api.method import Preference
-from finetune_trainer.data.tokens import CacheKind, TokenCache
+from finetune_trainer.data.tokens import TokenCache
 from finetune_trainer.step.batch import MicroBatch, conversation_batch, pair_batch
 from finetune_trainer.step.losses import preference_loss, preference_rewards, preferred_nll, sft_loss
 from finetune_trainer.step.recipe import Level
@@ -80,8 +80,8 @@ class PreferenceRows:
         pair = self.cache.pair(row)
         prompt = pair.prompt[: max(1, longest - max(len(pair.preferred), len(pair.non_preferred)))]
         room = longest - len(prompt)
-        answers = {"preferred": pair.preferred[:room], "non_preferred": pair.non_preferred[:room]}
-        return pair_batch([replace(pair, prompt=prompt, **answers)], level)
+        cut = replace(pair, prompt=prompt, preferred=pair.preferred[:room], non_preferred=pair.non_preferred[:room])
+        return pair_batch([cut], level)
 
     def units(self, rows: Sequence[int]) -> int:
         """What the sum of losses is divided by: pairs, whatever they weigh."""

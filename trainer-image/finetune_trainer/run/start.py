@@ -142,9 +142,7 @@ def _rows(config: TrainerConfig, layout: Layout, folder: str) -> MethodRows:
     return ConversationRows(cache) if method.type is MethodType.SFT else PreferenceRows(cache, method.preference, None)
 
 
-def _recipe(
-    config: TrainerConfig, policy: Policy, rows: MethodRows, stored: Recipe | None, teller: Teller
-) -> Recipe:
+def _recipe(config: TrainerConfig, policy: Policy, rows: MethodRows, stored: Recipe | None, teller: Teller) -> Recipe:
     """The stored recipe if it still fits model, device and memory, else a new one."""
     wanted = Level.SHARED if rows.pairs else Level.PACKED
     choice = choose_level(policy, wanted, int(rows.widths(Level.SINGLE).max()))
@@ -196,9 +194,7 @@ class _Reference:
         return replace(rows, reference=scores)
 
 
-def _validation(
-    config: TrainerConfig, layout: Layout, prepared: Prepared, reference: _Reference
-) -> Validation | None:
+def _validation(config: TrainerConfig, layout: Layout, prepared: Prepared, reference: _Reference) -> Validation | None:
     count = prepared.validation_rows
     if not count:
         return None

@@ -6,7 +6,7 @@ milliseconds. What is made, and in which order, is the same as without a thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from finetune_trainer.step.batch import MicroBatch
@@ -15,7 +15,7 @@ from finetune_trainer.step.packing import MicroBatchRows
 
 def collated(
     micro_batches: Sequence[MicroBatchRows], make: Callable[[MicroBatchRows], MicroBatch]
-) -> Iterator[tuple[MicroBatchRows, MicroBatch]]:
+) -> Generator[tuple[MicroBatchRows, MicroBatch], None, None]:
     """Each of `micro_batches` with what `make` makes of it, the next one being made while this one is used.
 
     What `make` raises is raised where its micro-batch would have come. Close the iterator to end the thread early.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ class Table(Protocol):
     def pairs(self) -> bool:
         """Whether a row has two sequences, else one."""
 
-    def widths(self, level: Level) -> npt.NDArray[np.integer[Any]]:
+    def widths(self, level: Level) -> npt.NDArray[np.int64]:
         """Tokens of each row in a pass, [all rows]; where a pass holds one sequence, those of its longest."""
 
     def batch(self, rows: Sequence[int], level: Level) -> MicroBatch:
@@ -78,7 +79,9 @@ def accumulate(
 
 
 @torch.no_grad()
-def scores(policy: Policy, table: Table, recipe: Recipe, rows: Sequence[int], before_each: Callable[[], None]) -> Tensor:
+def scores(
+    policy: Policy, table: Table, recipe: Recipe, rows: Sequence[int], before_each: Callable[[], None]
+) -> Tensor:
     """Sums of log-probabilities of every sequence, as `accumulate` returns them, without dropout and gradients.
 
     Raises:
@@ -119,26 +122,30 @@ def _each(
     before_each: Callable[[], None],
     run: Callable[[MicroBatchRows, MicroBatch, bool], Tensor],
 ) -> Tensor:
-    """`run` on every micro-batch of `rows`; the sums in the order of `rows`."""
+    """`run` on every micro-batch of `rows`, told whether it is split; the sums in the order of `rows`."""
     widths = table.widths(recipe.level)
 
-    def split(rows: MicroBatchRows) -> bool:
-        return recipe.splits(int(widths[list(rows)].sum()))
+    def split(some: MicroBatchRows) -> bool:
+        return recipe.splits(int(widths[list(some)].sum()))
 
-    def make(rows: MicroBatchRows) -> MicroBatch:
-        batch = table.batch(rows, Level.SINGLE if split(rows) else recipe.level)
+    def make(some: MicroBatchRows) -> MicroBatch:
+        batch = table.batch(some, Level.SINGLE if split(some) else recipe.level)
         return batch.pinned() if policy.device.type == "cuda" else batch
 
     micro_batches = pack(rows, widths, recipe.max_tokens)
-    parts = []
+    parts: list[Tensor] = []
     with closing(collated(micro_batches, make)) as batches:
-        for micro_rows, batch in batches:
+        for some, batch in batches:
             before_each()
-            sums = within(policy.device, lambda r=micro_rows, b=batch: run(r, b, split(r)))
+            sums = within(policy.device, partial(run, some, batch, split(some)))
             if sums is None:
-                raise NoRoom(micro_rows)
+                raise NoRoom(some)
             parts.append(sums)
-    packed = [row for micro_rows in micro_batches for row in micro_rows]
-    order = np.argsort(packed)[np.argsort(np.argsort(rows))]
-    sums = torch.cat(parts).view(len(packed), -1)
-    return sums[torch.from_numpy(order).to(sums.device)].flatten()
+    return _in_order(torch.cat(parts), micro_batches, rows)
+
+
+def _in_order(sums: Tensor, micro_batches: Sequence[MicroBatchRows], rows: Sequence[int]) -> Tensor:
+    """Sums in the order of the micro-batches as sums in the order of `rows`."""
+    place = {row: at for at, row in enumerate(row for some in micro_batches for row in some)}
+    order = torch.tensor([place[row] for row in rows], device=sums.device)
+    return sums.view(len(place), -1)[order].flatten()

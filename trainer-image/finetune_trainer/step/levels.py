@@ -74,7 +74,7 @@ def _problem(policy: Policy, level: Level, longest: int) -> str | None:
     probe = _probe(policy, SHORT_PROMPT)
     try:
         return _short(policy, level, probe) or _long(policy, level, longest)
-    except (AttentionUnsupported, NotImplementedError, TypeError, ValueError) as error:
+    except (AttentionUnsupported, RuntimeError, TypeError, ValueError) as error:
         return str(error).strip().split("\n", 1)[0]
 
 

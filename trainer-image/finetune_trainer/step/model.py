@@ -101,11 +101,12 @@ class Policy:
         self.root.train(on)
 
     def checkpointing(self, on: bool) -> None:
-        """Activations are computed again in the backward pass, or kept until then."""
-        if on:
-            self.base.causal.gradient_checkpointing_enable({"use_reentrant": False})
+        """Activations are computed again in the backward pass, where the model can do that, or kept until then."""
+        causal = self.base.causal
+        if on and causal.supports_gradient_checkpointing:
+            causal.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            self.base.causal.gradient_checkpointing_disable()
+            causal.activation_checkpointing_disable()
 
     def save(self, folder: Path) -> None:
         """Write the trained weights with their configuration, as PEFT or transformers read them."""

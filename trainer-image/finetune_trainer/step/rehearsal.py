@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ SHORTEST = 2
 OPTIMIZER_STATES = 2
 """Tensors that AdamW keeps for each parameter, of its size, from its first step on."""
 
-Widths: TypeAlias = npt.NDArray[np.integer[Any]]
+Widths: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
