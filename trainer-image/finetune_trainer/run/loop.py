@@ -93,7 +93,7 @@ class Loop:
         self.optimizer.zero_grad()
         tokens = int(self._row_tokens[list(rows)].sum())
         self.position = _after(position, tokens, update)
-        values = self._work.rows.metrics(sums, rows) | {"grad_norm": norm, "learning_rate": rate}
+        values = self._work.rows.metrics(sums, rows).read() | {"grad_norm": norm, "learning_rate": rate}
         self._tell_step(values, tokens)
         if not update:
             self._skipped(rows, rate)

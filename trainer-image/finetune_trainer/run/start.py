@@ -94,9 +94,11 @@ class _Method:
         method = self.config.training_method
         if method.type is MethodType.SFT:
             return ConversationRows(cache)
+        if method.preference.reference_free:
+            return PreferenceRows(cache, method.preference, None)
         with writing_to(self.uri):
             scores = reference_scores(self.policy, batches, cache.pair, self.folder / name, self.before_each)
-        return PreferenceRows(cache, method.preference.beta, scores)
+        return PreferenceRows(cache, method.preference, scores)
 
 
 def _validation(layout: Layout, prepared: Prepared, method: _Method, max_tokens: int) -> Validation | None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from finetune_api.method import Preference
 from finetune_trainer.data.tokens import CacheKind, Conversation, Pair, open_cache, write_cache
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.run.rows import ConversationRows, PreferenceRows
@@ -27,7 +28,7 @@ def preference(tmp_path_factory):
     rows = [Pair(i, tokens(random, 1, 20), tokens(random, 1, 12), tokens(random, 1, 12)) for i in range(ROWS)]
     folder = tmp_path_factory.mktemp("pairs") / "cache"
     write_cache(folder, CacheKind.PREFERENCE, rows)
-    return PreferenceRows(open_cache(folder), 0.3, -40 * torch.rand(ROWS, 2, dtype=torch.float64))
+    return PreferenceRows(open_cache(folder), Preference(beta=0.3), -40 * torch.rand(ROWS, 2, dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def gradients(policy, rows, split):
     for parameter in policy.trainable.values():
         parameter.grad = None
     sums = accumulate(policy, rows, split, lambda: None)
-    metrics = rows.metrics(sums, [row for batch in split for row in batch])
+    metrics = rows.metrics(sums, [row for batch in split for row in batch]).read()
     return metrics, {name: parameter.grad for name, parameter in policy.trainable.items()}
 
 
@@ -112,7 +113,7 @@ def test_sft_divides_by_all_target_tokens_of_the_step(policy, conversations):
 
 def test_dpo_metrics_are_those_of_the_table(preference):
     policy = preference.reference + torch.tensor([[1.0, -1.0]] * 4 + [[-2.0, 1.0]] * 2 + [[0.0, 0.0]])
-    metrics = preference.metrics(policy.flatten(), range(ROWS))
+    metrics = preference.metrics(policy.flatten(), range(ROWS)).read()
     assert metrics["rewards/accuracies"] == pytest.approx(4 / 7), "a tie is no win"
     assert metrics["rewards/chosen"] == pytest.approx(0.3 * (4 * 1 + 2 * -2) / 7)
     assert metrics["rewards/rejected"] == pytest.approx(0.3 * (4 * -1 + 2 * 1) / 7)
