@@ -98,8 +98,7 @@ class Evaluation(ApiModel):
             cel="!has(self.earlyStopping)"
             " || self.nEvals >= self.earlyStopping.patience + self.earlyStopping.warmupEvals + 1",
             holds=lambda e: (
-                e.early_stopping is None
-                or e.n_evals >= e.early_stopping.patience + e.early_stopping.warmup_evals + 1
+                e.early_stopping is None or e.n_evals >= e.early_stopping.patience + e.early_stopping.warmup_evals + 1
             ),
         ),
     )
