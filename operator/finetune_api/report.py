@@ -190,6 +190,12 @@ class WarningCode(StrEnum):
     """A recovery state was damaged or of another plan; training went on from an older one."""
     STEP_SKIPPED = "StepSkipped"
     """A step changed nothing because its gradient was not finite."""
+    BETA_LOW = "BetaLow"
+    """The loss compares answers per token, and beta is what plain DPO takes."""
+    GAMMA_DOMINATES = "GammaDominates"
+    """SimPO's margin outweighs what beta makes of a difference per token."""
+    SHARED_PREFIX_OFF = "SharedPrefixOff"
+    """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
 
 
 class EarlyStop(ApiModel):

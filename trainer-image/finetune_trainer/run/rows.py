@@ -16,6 +16,7 @@ from finetune_api.method import Preference
 from finetune_trainer.data.tokens import CacheKind, TokenCache
 from finetune_trainer.step.batch import MicroBatch, conversation_batch, pair_batch
 from finetune_trainer.step.losses import preference_loss, preference_rewards, preferred_nll, sft_loss
+from finetune_trainer.step.recipe import Level
 
 Lengths: TypeAlias = npt.NDArray[np.int64]
 
@@ -46,6 +47,7 @@ class PreferenceRows:
     objective: Preference
     reference: Tensor | None
     """Sums under the starting weights, fp64 [all rows, 2]; None where the objective compares with none."""
+    level: Level = Level.SHARED
 
     @cached_property
     def lengths(self) -> Lengths:
@@ -54,7 +56,7 @@ class PreferenceRows:
 
     def batch(self, rows: Sequence[int]) -> MicroBatch:
         """The micro-batch of `rows`."""
-        return pair_batch([self.cache.pair(row) for row in rows])
+        return pair_batch([self.cache.pair(row) for row in rows], self.level)
 
     def units(self, rows: Sequence[int]) -> int:
         """What the sum of losses is divided by: pairs, whatever they weigh."""
@@ -106,6 +108,7 @@ class ConversationRows:
     """Conversations under SFT. Sums of log-probabilities come as [rows]."""
 
     cache: TokenCache
+    level: Level = Level.PACKED
 
     @cached_property
     def target_counts(self) -> Lengths:
@@ -115,7 +118,7 @@ class ConversationRows:
 
     def batch(self, rows: Sequence[int]) -> MicroBatch:
         """The micro-batch of `rows`."""
-        return conversation_batch([self.cache.conversation(row) for row in rows])
+        return conversation_batch([self.cache.conversation(row) for row in rows], self.level)
 
     def units(self, rows: Sequence[int]) -> int:
         """What the sum of losses is divided by: target tokens, whatever their rows weigh."""
@@ -137,9 +140,15 @@ def _weights(cache: TokenCache, rows: Sequence[int], sums: Tensor) -> Tensor:
 MethodRows: TypeAlias = PreferenceRows | ConversationRows
 
 
-def row_widths(cache: TokenCache) -> Lengths:
-    """Tokens that each row takes in a micro-batch of its own, int64 [rows]: of a pair two lines, the longer twice."""
+def row_widths(cache: TokenCache, level: Level) -> Lengths:
+    """Tokens of each row alone in a pass, int64 [rows]; where a pass holds one sequence, those of its longest."""
     if cache.kind is CacheKind.CONVERSATION:
         return cache.lengths
-    parts = np.diff(cache.offsets).reshape(-1, 3)
-    return 2 * (parts[:, 0] + np.maximum(parts[:, 1], parts[:, 2]))
+    prompt, preferred, non_preferred = np.diff(cache.offsets).reshape(-1, 3).T
+    match level:
+        case Level.SHARED:
+            return prompt + preferred + non_preferred
+        case Level.PACKED:
+            return 2 * prompt + preferred + non_preferred
+        case Level.SINGLE:
+            return prompt + np.maximum(preferred, non_preferred)

@@ -22,8 +22,10 @@ from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows, row_widths
+from finetune_trainer.step.levels import Choice, choose_level
 from finetune_trainer.step.model import Policy, StartFolders, choose_device, load_policy
 from finetune_trainer.step.packing import MicroBatchRows, Plan, pack
+from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.reference import reference_scores
 from finetune_trainer.volumes import locate
 
@@ -50,6 +52,8 @@ class Work:
     identity: str
     """Digest of everything that decides the result: a recovery state of another identity is of no use."""
     publisher: Publisher
+    choice: Choice
+    """How rows lie in a pass."""
 
 
 def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], None]) -> Work:
@@ -66,10 +70,11 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
     start, hyper = _start_folders(config, fetched), config.hyperparameters
     policy = load_policy(start, config.training_kind, config.lora, hyper.seed, device)
     cache = open_cache(layout.prepared / TRAIN_FOLDER)
-    max_tokens = MAX_TOKENS[device.type]
-    plan = Plan(row_widths(cache), config.batch_size, hyper.n_epochs, hyper.seed, max_tokens)
+    choice = _level(config, policy, cache)
+    max_tokens = MAX_TOKENS[device.type] if choice.level is not Level.SINGLE else 1
+    plan = Plan(row_widths(cache, choice.level), config.batch_size, hyper.n_epochs, hyper.seed, max_tokens)
     identity = _identity(config, prepared, plan)
-    method = _Method(config, policy, layout.reference / identity, layout.uri, before_each)
+    method = _Method(config, policy, choice.level, layout.reference / identity, layout.uri, before_each)
     return Work(
         policy=policy,
         plan=plan,
@@ -77,7 +82,13 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
         validation=_validation(layout, prepared, method, max_tokens),
         identity=identity,
         publisher=_publisher(config, layout, prepared, start, plan),
+        choice=choice,
     )
+
+
+def _level(config: TrainerConfig, policy: Policy, cache: TokenCache) -> Choice:
+    wanted = Level.PACKED if config.training_method.type is MethodType.SFT else Level.SHARED
+    return choose_level(policy, wanted, int(row_widths(cache, Level.SINGLE).max()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,7 @@ class _Method:
 
     config: TrainerConfig
     policy: Policy
+    level: Level
     folder: Path
     uri: str
     """URI of the output, named when no scores can be written."""
@@ -94,19 +106,20 @@ class _Method:
     def rows(self, cache: TokenCache, batches: Sequence[MicroBatchRows], name: str) -> MethodRows:
         method = self.config.training_method
         if method.type is MethodType.SFT:
-            return ConversationRows(cache)
+            return ConversationRows(cache, self.level)
         if method.preference.reference_free:
-            return PreferenceRows(cache, method.preference, None)
+            return PreferenceRows(cache, method.preference, None, self.level)
         with writing_to(self.uri):
-            scores = reference_scores(self.policy, batches, cache.pair, self.folder / name, self.before_each)
-        return PreferenceRows(cache, method.preference, scores)
+            folder = self.folder / name
+            scores = reference_scores(self.policy, batches, cache.pair, self.level, folder, self.before_each)
+        return PreferenceRows(cache, method.preference, scores, self.level)
 
 
 def _validation(layout: Layout, prepared: Prepared, method: _Method, max_tokens: int) -> Validation | None:
     if not prepared.validation_rows:
         return None
     cache = open_cache(layout.prepared / VALIDATION_FOLDER)
-    batches = pack(range(len(cache)), row_widths(cache), max_tokens)
+    batches = pack(range(len(cache)), row_widths(cache, method.level), max_tokens)
     return Validation(method.rows(cache, batches, VALIDATION_FOLDER), batches)
 
 

@@ -9,6 +9,7 @@ from time import monotonic
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from finetune_api.advice import beta_warning
 from finetune_api.report import FailureCode, Report, WarningCode
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import TrainerConfig
@@ -46,6 +47,7 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
     disable_progress_bar()
     work = load_work(config, layout, lambda: _go_on(stopping, 0))
     teller = Teller(reporter.update, work.plan.total_steps, work.plan.steps_per_epoch)
+    _warn(config, work, teller)
     with writing_to(layout.uri), closing(RecoveryStore(layout.recovery, work.identity, teller.saved)) as store:
         state = _newest(store, work, teller)
         with MetricsLog(layout.metrics, metrics_position(state)) as metrics:
@@ -57,6 +59,14 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
         loop.publish(CheckpointType.FINAL)
         reporter.update(output=work.publisher.output())
         work.publisher.conclude(reporter.report)
+
+
+def _warn(config: TrainerConfig, work: Work, teller: Teller) -> None:
+    """What is worth saying before the first step."""
+    if work.choice.reason:
+        teller.warn(WarningCode.SHARED_PREFIX_OFF, f"slower than possible: {work.choice.reason}")
+    if beta := beta_warning(config.training_method):
+        teller.warn(*beta)
 
 
 def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) -> bool:

@@ -47,7 +47,7 @@ def accumulate(
         before_each()
         batch = objective.batch(rows)
         sums = policy.score(batch)
-        with in_memory(batch):
+        with in_memory(batch, policy.device):
             (objective.loss(sums, rows) / units).backward()
         parts.append(sums.detach())
     return torch.cat(parts).cpu()

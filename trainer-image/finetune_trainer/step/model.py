@@ -22,7 +22,8 @@ from finetune_api.report import FailureCode
 from finetune_api.trainer import LoraConfig
 from finetune_trainer.failures import failed
 from finetune_trainer.files import ADAPTER_WEIGHTS
-from finetune_trainer.step.batch import MicroBatch
+from finetune_trainer.step.attention import PREF_VARLEN, AttentionUnsupported
+from finetune_trainer.step.batch import MicroBatch, Pass
 from finetune_trainer.step.logps import Head, sequence_logps
 from finetune_trainer.step.weights import Base, head_of, load_base
 
@@ -66,12 +67,37 @@ class Policy:
 
         Raises:
             RunFailed: OutOfMemory.
+            AttentionUnsupported: the model cannot do the level that `batch` was made for.
         """
-        batch = batch.to(self.device)
-        with in_memory(batch), self._autocast():
-            output = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-            states = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
-            return sequence_logps(states, self.head, batch.targets, batch.sequence, batch.sequences)
+        with in_memory(batch, self.device):
+            return torch.stack([self.score_pass(one, batch.sequences) for one in batch.passes]).sum(0)
+
+    def score_pass(self, one: Pass, sequences: int) -> Tensor:
+        """The same for one pass of a micro-batch of `sequences`; 0 for those that are not in it.
+
+        Raises:
+            OutOfMemoryError.
+        """
+        one = one.to(self.device)
+        self._attend(self.base.attention if one.layout is None else PREF_VARLEN)
+        placed = {"position_ids": one.position_ids, **one.layout.arguments()} if one.layout else {}
+        with self._autocast():
+            output = self.backbone(input_ids=one.input_ids, use_cache=False, **placed)
+            states = output.last_hidden_state[0].index_select(0, one.predictors)
+            return sequence_logps(states, self.head, one.targets, one.sequence, sequences)
+
+    def as_loaded(self) -> PreTrainedModel:
+        """The whole model with the attention that transformers gave it, for a call that is no pass of ours."""
+        self._attend(self.base.attention)
+        return self.base.causal
+
+    def _attend(self, implementation: str) -> None:
+        """Make the model's layers call `implementation`: what attention a pass gets is decided by the pass alone."""
+        causal = self.base.causal
+        if causal.config._attn_implementation != implementation:
+            causal.set_attn_implementation(implementation)
+            if causal.config._attn_implementation != implementation:
+                raise AttentionUnsupported("its attention cannot be replaced")
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
@@ -89,7 +115,7 @@ class Policy:
 
 
 @contextmanager
-def in_memory(batch: MicroBatch) -> Iterator[None]:
+def in_memory(batch: MicroBatch, device: torch.device) -> Iterator[None]:
     """Too little memory for a pass over `batch`, as a cause.
 
     Raises:
@@ -98,8 +124,7 @@ def in_memory(batch: MicroBatch) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        device = batch.input_ids.device.type
-        raise failed(FailureCode.OUT_OF_MEMORY, tokens=batch.tokens, device=device) from error
+        raise failed(FailureCode.OUT_OF_MEMORY, tokens=batch.tokens, device=device.type) from error
 
 
 def choose_device(gpus: int) -> torch.device:

@@ -84,15 +84,24 @@ def permutation(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 def pack(rows: Iterable[int], widths: npt.NDArray[np.int64], max_tokens: int) -> tuple[MicroBatchRows, ...]:
-    """First-fit-decreasing: rows by falling width into micro-batches of at most `max_tokens`.
+    """First-fit-decreasing: rows by falling width, each into the first micro-batch that still has room for it.
 
-    A micro-batch is padded to its widest row, which comes first, so a row that does not fit into a micro-batch closes
-    it for all that follow, and the first fit is always the last micro-batch.
+    A row wider than `max_tokens` has a micro-batch to itself. Room is kept in a tree whose nodes hold the most room
+    below them, so 100,000 rows take a second.
     """
+    order = sorted(rows, key=lambda row: (-int(widths[row]), row))
+    leaves = 1 << max(len(order) - 1, 0).bit_length()
+    room = [max_tokens] * (2 * leaves)
     packed: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: (-int(widths[row]), row)):
-        if packed and (len(packed[-1]) + 1) * int(widths[packed[-1][0]]) <= max_tokens:
-            packed[-1].append(row)
-        else:
-            packed.append([row])
+    for row in order:
+        width = min(int(widths[row]), max_tokens)
+        node = 1
+        while node < leaves:
+            node = 2 * node if room[2 * node] >= width else 2 * node + 1
+        if (place := node - leaves) == len(packed):
+            packed.append([])
+        packed[place].append(row)
+        room[node] -= width
+        while node := node // 2:
+            room[node] = max(room[2 * node], room[2 * node + 1])
     return tuple(map(tuple, packed))

@@ -22,6 +22,7 @@ from finetune_trainer.files import replace
 from finetune_trainer.step.batch import PairTokens, pair_batch
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.packing import MicroBatchRows
+from finetune_trainer.step.recipe import Level
 
 SHARD_MICRO_BATCHES = 32
 DIGEST_BYTES = 16
@@ -31,6 +32,7 @@ def reference_scores(
     policy: Policy,
     batches: Sequence[MicroBatchRows],
     pair: Callable[[int], PairTokens],
+    level: Level,
     folder: Path,
     before_each: Callable[[], None],
 ) -> Tensor:
@@ -40,6 +42,7 @@ def reference_scores(
         policy: holds the starting weights.
         batches: every row once; the same on every restart.
         pair: the tokens of a row.
+        level: how rows lie in a pass.
         folder: where the shards lie.
         before_each: called before each micro-batch; what it raises ends the scoring between two shards.
 
@@ -56,7 +59,7 @@ def reference_scores(
         digests = torch.from_numpy(np.stack([row_digest(pair(row)) for row in rows]))
         found = _load(path, rows, digests)
         if found is None:
-            found = _score(policy, shard, pair, before_each)
+            found = _score(policy, shard, pair, level, before_each)
             _save(path, rows, digests, found, [pair(row) for row in rows])
         scores[rows] = found
     return scores
@@ -76,12 +79,13 @@ def _score(
     policy: Policy,
     batches: Sequence[MicroBatchRows],
     pair: Callable[[int], PairTokens],
+    level: Level,
     before_each: Callable[[], None],
 ) -> Tensor:
     parts = []
     for rows in batches:
         before_each()
-        sums = policy.score(pair_batch([pair(row) for row in rows])).cpu().view(-1, 2)
+        sums = policy.score(pair_batch([pair(row) for row in rows], level)).cpu().view(-1, 2)
         for row, ok in zip(rows, sums.isfinite().all(dim=1).tolist(), strict=True):
             if not ok:
                 problem = f"its log-probability of an answer of line {pair(row).line} is not finite"

@@ -31,6 +31,8 @@ class Base:
     """Dropouts of its configuration, which are set to 0 for training and belong back into what is published."""
     published_dtype: torch.dtype
     """Precision of the files, in which full weights are published too."""
+    attention: str
+    """The attention that transformers loads the model with."""
 
 
 def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) -> Base:
@@ -62,7 +64,7 @@ def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) 
     if not head_is_exact(causal):
         problem = "its logits are not what its head gives, so log-probabilities would be wrong"
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
-    return Base(uri, causal, dropouts, published_dtype)
+    return Base(uri, causal, dropouts, published_dtype, causal.config._attn_implementation)
 
 
 def _switch_off_dropouts(config: Any) -> dict[str, float]:

@@ -179,5 +179,5 @@ def test_gradients_on_a_model_are_those_of_the_formula_on_its_logits(tmp_path, t
 def token_logps(policy, prompt, answer):
     """log p of each answer token from the whole model's logits."""
     line = torch.tensor([prompt + answer])
-    logits = policy.root(input_ids=line, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logits = policy.as_loaded()(input_ids=line, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return torch.log_softmax(logits.double(), -1).gather(1, torch.tensor(answer)[:, None]).squeeze(1)

@@ -76,7 +76,7 @@ def test_the_split_into_micro_batches_changes_nothing(policy, rows, split):
 def stock_logps(policy, prompt, answer):
     """Sum of log-probabilities of `answer`, from the whole model's logits."""
     line = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
-    logits = policy.root(input_ids=line, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logits = policy.as_loaded()(input_ids=line, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return torch.log_softmax(logits, -1).gather(1, line[0, len(prompt) :, None]).sum()
 
 
@@ -103,7 +103,7 @@ def test_sft_divides_by_all_target_tokens_of_the_step(policy, conversations):
     total, count = 0.0, 0
     for row in range(ROWS):
         conversation = conversations.cache.conversation(row)
-        logits = policy.root(input_ids=torch.from_numpy(conversation.tokens.astype(np.int64))[None]).logits[0]
+        logits = policy.as_loaded()(input_ids=torch.from_numpy(conversation.tokens.astype(np.int64))[None]).logits[0]
         logps = torch.log_softmax(logits, -1)
         for place in np.flatnonzero(conversation.targets):
             total -= logps[place - 1, int(conversation.tokens[place])].item()

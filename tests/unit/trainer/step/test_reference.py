@@ -12,6 +12,7 @@ from finetune_trainer.data.tokens import Pair
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.step import reference
 from finetune_trainer.step.batch import pair_batch
+from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.reference import reference_scores
 from training import disturb, load, lora
 
@@ -53,7 +54,7 @@ def score(policy, pairs, folder, micro_batches=None):
             raise Interrupted
         count += 1
 
-    return reference_scores(policy, BATCHES, pairs.__getitem__, folder, before_each), count
+    return reference_scores(policy, BATCHES, pairs.__getitem__, Level.SHARED, folder, before_each), count
 
 
 def test_scores_are_those_of_the_starting_weights_without_dropout(policy, pairs, tmp_path):
@@ -61,7 +62,7 @@ def test_scores_are_those_of_the_starting_weights_without_dropout(policy, pairs,
     scores, _ = score(policy, pairs, tmp_path)
     policy.training(False)
     with torch.no_grad():
-        expected = torch.stack([policy.score(pair_batch([pair])) for pair in pairs])
+        expected = torch.stack([policy.score(pair_batch([pair], Level.SINGLE)) for pair in pairs])
     assert scores.dtype is torch.float64
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4)
 
