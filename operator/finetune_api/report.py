@@ -11,7 +11,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ApiModel, Integer, Name
+from finetune_api.base import ApiModel, Integer, Name, Number
+from finetune_api.evaluation import EvaluationMetric
 from finetune_api.status import (
     MAX_CHECKPOINTS,
     MAX_WARNINGS,
@@ -214,6 +215,21 @@ class WarningCode(StrEnum):
     """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
 
 
+class EarlyStop(ApiModel):
+    """Training ended before its last step, because the evaluations had stopped improving."""
+
+    metric: EvaluationMetric
+    """What was watched."""
+    step: Integer
+    """The last step that was trained."""
+    evaluations: Integer
+    """Evaluations in a row without improvement."""
+    best_step: Integer
+    """Step of the best evaluation."""
+    best_value: Number
+    """The metric's value there."""
+
+
 class Report(ApiModel):
     """The state of a run: the body of GET /progress, and, cut to fit, the termination message."""
 
@@ -229,6 +245,8 @@ class Report(ApiModel):
     """Why the run ended, when it did not end well."""
     publishing: bool = False
     """True once training has ended and results are being published."""
+    early_stop: EarlyStop | None = None
+    """Why training ended before its last step (Train)."""
     resumed_from_step: Integer | None = None
     """Step of the recovery state that this run went on from; 0 = from the start."""
     progress: Progress | None = None

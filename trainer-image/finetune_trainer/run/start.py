@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune_api.method import MethodType
 from finetune_api.report import FailureCode
+from finetune_api.schedule import spaced
 from finetune_api.trainer import TrainerConfig
 from finetune_api.uris import parse_uri
 from finetune_trainer.data.model import check_checkpoint
@@ -81,7 +82,7 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
         rows=method.rows(cache, plan.first_epoch(), TRAIN_FOLDER),
         validation=_validation(layout, prepared, method, max_tokens),
         identity=identity,
-        publisher=_publisher(config, layout, prepared, start),
+        publisher=_publisher(config, layout, prepared, start, plan),
         choice=choice,
     )
 
@@ -154,7 +155,7 @@ def _identity(config: TrainerConfig, prepared: Prepared, plan: Plan) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders) -> Publisher:
+def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders, plan: Plan) -> Publisher:
     resolved = prepared.resolved
     files = {"trainingFile": resolved.training_file, "validationFile": resolved.validation_file}
     digests = {name: file.sha256 for name, file in files.items() if file}
@@ -163,4 +164,5 @@ def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start:
         layout=layout,
         tokenizer=start.base,
         card=model_card(config, start.base_name, start.base_revision, digests),
+        planned=spaced(config.checkpointing.n_checkpoints, plan.total_steps),
     )
