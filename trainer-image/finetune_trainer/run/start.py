@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune_api.method import MethodType
 from finetune_api.report import FailureCode, WarningCode
+from finetune_api.schedule import spaced
 from finetune_api.trainer import TrainerConfig
 from finetune_api.uris import parse_uri
 from finetune_trainer.data.model import check_checkpoint
@@ -25,11 +26,12 @@ from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.fitting import Fitter
 from finetune_trainer.step.levels import choose_level
 from finetune_trainer.step.memory import weights_fit
-from finetune_trainer.step.model import Policy, StartFolders, choose_device, load_policy
+from finetune_trainer.step.model import Policy, choose_device, load_policy
 from finetune_trainer.step.packing import Plan
 from finetune_trainer.step.recipe import Level, Recipe
 from finetune_trainer.step.reference import reference_scores
 from finetune_trainer.step.rehearsal import Rehearsal
+from finetune_trainer.step.weights import StartFolders
 from finetune_trainer.volumes import locate
 
 VALIDATION_GROUP = 256
@@ -132,7 +134,7 @@ def load_work(
             plan=plan,
             rows=reference.scored(rows, plan.first_epoch(), TRAIN_FOLDER),
             validation=_validation(config, layout, prepared, reference),
-            publisher=_publisher(config, layout, prepared, start),
+            publisher=_publisher(config, layout, prepared, start, plan),
         )
 
 
@@ -214,7 +216,7 @@ def _start_folders(config: TrainerConfig, fetched: FetchedModel) -> StartFolders
     )
 
 
-def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders) -> Publisher:
+def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders, plan: Plan) -> Publisher:
     resolved = prepared.resolved
     files = {"trainingFile": resolved.training_file, "validationFile": resolved.validation_file}
     digests = {name: file.sha256 for name, file in files.items() if file}
@@ -223,4 +225,5 @@ def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start:
         layout=layout,
         tokenizer=start.base,
         card=model_card(config, start.base_name, start.base_revision, digests),
+        planned=spaced(config.checkpointing.n_checkpoints, plan.total_steps),
     )
