@@ -11,7 +11,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ApiModel, Integer, Name
+from finetune_api.base import ApiModel, Integer, Name, Number
+from finetune_api.evaluation import EvaluationMetric
 from finetune_api.status import (
     MAX_CHECKPOINTS,
     MAX_WARNINGS,
@@ -87,6 +88,8 @@ class FailureCode(StrEnum):
 
     CONFIG_INVALID = "ConfigInvalid"
     ADAPTER_MODULES_UNKNOWN = "AdapterModulesUnknown"
+    ADAPTER_ON_HEAD = "AdapterOnHead"
+    ADAPTER_IN_EXPERTS = "AdapterInExperts"
     SEQUENCE_TOO_LONG_FOR_MODEL = "SequenceTooLongForModel"
     NO_TRAINABLE_ROWS = "NoTrainableRows"
     METHOD_NEEDS_PREFERENCE = "MethodNeedsPreference"
@@ -101,6 +104,7 @@ class FailureCode(StrEnum):
     DIVERGED = "Diverged"
     CHECKPOINT_MISSING = "CheckpointMissing"
     CHECKPOINT_CHANGED = "CheckpointChanged"
+    ADAPTER_UNSUPPORTED = "AdapterUnsupported"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     OUTPUT_TAKEN = "OutputTaken"
     STORAGE_FULL = "StorageFull"
@@ -112,6 +116,16 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.ADAPTER_MODULES_UNKNOWN: (
         ExitCode.BAD_CONFIG,
         "lora.trainableModules names {module}, which the model does not have; its linear layers are {known}",
+    ),
+    FailureCode.ADAPTER_ON_HEAD: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, the model's head, which cannot have an adapter in this version: choose"
+        " from {known}",
+    ),
+    FailureCode.ADAPTER_IN_EXPERTS: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, which stands for fused experts in this model; an adapter on them is not"
+        " in this version: leave it out",
     ),
     FailureCode.SEQUENCE_TOO_LONG_FOR_MODEL: (
         ExitCode.BAD_CONFIG,
@@ -147,6 +161,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.CHECKPOINT_CHANGED: (
         ExitCode.CHECKPOINT_INVALID,
         "the checkpoint {uri} has another digest than when it was published",
+    ),
+    FailureCode.ADAPTER_UNSUPPORTED: (
+        ExitCode.CHECKPOINT_INVALID,
+        "the adapter {uri} cannot be continued: {problem}",
     ),
     FailureCode.OUTPUT_NOT_WRITABLE: (ExitCode.PUBLISH_FAILED, "{uri} cannot be written: {problem}"),
     FailureCode.OUTPUT_TAKEN: (
@@ -197,6 +215,21 @@ class WarningCode(StrEnum):
     """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
 
 
+class EarlyStop(ApiModel):
+    """Training ended before its last step, because the evaluations had stopped improving."""
+
+    metric: EvaluationMetric
+    """What was watched."""
+    step: Integer
+    """The last step that was trained."""
+    evaluations: Integer
+    """Evaluations in a row without improvement."""
+    best_step: Integer
+    """Step of the best evaluation."""
+    best_value: Number
+    """The metric's value there."""
+
+
 class Report(ApiModel):
     """The state of a run: the body of GET /progress, and, cut to fit, the termination message."""
 
@@ -212,6 +245,8 @@ class Report(ApiModel):
     """Why the run ended, when it did not end well."""
     publishing: bool = False
     """True once training has ended and results are being published."""
+    early_stop: EarlyStop | None = None
+    """Why training ended before its last step (Train)."""
     resumed_from_step: Integer | None = None
     """Step of the recovery state that this run went on from; 0 = from the start."""
     progress: Progress | None = None

@@ -12,13 +12,13 @@ import torch
 
 from finetune_api.metrics import checkpoint_values
 from finetune_api.report import FailureCode, WarningCode
+from finetune_api.schedule import spaced
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.failures import failed
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.run.evaluate import evaluate
 from finetune_trainer.run.optim import clip, learning_rate, make_adamw, set_learning_rate
-from finetune_trainer.run.schedule import spaced
 from finetune_trainer.run.start import Work
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.gradient import accumulate

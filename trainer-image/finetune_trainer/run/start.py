@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune_api.method import MethodType
 from finetune_api.report import FailureCode
+from finetune_api.schedule import spaced
 from finetune_api.trainer import TrainerConfig
 from finetune_api.uris import parse_uri
 from finetune_trainer.data.model import check_checkpoint
@@ -22,10 +23,11 @@ from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows, row_widths
 from finetune_trainer.step.levels import Choice, choose_level
-from finetune_trainer.step.model import Policy, StartFolders, choose_device, load_policy
+from finetune_trainer.step.model import Policy, choose_device, load_policy
 from finetune_trainer.step.packing import MicroBatchRows, Plan, pack
 from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.reference import reference_scores
+from finetune_trainer.step.weights import StartFolders
 from finetune_trainer.volumes import locate
 
 MAX_TOKENS = {"cpu": 4096, "cuda": 8192}
@@ -80,7 +82,7 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
         rows=method.rows(cache, plan.first_epoch(), TRAIN_FOLDER),
         validation=_validation(layout, prepared, method, max_tokens),
         identity=identity,
-        publisher=_publisher(config, layout, prepared, start),
+        publisher=_publisher(config, layout, prepared, start, plan),
         choice=choice,
     )
 
@@ -153,7 +155,7 @@ def _identity(config: TrainerConfig, prepared: Prepared, plan: Plan) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders) -> Publisher:
+def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders, plan: Plan) -> Publisher:
     resolved = prepared.resolved
     files = {"trainingFile": resolved.training_file, "validationFile": resolved.validation_file}
     digests = {name: file.sha256 for name, file in files.items() if file}
@@ -162,4 +164,5 @@ def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start:
         layout=layout,
         tokenizer=start.base,
         card=model_card(config, start.base_name, start.base_revision, digests),
+        planned=spaced(config.checkpointing.n_checkpoints, plan.total_steps),
     )

@@ -19,7 +19,7 @@ from finetune_trainer.layout import Layout, claimed
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
-from finetune_trainer.out.publish import remove_private
+from finetune_trainer.out.publish import tidy
 from finetune_trainer.run.loop import Loop
 from finetune_trainer.run.recovery import metrics_position, restore, snapshot
 from finetune_trainer.run.start import Work, load_work
@@ -75,7 +75,7 @@ def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) 
     if manifest is None or manifest.last is None:
         return False
     with writing_to(layout.uri):
-        remove_private(layout)
+        tidy(layout, manifest.last)
     reporter.update(**{name: getattr(manifest.last, name) for name in Report.model_fields.keys() - OF_THE_PROCESS})
     return True
 
