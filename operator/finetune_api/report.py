@@ -11,7 +11,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ApiModel, Integer, Name
+from finetune_api.base import ApiModel, Integer, Name, Number
+from finetune_api.evaluation import EvaluationMetric
 from finetune_api.status import (
     MAX_CHECKPOINTS,
     MAX_WARNINGS,
@@ -100,6 +101,7 @@ class FailureCode(StrEnum):
     MODEL_UNREACHABLE = "ModelUnreachable"
     GPU_MISSING = "GpuMissing"
     OUT_OF_MEMORY = "OutOfMemory"
+    MODEL_TOO_LARGE = "ModelTooLarge"
     DIVERGED = "Diverged"
     CHECKPOINT_MISSING = "CheckpointMissing"
     CHECKPOINT_CHANGED = "CheckpointChanged"
@@ -150,7 +152,13 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.GPU_MISSING: (ExitCode.BAD_CONFIG, "gpusPerNode is {value} but the pod sees {found} GPUs that do bf16"),
     FailureCode.OUT_OF_MEMORY: (
         ExitCode.OUT_OF_MEMORY,
-        "a row of {tokens} tokens does not fit into {device} memory: lower maxSeqLength or use more memory",
+        "the row of line {line} with {tokens} tokens does not fit into the memory of {device}, rows of up to {fits}"
+        " tokens do: lower maxSeqLength to {fits} or use more memory",
+    ),
+    FailureCode.MODEL_TOO_LARGE: (
+        ExitCode.OUT_OF_MEMORY,
+        "the model with its gradients and optimizer state does not fit into the memory of {device}: choose a smaller"
+        " model, LoRA instead of full training, or more memory",
     ),
     FailureCode.DIVERGED: (
         ExitCode.DIVERGED,
@@ -206,12 +214,31 @@ class WarningCode(StrEnum):
     """A recovery state was damaged or of another plan; training went on from an older one."""
     STEP_SKIPPED = "StepSkipped"
     """A step changed nothing because its gradient was not finite."""
+    RESUME_REPLANNED = "ResumeReplanned"
+    """Micro-batches as they were planned before a restart do not fit any more; they are smaller or slower now."""
+    MICRO_BATCH_HALVED = "MicroBatchHalved"
+    """Memory ran out in a step, which was done again with smaller micro-batches, and so are all that follow."""
     BETA_LOW = "BetaLow"
     """The loss compares answers per token, and beta is what plain DPO takes."""
     GAMMA_DOMINATES = "GammaDominates"
     """SimPO's margin outweighs what beta makes of a difference per token."""
     SHARED_PREFIX_OFF = "SharedPrefixOff"
     """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
+
+
+class EarlyStop(ApiModel):
+    """Training ended before its last step, because the evaluations had stopped improving."""
+
+    metric: EvaluationMetric
+    """What was watched."""
+    step: Integer
+    """The last step that was trained."""
+    evaluations: Integer
+    """Evaluations in a row without improvement."""
+    best_step: Integer
+    """Step of the best evaluation."""
+    best_value: Number
+    """The metric's value there."""
 
 
 class Report(ApiModel):
@@ -229,6 +256,8 @@ class Report(ApiModel):
     """Why the run ended, when it did not end well."""
     publishing: bool = False
     """True once training has ended and results are being published."""
+    early_stop: EarlyStop | None = None
+    """Why training ended before its last step (Train)."""
     resumed_from_step: Integer | None = None
     """Step of the recovery state that this run went on from; 0 = from the start."""
     progress: Progress | None = None

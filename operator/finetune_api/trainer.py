@@ -11,7 +11,8 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
-from finetune_api.job import Checkpointing, Evaluation, Hyperparameters
+from finetune_api.evaluation import Evaluation
+from finetune_api.job import Checkpointing, Hyperparameters
 from finetune_api.method import TrainingKind, TrainingMethod
 
 

@@ -72,6 +72,7 @@ def choose_level(policy: Policy, wanted: Level, longest: int, line: int) -> Choi
 
     Raises:
         RunFailed: ModelUnsupported: not even one sequence to a pass gives the model's own log-probabilities.
+        OutOfMemoryError: not even that fits.
     """
     policy.training(False)
     policy = _with_true_stock(policy)
@@ -81,6 +82,8 @@ def choose_level(policy: Policy, wanted: Level, longest: int, line: int) -> Choi
         try:
             problem = _short(policy, level) or _long(policy, level, longest, line)
         except (AttentionUnsupported, RuntimeError, TypeError, ValueError) as error:
+            if level is Level.SINGLE and isinstance(error, torch.OutOfMemoryError):
+                raise
             problem = str(error).strip().split("\n", 1)[0]
         if problem is None:
             return Choice(level, policy, above)

@@ -49,7 +49,7 @@ def test_packed_conversations_are_those_of_stock_attention(level):
 def test_checkpointed_layers_get_the_layout_too():
     policy = policy_of(build("qwen3"))
     expected = gradients(policy, policy.score(pair_batch(pairs(), Level.SHARED)))
-    policy.base.causal.activation_checkpointing_enable({"use_reentrant": False})
+    policy.checkpointing(True)
     policy.training(True)
     for name, theirs in gradients(policy, policy.score(pair_batch(pairs(), Level.SHARED))).items():
         torch.testing.assert_close(theirs, expected[name], rtol=0, atol=1e-12)
