@@ -141,28 +141,32 @@ AttentionInterface.register(PREF_VARLEN, attention)
 def _sliced(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None, segments: tuple[Segment, ...]
 ) -> Tensor:
-    """Segment by segment through torch's own attention, on any device and in any precision."""
+    """Segment by segment through torch's own attention, on any device and in any precision.
+
+    Tensors are split and not sliced: the gradient of a split is one concatenation, that of each slice as long as all.
+    """
     grouped = query.shape[1] != key.shape[1]
+    lengths = [segment.length for segment in segments]
+    number = {segment.start: place for place, segment in enumerate(segments)}
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     parts = []
-    for segment in segments:
-        own = slice(segment.start, segment.start + segment.length)
-        keys, values = key[:, :, own], value[:, :, own]
+    for place, segment in enumerate(segments):
+        own, seen = (keys[place], values[place]), segment.prefix + segment.length
         if segment.prefix:
-            before = slice(segment.prefix_start, segment.prefix_start + segment.prefix)
-            keys = torch.cat([key[:, :, before], keys], dim=2)
-            values = torch.cat([value[:, :, before], values], dim=2)
-        within = window is None or segment.prefix + segment.length <= window
-        causal = within and not segment.prefix
-        mask = None if causal else _mask(segment.length, segment.prefix, None if within else window, query.device)
+            first = number[segment.prefix_start]
+            before = (keys[first][:, :, : segment.prefix], values[first][:, :, : segment.prefix])
+            own = torch.cat([before[0], own[0]], dim=2), torch.cat([before[1], own[1]], dim=2)
+        reach = window if window is not None and window < seen else None
+        causal = not segment.prefix and reach is None
+        mask = None if causal else _mask(segment.length, segment.prefix, reach, query.device)
         parts.append(
             scaled_dot_product_attention(
-                query[:, :, own], keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+                queries[place], *own, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
             )
         )
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-@lru_cache(maxsize=64)
 def _mask(length: int, prefix: int, window: int | None, device: torch.device) -> Tensor:
     """Which of prefix + length keys each of the last `length` tokens sees, bool [length, prefix + length]."""
     seen = torch.ones(length, prefix + length, dtype=torch.bool, device=device).tril(prefix)
