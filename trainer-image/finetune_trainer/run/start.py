@@ -21,6 +21,7 @@ from finetune_trainer.failures import failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
+from finetune_trainer.run.merging import Merging, prepare_merging
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows, row_widths
 from finetune_trainer.step.levels import Choice, choose_level
 from finetune_trainer.step.model import Policy, choose_device, load_policy
@@ -55,6 +56,8 @@ class Work:
     publisher: Publisher
     choice: Choice
     """How rows lie in a pass."""
+    merging: Merging | None
+    """How the final adapter is merged into its base, where the job asks for that."""
 
 
 def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], None]) -> Work:
@@ -84,6 +87,7 @@ def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], N
         identity=identity,
         publisher=_publisher(config, layout, prepared, start, plan),
         choice=choice,
+        merging=prepare_merging(config, layout, policy, start, cache),
     )
 
 

@@ -84,6 +84,10 @@ class Policy:
         """Adapter dropout on or off; the base has none."""
         self.root.train(on)
 
+    def release(self) -> None:
+        """Give back the memory of the weights; nothing can be computed afterwards."""
+        nn.Module.to(self.root, "meta")
+
     def save(self, folder: Path) -> None:
         """Write the trained weights with their configuration, as PEFT or transformers read them."""
         if isinstance(self.root, PeftModel):
