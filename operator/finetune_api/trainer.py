@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.data import DataOptions
 from finetune_api.job import Checkpointing, Evaluation, Hyperparameters
 from finetune_api.method import TrainingKind, TrainingMethod
 
@@ -74,6 +75,8 @@ class TrainerConfig(ApiModel):
     """URI of the training rows."""
     validation_file: Text | None = None
     """URI of the validation rows."""
+    data: DataOptions = DataOptions()
+    """What is done with odd rows, as in the spec."""
     training_method: TrainingMethod
     """The objective, as in the spec."""
     training_kind: TrainingKind
