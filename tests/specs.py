@@ -27,7 +27,16 @@ WORDS: dict[str, list[Any]] = {
         "s3://b/k",
         "/",
     ],
-    "fromCheckpoint": ["support-sft", "support-sft:120", "support-sft:best", "Support", "a:1234567890", ":1", "a" * 53],
+    "fromCheckpoint": [
+        "support-sft",
+        "support-sft:120",
+        "support-sft:best",
+        "support-sft:bestest",
+        "Support",
+        "a:1234567890",
+        ":1",
+        "a" * 53,
+    ],
     "trainingFile": [
         "pvc://claim/a/b.jsonl",
         "configmap://map/key",
@@ -112,7 +121,8 @@ def bases() -> list[dict[str, Any]]:
     dpo = {"type": "DPO", "dpo": {**options, "labelSmoothing": 0.1}}
     sft = {"type": "SFT", "sft": {"trainOnInputs": "Never"}}
     lora = {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0.1, "trainableModules": ["q_proj"]}}
-    evaluated = {"validationFile": "pvc://data/eval.jsonl", "evaluation": {"nEvals": 2}}
+    early = {"metric": "nll", "mode": "Min", "patience": 2, "minDelta": 0.01, "warmupEvals": 0}
+    evaluated = {"validationFile": "pvc://data/eval.jsonl", "evaluation": {"nEvals": 4, "earlyStopping": early}}
     complete = job(trainingMethod=dpo, trainingType=lora, **evaluated)
     continued = job(fromCheckpoint="support-sft:12", trainingMethod=sft)
     del continued["spec"]["model"]

@@ -22,13 +22,14 @@ from finetune_api.base import (
     cel_string,
 )
 from finetune_api.data import DataOptions
+from finetune_api.evaluation import METRIC_RULES, Evaluation
 from finetune_api.method import TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
 from finetune_api.status import JobStatus
 from finetune_api.uris import DataUri, ModelUri, OutputUri
 
 MAX_BATCH_SIZE = 65536
-MAX_EPOCHS = MAX_EVALS = 1000
+MAX_EPOCHS = 1000
 MAX_CHECKPOINTS = 32
 MAX_LEARNING_RATE = 10
 MAX_SEQ_LENGTH = 16777216
@@ -90,22 +91,19 @@ class Hyperparameters(ApiModel):
     max_seq_length: Annotated[Integer, Field(ge=8, le=MAX_SEQ_LENGTH)] | None = None
     """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. What becomes of longer
     rows, data.overlong says. Absent = the model's own limit."""
+    packing: Flag = True
+    """Short rows share a micro-batch, as many as fit into memory. False = one row per micro-batch: the same result,
+    slower."""
     seed: Annotated[Integer, Field(ge=0, le=2147483647)] = 42
     """Seed of the data order, of a new adapter and of dropout."""
-
-
-class Evaluation(ApiModel):
-    """Evaluations on the validation file."""
-
-    n_evals: Annotated[Integer, Field(ge=0, le=MAX_EVALS)] = 0
-    """Evaluations, evenly spaced, the last at the end; one more, at step 0, is the baseline. Needs validationFile."""
 
 
 class Checkpointing(ApiModel):
     """What is kept on the way."""
 
     n_checkpoints: Annotated[Integer, Field(ge=1, le=MAX_CHECKPOINTS)] = 1
-    """Published checkpoints, evenly spaced; the last is the final one."""
+    """Published checkpoints, evenly spaced; the last is the final one. The one with the best evaluation is published
+    too, wherever it lies."""
     recovery_period_seconds: Annotated[Integer, Field(ge=0, le=86400)] = 600
     """How often a state is saved from which training goes on exactly; 0 = after every step. Also saved on SIGTERM."""
 
@@ -159,8 +157,8 @@ Suffix = Annotated[
 CheckpointName = Annotated[
     str,
     Matching(
-        "fromCheckpoint must be JOB or JOB:STEP: the name of an earlier job and a step that it published",
-        r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?(:[0-9]{1,9})?$",
+        "fromCheckpoint must be JOB, JOB:STEP or JOB:best: the name of an earlier job and a step that it published",
+        r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?(:([0-9]{1,9}|best))?$",
         max_length=63,
     ),
 ]
@@ -175,8 +173,9 @@ class JobSpec(ApiModel):
     """Starting weights: a name in the runtime's model list, a Hub id (org/name[@revision]) or a URI (hf://, pvc://).
     Exactly one of model and fromCheckpoint."""
     from_checkpoint: CheckpointName | None = None
-    """Starting weights of an earlier job in this namespace: JOB or JOB:STEP; no step = its final checkpoint. A LoRA
-    job that continues a LoRA job goes on with its adapter and inherits rank, alpha and modules."""
+    """Starting weights of an earlier job in this namespace: JOB (its final checkpoint), JOB:STEP, or JOB:best (the
+    one with the best evaluation). A LoRA job that continues a LoRA job goes on with its adapter and inherits rank,
+    alpha and modules."""
     training_file: DataUri
     """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
     hf://datasets/org/name[@revision]/path."""
@@ -222,6 +221,12 @@ class JobSpec(ApiModel):
             cel="self.evaluation.nEvals == 0 || has(self.validationFile)",
             holds=lambda s: s.evaluation.n_evals == 0 or s.validation_file is not None,
         ),
+        Rule(
+            message="Early stopping needs a validationFile",
+            cel="!has(self.evaluation.earlyStopping) || has(self.validationFile)",
+            holds=lambda s: s.evaluation.early_stopping is None or s.validation_file is not None,
+        ),
+        *METRIC_RULES,
     )
     transition_rules: ClassVar[tuple[TransitionRule, ...]] = (
         TransitionRule(

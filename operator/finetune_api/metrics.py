@@ -22,7 +22,12 @@ METRICS = (
     Metric("loss", "loss", "the objective"),
     Metric("rewards/accuracies", "rewardAccuracy", "share of pairs with reward(preferred) > reward(non-preferred)"),
     Metric("rewards/margins", "rewardMargin", "mean of reward(preferred) - reward(non-preferred)"),
-    Metric("rewards/chosen", "rewardChosen", "mean of beta * (logp - reference logp) of the preferred answers"),
+    Metric(
+        "rewards/chosen",
+        "rewardChosen",
+        "mean of beta * (logp - reference logp) of the preferred answers; SimPO and reference-free: of beta * logp,"
+        " divided by length when normalised",
+    ),
     Metric("rewards/rejected", "rewardRejected", "the same of the non-preferred answers"),
     Metric("logps/chosen", "logpsChosen", "mean of the sum of log-probabilities of the preferred answer"),
     Metric("logps/rejected", "logpsRejected", "the same of the non-preferred answer"),
@@ -30,6 +35,7 @@ METRICS = (
     Metric("kl/chosen", "klChosen", "the same over the preferred answers"),
     Metric("kl/rejected", "klRejected", "the same over the non-preferred answers"),
     Metric("kl_per_token", "klPerToken", "reference logp - logp over all answers, nats per answer token"),
+    Metric("nll", "nll", "mean of -logp / length of the preferred answers: the RPO term before its weight"),
     Metric("grad_norm", "gradNorm", "norm of the gradient before clipping"),
     Metric("learning_rate", "learningRate", "learning rate of the step"),
     Metric("epoch", "epoch", "passes over the training data so far"),

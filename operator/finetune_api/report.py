@@ -11,7 +11,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ApiModel, Integer, Name
+from finetune_api.base import ApiModel, Integer, Name, Number
+from finetune_api.evaluation import EvaluationMetric
 from finetune_api.status import (
     MAX_CHECKPOINTS,
     MAX_WARNINGS,
@@ -130,6 +131,8 @@ class FailureCode(StrEnum):
 
     CONFIG_INVALID = "ConfigInvalid"
     ADAPTER_MODULES_UNKNOWN = "AdapterModulesUnknown"
+    ADAPTER_ON_HEAD = "AdapterOnHead"
+    ADAPTER_IN_EXPERTS = "AdapterInExperts"
     SEQUENCE_TOO_LONG_FOR_MODEL = "SequenceTooLongForModel"
     NO_TRAINABLE_ROWS = "NoTrainableRows"
     METHOD_NEEDS_PREFERENCE = "MethodNeedsPreference"
@@ -142,9 +145,11 @@ class FailureCode(StrEnum):
     MODEL_UNREACHABLE = "ModelUnreachable"
     GPU_MISSING = "GpuMissing"
     OUT_OF_MEMORY = "OutOfMemory"
+    MODEL_TOO_LARGE = "ModelTooLarge"
     DIVERGED = "Diverged"
     CHECKPOINT_MISSING = "CheckpointMissing"
     CHECKPOINT_CHANGED = "CheckpointChanged"
+    ADAPTER_UNSUPPORTED = "AdapterUnsupported"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     OUTPUT_TAKEN = "OutputTaken"
     STORAGE_FULL = "StorageFull"
@@ -156,6 +161,16 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.ADAPTER_MODULES_UNKNOWN: (
         ExitCode.BAD_CONFIG,
         "lora.trainableModules names {module}, which the model does not have; its linear layers are {known}",
+    ),
+    FailureCode.ADAPTER_ON_HEAD: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, the model's head, which cannot have an adapter in this version: choose"
+        " from {known}",
+    ),
+    FailureCode.ADAPTER_IN_EXPERTS: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, which stands for fused experts in this model; an adapter on them is not"
+        " in this version: leave it out",
     ),
     FailureCode.SEQUENCE_TOO_LONG_FOR_MODEL: (
         ExitCode.BAD_CONFIG,
@@ -186,7 +201,13 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.GPU_MISSING: (ExitCode.BAD_CONFIG, "gpusPerNode is {value} but the pod sees {found} GPUs that do bf16"),
     FailureCode.OUT_OF_MEMORY: (
         ExitCode.OUT_OF_MEMORY,
-        "a row of {tokens} tokens does not fit into {device} memory: lower maxSeqLength or use more memory",
+        "the row of line {line} with {tokens} tokens does not fit into the memory of {device}, rows of up to {fits}"
+        " tokens do: lower maxSeqLength to {fits} or use more memory",
+    ),
+    FailureCode.MODEL_TOO_LARGE: (
+        ExitCode.OUT_OF_MEMORY,
+        "the model with its gradients and optimizer state does not fit into the memory of {device}: choose a smaller"
+        " model, LoRA instead of full training, or more memory",
     ),
     FailureCode.DIVERGED: (
         ExitCode.DIVERGED,
@@ -196,6 +217,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.CHECKPOINT_CHANGED: (
         ExitCode.CHECKPOINT_INVALID,
         "the checkpoint {uri} has another digest than when it was published",
+    ),
+    FailureCode.ADAPTER_UNSUPPORTED: (
+        ExitCode.CHECKPOINT_INVALID,
+        "the adapter {uri} cannot be continued: {problem}",
     ),
     FailureCode.OUTPUT_NOT_WRITABLE: (ExitCode.PUBLISH_FAILED, "{uri} cannot be written: {problem}"),
     FailureCode.OUTPUT_TAKEN: (
@@ -240,6 +265,31 @@ class WarningCode(StrEnum):
     """Of some conversations only the last answer is trained, as the chat template renders earlier ones anew."""
     STEP_SKIPPED = "StepSkipped"
     """A step changed nothing because its gradient was not finite."""
+    RESUME_REPLANNED = "ResumeReplanned"
+    """Micro-batches as they were planned before a restart do not fit any more; they are smaller or slower now."""
+    MICRO_BATCH_HALVED = "MicroBatchHalved"
+    """Memory ran out in a step, which was done again with smaller micro-batches, and so are all that follow."""
+    BETA_LOW = "BetaLow"
+    """The loss compares answers per token, and beta is what plain DPO takes."""
+    GAMMA_DOMINATES = "GammaDominates"
+    """SimPO's margin outweighs what beta makes of a difference per token."""
+    SHARED_PREFIX_OFF = "SharedPrefixOff"
+    """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
+
+
+class EarlyStop(ApiModel):
+    """Training ended before its last step, because the evaluations had stopped improving."""
+
+    metric: EvaluationMetric
+    """What was watched."""
+    step: Integer
+    """The last step that was trained."""
+    evaluations: Integer
+    """Evaluations in a row without improvement."""
+    best_step: Integer
+    """Step of the best evaluation."""
+    best_value: Number
+    """The metric's value there."""
 
 
 class Report(ApiModel):
@@ -257,6 +307,8 @@ class Report(ApiModel):
     """Why the run ended, when it did not end well."""
     publishing: bool = False
     """True once training has ended and results are being published."""
+    early_stop: EarlyStop | None = None
+    """Why training ended before its last step (Train)."""
     resumed_from_step: Integer | None = None
     """Step of the recovery state that this run went on from; 0 = from the start."""
     progress: Progress | None = None

@@ -5,12 +5,17 @@ One home for the order, so that a manifest means the same in the cluster and on 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_api.job import DEFAULT_BATCH_SIZE, JobSpec
 from finetune_api.method import ALL_LINEAR, DEFAULT_LORA_RANK, Lora, MethodType, TrainingKind
 from finetune_api.runtime import ModelLimits, RuntimeModel
+from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import JobIdentity, LoraConfig, Start, TrainerConfig
+
+BEST = "best"
+"""fromCheckpoint: JOB:best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,18 @@ def inherited_conflict(spec: JobSpec, parent: LoraConfig) -> str | None:
             theirs = _shown(inherited)
             return f"lora.{name} is {_shown(mine)}, but the adapter of fromCheckpoint has {theirs}: leave it out"
     return None
+
+
+def checkpoint_named(which: str, published: Iterable[Checkpoint]) -> Checkpoint | None:
+    """What `which` in JOB:which stands for: a step, `best`, or, where it is empty, the final checkpoint."""
+    weights = [c for c in published if c.type is not CheckpointType.FINAL_MERGED]
+    if which == BEST:
+        found = [c for c in weights if c.best]
+    elif which:
+        found = [c for c in weights if c.step == int(which)]
+    else:
+        found = [c for c in weights if c.type is CheckpointType.FINAL]
+    return found[-1] if found else None
 
 
 def _batch_size(spec: JobSpec, limits: ModelLimits, method: MethodType, kind: TrainingKind) -> int:

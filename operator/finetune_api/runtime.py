@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Resource, Rule
+from finetune_api.evaluation import MAX_EVALS
 from finetune_api.job import (
     MAX_BATCH_SIZE,
     MAX_CHECKPOINTS,
     MAX_EPOCHS,
-    MAX_EVALS,
     MAX_LEARNING_RATE,
     MAX_SEQ_LENGTH,
     Cpu,

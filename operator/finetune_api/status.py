@@ -83,6 +83,7 @@ class Reason(StrEnum):
     UPLOAD_FAILED = "UploadFailed"
     # Complete
     SUCCEEDED = "Succeeded"
+    EARLY_STOPPED = "EarlyStopped"
     NO_FINAL_REPORT = "NoFinalReport"
     # Failed
     DATA_INVALID = "DataInvalid"

@@ -18,7 +18,16 @@ from ruamel.yaml.error import YAMLError
 from finetune_api.job import FineTuneJob, JobSpec, job_from
 from finetune_api.names import JOB_KIND, RUNTIME_KIND
 from finetune_api.report import Failure, FailureCode, Report
-from finetune_api.resolve import Place, configure, inherited_conflict, model_uri, resolve, source_uri
+from finetune_api.resolve import (
+    BEST,
+    Place,
+    checkpoint_named,
+    configure,
+    inherited_conflict,
+    model_uri,
+    resolve,
+    source_uri,
+)
 from finetune_api.runtime import RuntimeModel, RuntimeSpec, runtime_from
 from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import ExitCode, JobIdentity, LoraConfig, Stage, Start, TrainerConfig
@@ -129,12 +138,12 @@ class LocalRun:
     def _continued(
         self, name: str, spec: JobSpec, runtime: RuntimeSpec | None
     ) -> tuple[Start, RuntimeModel | None, LoraConfig | None]:
-        job, _, step = name.partition(":")
+        job, _, which = name.partition(":")
         if job not in self.checkpoints:
             raise Refused(f"spec.fromCheckpoint names the job {job}: add --checkpoint {job}=DIR with its output folder")
         folder = self.checkpoints[job]
         manifest = _output_manifest(folder)
-        found = _checkpoint(manifest, step, folder)
+        found = _checkpoint(manifest, which, folder)
         weights = folder / "checkpoints" / f"step-{found.step}"
         assert manifest.start is not None
         models = runtime.models if runtime else ()
@@ -193,12 +202,15 @@ def _output_manifest(folder: Path) -> OutputManifest:
     return manifest
 
 
-def _checkpoint(manifest: OutputManifest, step: str, folder: Path) -> Checkpoint:
-    for checkpoint in manifest.checkpoints:
-        if str(checkpoint.step) == step or (not step and checkpoint.type is CheckpointType.FINAL):
-            return checkpoint
-    steps = ", ".join(str(checkpoint.step) for checkpoint in manifest.checkpoints) or "none"
-    raise Refused(f"{folder} has no {'checkpoint of step ' + step if step else 'final checkpoint'}: it has {steps}")
+def _checkpoint(manifest: OutputManifest, which: str, folder: Path) -> Checkpoint:
+    if which == BEST and manifest.last is None:
+        raise Refused(f"the job of {folder} has not ended, so that a better checkpoint may follow: let it end first")
+    if (found := checkpoint_named(which, manifest.checkpoints)) is not None:
+        return found
+    steps = ", ".join(str(c.step) for c in manifest.checkpoints if c.type is not CheckpointType.FINAL_MERGED) or "none"
+    if which == BEST:
+        raise Refused(f"{folder} has no best checkpoint, because its job made no evaluations: name a step of {steps}")
+    raise Refused(f"{folder} has no {'checkpoint of step ' + which if which else 'final checkpoint'}: it has {steps}")
 
 
 def _adapter_shape(folder: Path) -> LoraConfig:
@@ -206,6 +218,8 @@ def _adapter_shape(folder: Path) -> LoraConfig:
     file = folder / "adapter_config.json"
     try:
         config = json.loads(file.read_text())
+        if isinstance(config["target_modules"], str):
+            raise Refused(f"{file}: target_modules is an expression, which cannot be continued: list the modules")
         return LoraConfig(
             rank=config["r"],
             alpha=config["lora_alpha"],

@@ -54,7 +54,8 @@ def _look(job: FineTuneJob, status: JobStatus, observed: Observed, now: datetime
         report = report_of(pod, heard, job.metadata.uid or "")
         if report is not None:
             reports[pod.uid] = report
-            status = retold(status, pod, report, heard.at if heard else pod.ended or timestamp(now))
+            at = heard.at if heard else pod.ended or timestamp(now)
+            status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
     tally = count(job, status, stage, pods, reports, timestamp(now))
     status = _with_tally(status, tally)
     return Look(job, stage, status, runtime_of(status.resolved or Resolved()), own, child, pods, there, reports, tally)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_api import names
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Report
+from finetune_api.report import EarlyStop, Report
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Attempt, ConditionType, JobStatus, Reason
 from finetune_api.trainer import Stage
@@ -78,16 +78,27 @@ def data_ready(look: Look) -> list[Say]:
 def complete(look: Look) -> list[Say]:
     """The train Job has ended well: everything is published, and the job is final."""
     last = look.report(look.newest)
-    reported = last is not None and last.finished
     where = look.status.output.adapter_uri or look.status.output.model_uri if look.status.output else None
-    message = f"published at {where}" if where else "everything is published"
-    if not reported:
-        message = "exit code 0, but no final report was received; see metrics.jsonl at the output"
+    published = f"published at {where}" if where else "everything is published"
+    reason, message = Reason.SUCCEEDED, published
+    if last is None or not last.finished:
+        message = published = "exit code 0, but no final report was received; see metrics.jsonl at the output"
+        reason = Reason.NO_FINAL_REPORT
+    elif last.early_stop is not None:
+        reason, message = Reason.EARLY_STOPPED, f"{_early(last.early_stop, look.status)}; {published}"
     return [
         Say(ConditionType.RUNNING, False, "training has ended", Reason.FINISHED),
-        Say(ConditionType.PUBLISHED, True, message),
-        Say(ConditionType.COMPLETE, True, message, Reason.SUCCEEDED if reported else Reason.NO_FINAL_REPORT),
+        Say(ConditionType.PUBLISHED, True, published),
+        Say(ConditionType.COMPLETE, True, message, reason),
     ]
+
+
+def _early(stop: EarlyStop, status: JobStatus) -> str:
+    total = status.progress.total_steps if status.progress else None
+    end = f"step {stop.step} of {total}" if total else f"step {stop.step}"
+    waited = f"{stop.evaluations} evaluation{'s' if stop.evaluations > 1 else ''}"
+    best = f"best {stop.best_value:g} at step {stop.best_step}"
+    return f"stopped early after {end}: {stop.metric} did not improve in {waited}, {best}"
 
 
 def cause(look: Look) -> tuple[Reason, str]:

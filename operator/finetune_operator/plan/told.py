@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from finetune_api.report import DATA_SENTENCES, DataErrorCode, Report
+from finetune_api.schedule import offered, spaced
 from finetune_api.status import (
     MAX_CHECKPOINTS,
     Checkpoint,
@@ -49,14 +50,17 @@ def report_of(pod: Pod, heard: Heard | None, job_uid: str) -> Report | None:
     return before.model_copy(update=said)
 
 
-def retold(status: JobStatus, pod: Pod, report: Report, at: str) -> JobStatus:
+def retold(status: JobStatus, pod: Pod, report: Report, at: str, n_checkpoints: int) -> JobStatus:
     """The status with a pod's report in it.
 
     Args:
         at: when it was heard.
+        n_checkpoints: checkpoints that the job asks for; any other is there only while it is the best.
     """
     progress = report.progress.model_copy(update={"last_report_time": at}) if report.progress else status.progress
     data = _longer(status.data, _rendered(report.data)) if report.data else status.data
+    checkpoints = _together(status.checkpoints, tuple(_finite_checkpoint(c) for c in report.checkpoints))
+    total = status.resolved.total_steps if status.resolved else None
     return status.model_copy(
         update={
             "resolved": _resolved(status.resolved, report.resolved),
@@ -64,7 +68,7 @@ def retold(status: JobStatus, pod: Pod, report: Report, at: str) -> JobStatus:
             "progress": progress,
             "metrics": _finite(report.metrics) or status.metrics,
             "recovery": report.recovery or status.recovery,
-            "checkpoints": _together(status.checkpoints, tuple(_finite_checkpoint(c) for c in report.checkpoints)),
+            "checkpoints": offered(checkpoints, spaced(n_checkpoints, total)) if total else checkpoints,
             "warnings": report.warnings or status.warnings,
             "output": report.output or status.output,
         }

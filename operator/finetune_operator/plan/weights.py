@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
 from finetune_api.method import TrainingKind
-from finetune_api.resolve import inherited_conflict, model_uri, source_uri
+from finetune_api.resolve import BEST, checkpoint_named, inherited_conflict, model_uri, source_uri
 from finetune_api.runtime import RuntimeModel, RuntimeSpec
 from finetune_api.status import Checkpoint, CheckpointType, ConditionType, JobStatus, Reason, Resolved, ResolvedModel
 from finetune_api.trainer import LoraConfig
@@ -94,26 +94,40 @@ def _from_checkpoint(
 def _checkpoint(
     given: str, parent: FineTuneJob | None, namespace: str
 ) -> tuple[Checkpoint, Resolved, TrainingKind] | Refusal:
-    name, _, step = given.partition(":")
+    name, _, which = given.partition(":")
     if parent is None:
         message = f"{FIELD} is {given}, but there is no FineTuneJob {name} in namespace {namespace}: create it first"
         return Refusal(Reason.CHECKPOINT_NOT_FOUND, message)
     status = parent.status or JobStatus()
-    there = ", ".join(str(c.step) for c in status.checkpoints) or "none"
-    if step:
-        found = next((c for c in status.checkpoints if c.step == int(step)), None)
-    else:
-        complete = status.is_true(ConditionType.COMPLETE)
-        finals = [c for c in status.checkpoints if c.type is CheckpointType.FINAL]
-        found = finals[-1] if complete and finals else None
+    found = checkpoint_named(which, status.checkpoints) if _settled(which, status) else None
     if found is not None and status.resolved is not None:
         return found, status.resolved, parent.spec.training_type.type
+    return _not_published(given, which, parent, status)
+
+
+def _settled(which: str, status: JobStatus) -> bool:
+    """Whether it can be said which checkpoint that is: a better one may follow until the job has ended."""
+    if which == BEST:
+        return status.is_final
+    return which != "" or status.is_true(ConditionType.COMPLETE)
+
+
+def _not_published(given: str, which: str, parent: FineTuneJob, status: JobStatus) -> Refusal:
+    name = parent.metadata.name
+    there = ", ".join(str(c.step) for c in status.checkpoints if c.type is not CheckpointType.FINAL_MERGED) or "none"
+    published = f"published steps: {there}"
+    if which == BEST and parent.spec.evaluation.n_evals == 0:
+        why = f"FineTuneJob {name} has no best checkpoint, because its evaluation.nEvals is 0: name a step"
+        return Refusal(Reason.CHECKPOINT_NOT_FOUND, f"{FIELD} is {given}, but {why}; {published}")
+    if which == BEST and not status.is_final:
+        why = f"FineTuneJob {name} has not ended, so that a better one may follow; {published}"
+        return Refusal(Reason.CHECKPOINT_NOT_READY, f"{FIELD} is {given}, and {why}")
     if not status.is_final:
-        message = f"{FIELD} is {given}, and FineTuneJob {name} has not published it yet; published steps: {there}"
+        message = f"{FIELD} is {given}, and FineTuneJob {name} has not published it yet; {published}"
         return Refusal(Reason.CHECKPOINT_NOT_READY, message)
-    what = f"step {step}" if step else "final checkpoint"
-    message = f"{FIELD} is {given}, but FineTuneJob {name} ended without {what}; published steps: {there}"
-    return Refusal(Reason.CHECKPOINT_NOT_FOUND if step else Reason.CHECKPOINT_NOT_READY, message)
+    what = {"": "final checkpoint", BEST: "best checkpoint"}.get(which, f"step {which}")
+    message = f"{FIELD} is {given}, but FineTuneJob {name} ended without {what}; {published}"
+    return Refusal(Reason.CHECKPOINT_NOT_FOUND if which else Reason.CHECKPOINT_NOT_READY, message)
 
 
 def _model_part(parent: FineTuneJob | None) -> str | None:

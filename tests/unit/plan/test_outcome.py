@@ -18,7 +18,7 @@ from builders import (
     make_recovery,
     report_for,
 )
-from finetune_api.report import FailureCode
+from finetune_api.report import EarlyStop, FailureCode
 from finetune_api.status import (
     ConditionType,
     DataError,
@@ -56,6 +56,31 @@ def test_complete_and_published_are_said_together_with_the_output():
     assert [c.step for c in plan.status.checkpoints] == [20]
     assert plan.look_again_after is None
     assert ("Normal", "Succeeded") in [(e.type, e.reason) for e in plan.events]
+
+
+def test_an_early_stop_is_complete_with_its_own_reason_and_says_what_was_best():
+    job = started(Stage.TRAIN)
+    child = make_child(job, Stage.TRAIN, complete=True)
+    pod = make_pod(child, ended=LATER_TEXT, exit_code=0)
+    stop = EarlyStop(metric="rewardAccuracy", step=12, evaluations=2, best_step=6, best_value=0.8125)
+    report = report_for(
+        pod,
+        Stage.TRAIN,
+        finished=True,
+        early_stop=stop,
+        progress=make_progress(12),
+        checkpoints=(make_checkpoint(12),),
+        output=OutputStatus(adapter_uri="pvc://finetune-models/out/adapter"),
+    )
+    plan = look(job, seen(Stage.TRAIN, child, replace(pod, last_word=report.model_dump_json())))
+    assert said(plan)["Complete"] == ("True", "EarlyStopped")
+    assert message(plan, ConditionType.COMPLETE) == (
+        "stopped early after step 12 of 20: rewardAccuracy did not improve in 2 evaluations, best 0.8125 at step 6;"
+        " published at pvc://finetune-models/out/adapter"
+    )
+    assert message(plan, ConditionType.PUBLISHED) == "published at pvc://finetune-models/out/adapter"
+    assert plan.status.phase is Phase.COMPLETED
+    assert plan.status.progress.display == "12/20"
 
 
 def test_success_without_a_last_word_invents_nothing():

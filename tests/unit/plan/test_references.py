@@ -29,14 +29,24 @@ def refusal(observed: Observed, **spec: Any) -> tuple[str, str]:
     return condition.reason, condition.message
 
 
-def earlier(kind: str = "LoRA", *, ended: str | None = "Complete", steps: tuple[int, ...] = (10, 20)) -> FineTuneJob:
-    """A job `first` with checkpoints at `steps`, the last one final if it is complete."""
+def earlier(
+    kind: str = "LoRA",
+    *,
+    ended: str | None = "Complete",
+    steps: tuple[int, ...] = (10, 20),
+    best: int | None = None,
+    evals: int = 0,
+) -> FineTuneJob:
+    """A job `first` with checkpoints at `steps`, the last one final (and merged too) if it is complete."""
     done = ended == "Complete"
     last = steps[-1] if steps else 0
     checkpoints = tuple(
-        make_checkpoint(s, CheckpointType.FINAL if done and s == last else CheckpointType.INTERMEDIATE, "first")
+        make_checkpoint(
+            s, CheckpointType.FINAL if done and s == last else CheckpointType.INTERMEDIATE, "first"
+        ).model_copy(update={"best": s == best})
         for s in steps
     )
+    merged = make_checkpoint(last, CheckpointType.FINAL_MERGED, "first").model_copy(update={"uri": "pvc://c/merged"})
     final = (
         Condition(
             type=ended or "",
@@ -49,7 +59,7 @@ def earlier(kind: str = "LoRA", *, ended: str | None = "Complete", steps: tuple[
     status = JobStatus(
         start_time="2026-01-01T00:00:00Z",
         conditions=final if ended else (),
-        checkpoints=checkpoints,
+        checkpoints=(*checkpoints, merged) if done else checkpoints,
         resolved=Resolved(
             model=ResolvedModel(source="hf://org/tiny", revision="abc"),
             lora_rank=8,
@@ -57,7 +67,8 @@ def earlier(kind: str = "LoRA", *, ended: str | None = "Complete", steps: tuple[
             trainable_modules=("q_proj",),
         ),
     )
-    job = make_job("first", uid="uid-of-first", trainingType={"type": kind})
+    evaluation = {"validationFile": "pvc://finetune-data/eval.jsonl", "evaluation": {"nEvals": evals}}
+    job = make_job("first", uid="uid-of-first", trainingType={"type": kind}, **evaluation)
     return job.model_copy(update={"status": status})
 
 
@@ -181,6 +192,11 @@ def test_a_runtime_too_large_to_keep_is_refused():
         ("first:30", earlier(), "CheckpointNotFound", "published steps: 10, 20"),
         ("first", earlier(ended="Failed"), "CheckpointNotReady", "ended without final checkpoint"),
         ("first:5", earlier(ended="Failed", steps=()), "CheckpointNotFound", "published steps: none"),
+        ("first:best", None, "CheckpointNotFound", "there is no FineTuneJob first in namespace team"),
+        ("first:best", earlier(), "CheckpointNotFound", "because its evaluation.nEvals is 0: name a step; published"),
+        ("first:best", earlier(ended=None), "CheckpointNotFound", "because its evaluation.nEvals is 0: name a step"),
+        ("first:best", earlier(ended=None, evals=2, best=10), "CheckpointNotReady", "a better one may follow"),
+        ("first:best", earlier(ended="Failed", evals=2), "CheckpointNotFound", "ended without best checkpoint"),
     ],
 )
 def test_a_checkpoint_must_be_published(given, parent, reason, words):
@@ -189,9 +205,19 @@ def test_a_checkpoint_must_be_published(given, parent, reason, words):
     assert words in message
 
 
-@pytest.mark.parametrize(("given", "ended", "step"), [("first", "Complete", 20), ("first:10", None, 10)])
+@pytest.mark.parametrize(
+    ("given", "ended", "step"),
+    [
+        ("first", "Complete", 20),
+        ("first:20", "Complete", 20),
+        ("first:10", None, 10),
+        ("first:best", "Complete", 10),
+        ("first:best", "Failed", 10),
+    ],
+)
 def test_a_lora_job_goes_on_with_the_adapter_and_inherits_its_shape(given, ended, step):
-    plan = look(before_start(parent=earlier(ended=ended)), model=None, fromCheckpoint=given)
+    parent = earlier(ended=ended, evals=2, best=10)
+    plan = look(before_start(parent=parent), model=None, fromCheckpoint=given)
     resolved = plan.status.resolved
     start = start_of(resolved.model)
     assert start.model == "hf://org/tiny@abc"

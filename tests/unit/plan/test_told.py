@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builders import NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, report_for
-from finetune_api.status import CheckpointType, JobStatus
+from finetune_api.status import CheckpointType, JobStatus, Resolved
 from finetune_api.trainer import Stage
 from finetune_operator.plan.told import retold
 
@@ -12,7 +12,7 @@ POD = make_pod(make_child(make_job(), Stage.TRAIN))
 
 
 def after(status, *checkpoints):
-    return retold(status, POD, report_for(POD, Stage.TRAIN, checkpoints=checkpoints), NOW_TEXT).checkpoints
+    return retold(status, POD, report_for(POD, Stage.TRAIN, checkpoints=checkpoints), NOW_TEXT, 2).checkpoints
 
 
 def test_merged_weights_stand_beside_the_final_adapter_of_the_same_step():
@@ -33,3 +33,13 @@ def test_only_one_checkpoint_is_the_best():
     assert [c.best for c in after(JobStatus(checkpoints=(best,)), make_checkpoint(20))] == [True, False]
     better = make_checkpoint(20).model_copy(update={"best": True})
     assert [c.best for c in after(JobStatus(checkpoints=(best,)), better)] == [False, True]
+
+
+def test_a_former_best_leaves_the_status_unless_the_job_asked_for_it():
+    asked, extra = (make_checkpoint(step, INTERMEDIATE).model_copy(update={"best": step == 15}) for step in (10, 15))
+    better = make_checkpoint(18, INTERMEDIATE).model_copy(update={"best": True})
+    before = JobStatus(checkpoints=(asked, extra), resolved=Resolved(total_steps=20))
+    assert [(c.step, c.best) for c in after(before)] == [(10, False), (15, True)]
+    assert [(c.step, c.best) for c in after(before, better)] == [(10, False), (18, True)]
+    final = make_checkpoint(17, FINAL)
+    assert [c.step for c in after(before, final)] == [10, 15, 17], "after an early stop the final one lies anywhere"

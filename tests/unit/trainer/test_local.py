@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from finetune_trainer.__main__ import main
-from finetune_trainer.local import LocalRun
+from finetune_trainer.local import LocalRun, Refused
 from finetune_trainer.step.packing import permutation
 from tiny import save_model
 from training import (
@@ -271,8 +271,17 @@ def test_an_output_that_is_a_file_is_told(tmp_path, tiny_model, training_file, c
     assert "train.jsonl cannot be written: Not a directory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"r": 4}', '{"r": "4", "lora_alpha": 8, "target_modules": ["a"]}'])
-def test_an_earlier_job_with_a_damaged_adapter_is_told(tmp_path, content, capsys):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "adapter_config.json cannot be read"),
+        ("{", "adapter_config.json cannot be read"),
+        ('{"r": 4}', "adapter_config.json cannot be read"),
+        ('{"r": "4", "lora_alpha": 8, "target_modules": ["a"]}', "adapter_config.json cannot be read"),
+        ('{"r": 4, "lora_alpha": 8, "target_modules": ".*_proj"}', "target_modules is an expression"),
+    ],
+)
+def test_an_earlier_job_with_a_damaged_adapter_is_told(tmp_path, content, told, capsys):
     earlier = tmp_path / "earlier"
     folder = earlier / "checkpoints" / "step-2"
     folder.mkdir(parents=True)
@@ -288,7 +297,35 @@ def test_an_earlier_job_with_a_damaged_adapter_is_told(tmp_path, content, capsys
     path = write_manifest(tmp_path / "job.yaml", dpo)
     arguments = ["local", str(path), "--output", str(tmp_path / "out"), "--checkpoint", f"sft={earlier}"]
     assert main(arguments) == 10
-    assert "adapter_config.json cannot be read" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("best", "ended", "found"),
+    [
+        (4, True, "checkpoints/step-4"),
+        (None, True, "has no best checkpoint, because its job made no evaluations: name a step of 2, 4, 6"),
+        (4, False, "has not ended, so that a better checkpoint may follow"),
+    ],
+)
+def test_the_best_checkpoint_of_an_earlier_job(tmp_path, best, ended, found):
+    job = {"namespace": "ml", "name": "sft", "uid": "1"}
+    same = {"time": "t", "sizeBytes": 1, "sha256": "0", "uri": "u"}
+    entries = [
+        {"name": f"sft:{step}", "step": step, "type": kind, "best": step == best, **same}
+        for step, kind in ((2, "Intermediate"), (4, "Intermediate"), (6, "Final"), (6, "FinalMerged"))
+    ]
+    last = {"last": {"jobUid": "1", "stage": "Train"}} if ended else {}
+    document = {"job": job, "start": {"model": "hf://org/m"}, "checkpoints": entries, **last}
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    dpo = manifest(tmp_path, tmp_path / "train.jsonl", fromCheckpoint="sft:best", trainingType={"type": "Full"})
+    del dpo["spec"]["model"]
+    run = LocalRun(write_manifest(tmp_path / "job.yaml", dpo), tmp_path / "out", None, {}, {"sft": tmp_path})
+    try:
+        told = run.config().start.model
+    except Refused as refused:
+        told = str(refused)
+    assert found in told
 
 
 def test_numbers_are_those_of_yaml_1_2(tmp_path, tiny_model, training_file):

@@ -1,13 +1,16 @@
 """What leaves a run for others: checkpoints and the final weights, each folder complete the moment it has its name.
 
-manifest.json at the output lists what is complete. Publishing again, after a restart, gives the same folders.
+manifest.json at the output lists what is complete. Publishing again, after a restart, gives the same folders. The best
+checkpoint is published when it becomes the best; the one before it stays, listed for a restart and told to nobody,
+until no recovery state is left that knows it as the best.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 from finetune_api.method import TrainingKind
 from finetune_api.names import METRICS_FILE
 from finetune_api.report import Report
+from finetune_api.schedule import offered
 from finetune_api.status import Checkpoint, CheckpointType, OutputStatus
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.files import replace, weights_digest, write_atomically, writing_to
@@ -46,25 +50,32 @@ class Publisher:
     """Folder whose tokenizer and template go with the weights."""
     card: str
     """README.md of every published folder."""
+    planned: frozenset[int]
+    """Steps of the checkpoints that the job asks for; any other is published for being the best."""
 
-    def forget_after(self, step: int) -> tuple[Checkpoint, ...]:
-        """Take up the list of checkpoints up to `step`; later ones will be published again."""
-        kept = tuple(c for c in self._published() if c.step <= step)
-        self._write_manifest(kept)
-        return kept
+    def forget_after(self, step: int, best: int = 0) -> tuple[Checkpoint, ...]:
+        """Take up the list of checkpoints up to `step`; later ones will be published again.
+
+        Args:
+            best: step of the best evaluation so far, 0 before the first.
+        """
+        return self._list((c for c in self._published() if c.step <= step), best)
 
     def publish(
-        self, step: int, kind: CheckpointType, metrics: dict[str, float], save: Callable[[Path], None]
+        self, step: int, kind: CheckpointType, metrics: dict[str, float], save: Callable[[Path], None], best: int = 0
     ) -> tuple[Checkpoint, ...]:
         """Write checkpoint `step` with `save`, and as the final one also the job's adapter or model.
 
+        Args:
+            best: step of the best evaluation so far, 0 before the first.
+
         Returns:
-            every published checkpoint, oldest first.
+            every checkpoint that is offered, oldest first.
 
         Raises:
             RunFailed: OutputNotWritable, StorageFull, OutputTaken.
         """
-        folder = self.layout.checkpoints / f"step-{step}"
+        folder = self._folder(step)
         with writing_to(self.layout.uri):
             self._write_folder(folder, save)
             if kind is CheckpointType.FINAL:
@@ -79,9 +90,38 @@ class Publisher:
                 sha256=weights_digest(folder),
                 metrics=metrics,
             )
-            every = (*(c for c in self._published() if c.step != step), entry)
-            self._write_manifest(every)
-        return every
+            return self._list((*(c for c in self._published() if c.step != step), entry), best)
+
+    def remove_superseded(self, states: Collection[int]) -> None:
+        """Remove checkpoints that were published for being the best and are so no more.
+
+        One stays while a restart could go on from a state that knows it as the best.
+
+        Args:
+            states: steps of the recovery states that a restart may go on from.
+
+        Raises:
+            RunFailed: OutputNotWritable, StorageFull.
+        """
+        listed = self._published()
+        wanted = offered(listed, self.planned)
+        kept = tuple(c for c in listed if c in wanted or self._is_known(c, listed, states))
+        if kept != listed:
+            with writing_to(self.layout.uri):
+                self._write_manifest(kept)
+                for checkpoint in listed:
+                    if checkpoint not in kept:
+                        shutil.rmtree(self._folder(checkpoint.step), ignore_errors=True)
+
+    def _is_known(self, superseded: Checkpoint, listed: Iterable[Checkpoint], states: Collection[int]) -> bool:
+        """Whether one of `states` may know `superseded` as the best: it was saved before the next best one.
+
+        A state at the very step of the next one may have been saved before that step's evaluation. A planned
+        checkpoint may have been the best in between; as nobody wrote that down, it does not count.
+        """
+        after = (c.step for c in listed if c.step > superseded.step and (c.best or c.step not in self.planned))
+        until = min(after, default=math.inf)
+        return any(superseded.step <= state <= until for state in states)
 
     def output(self) -> OutputStatus:
         """Where the final weights lie."""
@@ -97,7 +137,17 @@ class Publisher:
         """
         with writing_to(self.layout.uri):
             self._write_manifest(last.checkpoints, last)
-            remove_private(self.layout)
+            tidy(self.layout, last)
+
+    def _list(self, checkpoints: Iterable[Checkpoint], best: int) -> tuple[Checkpoint, ...]:
+        """Write `checkpoints` into the manifest; returns those that are offered."""
+        weights = CheckpointType.INTERMEDIATE, CheckpointType.FINAL
+        every = tuple(c.model_copy(update={"best": c.step == best and c.type in weights}) for c in checkpoints)
+        self._write_manifest(every)
+        return offered(every, self.planned)
+
+    def _folder(self, step: int) -> Path:
+        return self.layout.checkpoints / f"step-{step}"
 
     def _published(self) -> tuple[Checkpoint, ...]:
         manifest = claimed(self.layout, self.config.job)
@@ -123,8 +173,12 @@ class Publisher:
         replace(temporary, folder)
 
 
-def remove_private(layout: Layout) -> None:
-    """Remove the job's private state, and the folder of all jobs' states when it was the last."""
+def tidy(layout: Layout, last: Report) -> None:
+    """Remove what only a restart would need: checkpoints that `last` does not name, and the job's private state."""
+    named = {f"step-{checkpoint.step}" for checkpoint in last.checkpoints}
+    for folder in layout.checkpoints.glob("step-*"):
+        if folder.name not in named:
+            shutil.rmtree(folder)
     if layout.private.exists():
         shutil.rmtree(layout.private)
     with suppress(OSError):

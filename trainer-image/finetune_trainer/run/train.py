@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from threading import Event
 from time import monotonic
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from finetune_api.advice import beta_warning
 from finetune_api.report import FailureCode, Report, WarningCode
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import TrainerConfig
@@ -18,11 +19,12 @@ from finetune_trainer.layout import Layout, claimed
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
-from finetune_trainer.out.publish import remove_private
+from finetune_trainer.out.publish import tidy
 from finetune_trainer.run.loop import Loop
-from finetune_trainer.run.recovery import metrics_position, restore, snapshot
-from finetune_trainer.run.start import Work, load_work
+from finetune_trainer.run.recovery import metrics_position, recipe_of, restore, snapshot
+from finetune_trainer.run.start import identity_of, load_work, plan_of, verified
 from finetune_trainer.run.telling import Teller
+from finetune_trainer.step.memory import weights_fit
 
 OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"})
 """Fields of a report that belong to the process that made it."""
@@ -44,10 +46,20 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
         return
     torch.use_deterministic_algorithms(config.gpus == 0)
     disable_progress_bar()
-    work = load_work(config, layout, lambda: _go_on(stopping, 0))
-    teller = Teller(reporter.update, work.plan.total_steps, work.plan.steps_per_epoch)
-    with writing_to(layout.uri), closing(RecoveryStore(layout.recovery, work.identity, teller.saved)) as store:
-        state = _newest(store, work, teller)
+    prepared = verified(layout)
+    plan = plan_of(config, prepared)
+    teller = Teller(reporter.update, plan.total_steps, plan.steps_per_epoch)
+    if beta := beta_warning(config.training_method):
+        teller.warn(*beta)
+    with ExitStack() as open_files:
+        with writing_to(layout.uri):
+            store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved)
+            open_files.enter_context(closing(store))
+            state = _newest(store, teller)
+        work = load_work(config, layout, prepared, recipe_of(state), teller, lambda: _go_on(stopping, 0))
+        open_files.enter_context(writing_to(layout.uri))
+        open_files.enter_context(weights_fit(work.policy.device))
+        teller.published(work.publisher.forget_after(state.step if state else 0))
         with MetricsLog(layout.metrics, metrics_position(state)) as metrics:
             loop = Loop(config, work, metrics, teller, lambda: _go_on(stopping, loop.position.step))
             if state:
@@ -65,7 +77,7 @@ def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) 
     if manifest is None or manifest.last is None:
         return False
     with writing_to(layout.uri):
-        remove_private(layout)
+        tidy(layout, manifest.last)
     reporter.update(**{name: getattr(manifest.last, name) for name in Report.model_fields.keys() - OF_THE_PROCESS})
     return True
 
@@ -76,14 +88,12 @@ def _go_on(stopping: Event, step: int) -> None:
         raise failed(FailureCode.STOPPED, step=step)
 
 
-def _newest(store: RecoveryStore, work: Work, teller: Teller) -> RecoveryState | None:
-    """The state to go on from; what was published after it is forgotten and will be published again."""
+def _newest(store: RecoveryStore, teller: Teller) -> RecoveryState | None:
+    """The state to go on from."""
     state, skipped = store.newest()
     for sentence in skipped:
         teller.warn(WarningCode.RECOVERY_SKIPPED, sentence)
-    step = state.step if state else 0
-    teller.resumed(step)
-    teller.published(work.publisher.forget_after(step))
+    teller.resumed(state.step if state else 0)
     return state
 
 

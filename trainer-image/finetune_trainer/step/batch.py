@@ -1,21 +1,25 @@
-"""A micro-batch: tokens as the model takes them, and which hidden states predict which targets.
+"""A micro-batch: tokens as the model takes them, who sees whom, and which hidden states predict which targets.
 
-Everything after the model works on (hidden state, target, sequence) triples, so this layout, one padded line per
-sequence with the model's stock attention, can be replaced without touching log-probabilities or losses.
+Everything after the model works on (hidden state, target, sequence) triples, so the three levels differ here and in
+the attention alone. No layout has padding, and the batch dimension is always 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune_trainer.step.attention import Layout, Segment
+from finetune_trainer.step.recipe import Level
+
 Integers = npt.NDArray[np.integer[Any]]
+Booleans = npt.NDArray[np.bool_]
 
 
 class PairTokens(Protocol):
@@ -35,77 +39,147 @@ class ConversationTokens(Protocol):
     """A conversation row: tokens, and which of them are trained on."""
 
     @property
+    def line(self) -> int: ...
+    @property
     def tokens(self) -> Integers: ...
     @property
-    def targets(self) -> npt.NDArray[np.bool_]: ...
+    def targets(self) -> Booleans: ...
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """One forward pass. Sequences are numbered row by row; of a pair the preferred answer comes first."""
+class Pass:
+    """One forward pass. `sequence` counts over the whole micro-batch."""
 
     input_ids: Tensor
-    """int64 [lines, width], padded on the right with 0."""
-    attention_mask: Tensor
-    """int64 [lines, width], 1 on tokens."""
+    """int64 [1, tokens]."""
+    position_ids: Tensor
+    """int64 [1, tokens]: the place of each token in its sequence."""
+    layout: Layout | None
+    """Who sees whom; None: one sequence, which the model's stock attention handles alone."""
     predictors: Tensor
-    """Flat position (line * width + column) of the state that predicts each target, int64 [targets]."""
+    """Position of the state that predicts each target, int64 [targets]."""
     targets: Tensor
     """Token ids, int64 [targets]."""
     sequence: Tensor
     """Sequence of each target, int64 [targets]."""
-    sequences: int
-    tokens: int
-    """Tokens in the padded rectangle: what the pass costs."""
 
-    def to(self, device: torch.device) -> MicroBatch:
+    @property
+    def tokens(self) -> int:
+        """What the pass costs."""
+        return self.input_ids.shape[1]
+
+    def to(self, device: torch.device) -> Pass:
         """The same on another device."""
         if device.type == "cpu":
             return self
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            predictors=self.predictors.to(device),
-            targets=self.targets.to(device),
-            sequence=self.sequence.to(device),
+        return Pass(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            layout=self.layout and self.layout.to(device),
+            predictors=self.predictors.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            sequence=self.sequence.to(device, non_blocking=True),
+        )
+
+    def pinned(self) -> Pass:
+        """The same in memory from which a GPU copies while the program goes on."""
+        return Pass(
+            input_ids=self.input_ids.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            layout=self.layout and self.layout.pinned(),
+            predictors=self.predictors.pin_memory(),
+            targets=self.targets.pin_memory(),
+            sequence=self.sequence.pin_memory(),
         )
 
 
-def pair_batch(rows: Sequence[PairTokens]) -> MicroBatch:
-    """Two lines per pair, [prompt | preferred] and [prompt | non-preferred]; every answer token is a target.
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows that are scored together. Sequences are numbered row by row; of a pair the preferred answer comes first."""
 
-    The first token of an answer is predicted from the prompt's last position, so a prompt is never empty.
+    passes: tuple[Pass, ...]
+    sequences: int
+    lines: tuple[int, ...]
+    """Line of each row in the data file, named in errors."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its largest pass: what has to fit into memory at once."""
+        return max(one.tokens for one in self.passes)
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        return self if device.type == "cpu" else replace(self, passes=tuple(one.to(device) for one in self.passes))
+
+    def pinned(self) -> MicroBatch:
+        """The same in memory from which a GPU copies while the program goes on."""
+        return replace(self, passes=tuple(one.pinned() for one in self.passes))
+
+
+class _Piece(NamedTuple):
+    """A sequence, or what it adds to the first `prefix` tokens of the piece before it."""
+
+    tokens: Integers
+    targets: Booleans
+    """Which of `tokens` are trained on."""
+    prefix: int = 0
+
+
+def pair_batch(rows: Sequence[PairTokens], level: Level) -> MicroBatch:
+    """Two sequences per pair, [prompt | preferred] and [prompt | non-preferred]; every answer token is a target.
+
+    The first token of both answers is predicted from the prompt's last position, so a prompt is never empty.
     """
-    lines, masks = [], []
+    pieces = []
     for row in rows:
-        for answer in (row.preferred, row.non_preferred):
-            lines.append(np.concatenate([row.prompt, answer]))
-            masks.append(np.arange(len(row.prompt) + len(answer)) >= len(row.prompt))
-    return _padded(lines, masks)
+        pieces.append(_answer(row.prompt, row.preferred))
+        if level is Level.SHARED:
+            pieces.append(_Piece(row.non_preferred, np.ones(len(row.non_preferred), np.bool_), len(row.prompt)))
+        else:
+            pieces.append(_answer(row.prompt, row.non_preferred))
+    return _micro_batch(pieces, level, rows)
 
 
-def conversation_batch(rows: Sequence[ConversationTokens]) -> MicroBatch:
-    """One line per conversation; `targets[0]` of a row is False, since nothing comes before it."""
-    return _padded([row.tokens for row in rows], [row.targets for row in rows])
+def conversation_batch(rows: Sequence[ConversationTokens], level: Level) -> MicroBatch:
+    """One sequence per conversation; `targets[0]` of a row is False, since nothing comes before it."""
+    return _micro_batch([_Piece(row.tokens, row.targets) for row in rows], level, rows)
 
 
-def _padded(lines: Sequence[Integers], masks: Sequence[npt.NDArray[np.bool_]]) -> MicroBatch:
-    width = max(len(line) for line in lines)
-    input_ids = np.zeros((len(lines), width), np.int64)
-    attention_mask = np.zeros((len(lines), width), np.int64)
-    target_mask = np.zeros((len(lines), width), np.bool_)
-    for i, (line, mask) in enumerate(zip(lines, masks, strict=True)):
-        input_ids[i, : len(line)] = line
-        attention_mask[i, : len(line)] = 1
-        target_mask[i, : len(line)] = mask
-    where, column = np.nonzero(target_mask)
-    return MicroBatch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
-        predictors=torch.from_numpy(where * width + column - 1),
-        targets=torch.from_numpy(input_ids[target_mask]),
-        sequence=torch.from_numpy(where),
-        sequences=len(lines),
-        tokens=input_ids.size,
+def _answer(prompt: Integers, answer: Integers) -> _Piece:
+    tokens = np.concatenate([prompt, answer])
+    return _Piece(tokens, np.arange(len(tokens)) >= len(prompt))
+
+
+def _micro_batch(
+    pieces: Sequence[_Piece], level: Level, rows: Sequence[PairTokens] | Sequence[ConversationTokens]
+) -> MicroBatch:
+    if level is Level.SINGLE:
+        passes = [replace(_pass([piece], number), layout=None) for number, piece in enumerate(pieces)]
+    else:
+        passes = [_pass(pieces, 0)]
+    return MicroBatch(tuple(passes), len(pieces), tuple(row.line for row in rows))
+
+
+def _pass(pieces: Sequence[_Piece], first_sequence: int) -> Pass:
+    """`pieces` end to end, numbered from `first_sequence`."""
+    segments, positions, predictors, sequence = [], [], [], []
+    start = before = 0
+    for number, piece in enumerate(pieces, first_sequence):
+        length = len(piece.tokens)
+        segments.append(Segment(before if piece.prefix else start, piece.prefix, start, length))
+        positions.append(np.arange(piece.prefix, piece.prefix + length))
+        places = start + np.flatnonzero(piece.targets) - 1
+        if piece.prefix:
+            places[places < start] = before + piece.prefix - 1
+        predictors.append(places)
+        sequence.append(np.full(len(places), number))
+        before, start = start, start + length
+    tokens = np.concatenate([piece.tokens for piece in pieces]).astype(np.int64)
+    return Pass(
+        input_ids=torch.from_numpy(tokens)[None],
+        position_ids=torch.from_numpy(np.concatenate(positions))[None],
+        layout=Layout.of(segments),
+        predictors=torch.from_numpy(np.concatenate(predictors)),
+        targets=torch.from_numpy(tokens[np.concatenate([piece.targets for piece in pieces])]),
+        sequence=torch.from_numpy(np.concatenate(sequence)),
     )

@@ -1,12 +1,11 @@
 """The planner: which rows form an optimiser step, and how they are split into micro-batches.
 
-A pure function of (seed, epoch, widths, batch size, token limit): it is never saved, only computed again, so a resumed
-run sees the rows that an uninterrupted one would have seen. Packing never decides which rows form a step.
+Pure functions of (seed, epoch, batch size) and of (widths, token limit): a plan is never saved, only computed again, so
+a resumed run sees the rows that an uninterrupted one would have seen. Packing never decides which rows form a step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,57 +19,34 @@ MicroBatchRows: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class StepRows:
-    """The rows of one optimiser step, as micro-batches in the order in which they run."""
-
-    micro_batches: tuple[MicroBatchRows, ...]
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Every row of the step."""
-        return tuple(row for rows in self.micro_batches for row in rows)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
 class Plan:
-    """All steps of a run. Steps count from 0; the last step of an epoch holds what is left of it."""
+    """The steps of a run. They count from 0; the last step of an epoch holds what is left of it."""
 
-    widths: npt.NDArray[np.int64]
-    """Tokens of each row alone in a micro-batch, int64 [rows]."""
+    rows: int
+    """Rows of the training file."""
     batch_size: int
     epochs: int
     seed: int
-    max_tokens: int
-    """Most tokens of a micro-batch; a longer row has one to itself."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass over the rows."""
-        return math.ceil(len(self.widths) / self.batch_size)
+        return math.ceil(self.rows / self.batch_size)
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the run."""
         return self.epochs * self.steps_per_epoch
 
-    def step(self, step: int) -> StepRows:
+    def step(self, step: int) -> tuple[int, ...]:
         """The rows of step `step`, 0 <= step < total_steps."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = permutation(len(self.widths), self.seed, epoch)
-        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
-        return StepRows(pack(rows.tolist(), self.widths, self.max_tokens))
+        order = permutation(self.rows, self.seed, epoch)
+        return tuple(order[place * self.batch_size : (place + 1) * self.batch_size].tolist())
 
-    def first_epoch(self) -> tuple[MicroBatchRows, ...]:
-        """Every micro-batch of the first epoch: each row once, in the company in which it is first trained."""
-        return tuple(rows for step in range(self.steps_per_epoch) for rows in self.step(step).micro_batches)
-
-    @property
-    def identity(self) -> str:
-        """A digest of everything that the plan depends on."""
-        numbers = (self.batch_size, self.epochs, self.seed, self.max_tokens)
-        digest = hashlib.sha256(",".join(map(str, numbers)).encode())
-        digest.update(np.ascontiguousarray(self.widths, dtype="<i8").tobytes())
-        return digest.hexdigest()
+    def first_epoch(self) -> tuple[tuple[int, ...], ...]:
+        """The steps of the first epoch: each row once, in the company in which it is first trained."""
+        return tuple(self.step(step) for step in range(self.steps_per_epoch))
 
 
 @lru_cache(maxsize=2)
@@ -84,15 +60,24 @@ def permutation(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 def pack(rows: Iterable[int], widths: npt.NDArray[np.int64], max_tokens: int) -> tuple[MicroBatchRows, ...]:
-    """First-fit-decreasing: rows by falling width into micro-batches of at most `max_tokens`.
+    """First-fit-decreasing: rows by falling width, each into the first micro-batch that still has room for it.
 
-    A micro-batch is padded to its widest row, which comes first, so a row that does not fit into a micro-batch closes
-    it for all that follow, and the first fit is always the last micro-batch.
+    A row wider than `max_tokens` has a micro-batch to itself. Room is kept in a tree whose nodes hold the most room
+    below them, so 100,000 rows take a second.
     """
+    order = sorted(rows, key=lambda row: (-int(widths[row]), row))
+    leaves = 1 << max(len(order) - 1, 0).bit_length()
+    room = [max_tokens] * (2 * leaves)
     packed: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: (-int(widths[row]), row)):
-        if packed and (len(packed[-1]) + 1) * int(widths[packed[-1][0]]) <= max_tokens:
-            packed[-1].append(row)
-        else:
-            packed.append([row])
+    for row in order:
+        width = min(int(widths[row]), max_tokens)
+        node = 1
+        while node < leaves:
+            node = 2 * node if room[2 * node] >= width else 2 * node + 1
+        if (place := node - leaves) == len(packed):
+            packed.append([])
+        packed[place].append(row)
+        room[node] -= width
+        while node := node // 2:
+            room[node] = max(room[2 * node], room[2 * node + 1])
     return tuple(map(tuple, packed))

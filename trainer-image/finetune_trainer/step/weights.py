@@ -22,6 +22,20 @@ PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
+class StartFolders:
+    """Where the starting weights lie on this machine, and what they are called."""
+
+    base: Path
+    base_uri: str
+    """Named in errors."""
+    base_name: str
+    """Written into adapter_config.json: the Hub id, else the URI."""
+    base_revision: str | None
+    adapter: Path | None
+    """The adapter to go on with, or to merge for full training."""
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """A base model as loaded."""
 
@@ -31,6 +45,8 @@ class Base:
     """Dropouts of its configuration, which are set to 0 for training and belong back into what is published."""
     published_dtype: torch.dtype
     """Precision of the files, in which full weights are published too."""
+    attention: str
+    """The attention that transformers loads the model with."""
 
 
 def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) -> Base:
@@ -62,7 +78,7 @@ def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) 
     if not head_is_exact(causal):
         problem = "its logits are not what its head gives, so log-probabilities would be wrong"
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
-    return Base(uri, causal, dropouts, published_dtype)
+    return Base(uri, causal, dropouts, published_dtype, causal.config._attn_implementation)
 
 
 def _switch_off_dropouts(config: Any) -> dict[str, float]:

@@ -16,6 +16,8 @@ from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
 from training import trainer_config
 
+PLANNED = (2, 4, 5, 6, 9)
+
 
 @pytest.fixture
 def publisher(tmp_path):
@@ -27,7 +29,7 @@ def publisher(tmp_path):
     layout = Layout.of(config)
     for folder in (layout.private, layout.output):
         folder.mkdir(parents=True, exist_ok=True)
-    return Publisher(config, layout, base, "# card\n")
+    return Publisher(config, layout, base, "# card\n", frozenset(PLANNED))
 
 
 def saving(content):
@@ -136,3 +138,75 @@ def test_the_card_tells_what_the_weights_were_made_from(publisher):
     assert made_from["data"]["sha256"] == {"trainingFile": "d1"}
     assert made_from["trainingMethod"]["dpo"]["beta"] == 0.1
     assert made_from["hyperparameters"]["batchSize"] == 4
+
+
+def publish_bests(publisher, *steps):
+    """Each of `steps` is the best evaluation so far when it is published."""
+    for step in steps:
+        entries = publisher.publish(step, CheckpointType.INTERMEDIATE, {}, saving(str(step)), best=step)
+    return entries
+
+
+def folders(publisher):
+    return {int(folder.name.removeprefix("step-")) for folder in publisher.layout.checkpoints.iterdir()}
+
+
+def listed(publisher):
+    return [c["step"] for c in json.loads(publisher.layout.manifest.read_text())["checkpoints"]]
+
+
+def test_the_best_is_marked_and_the_one_before_it_is_told_no_more(publisher):
+    entries = publish_bests(publisher, 2, 3, 7)
+    assert [(c.step, c.best) for c in entries] == [(2, False), (7, True)]
+    assert folders(publisher) == {2, 3, 7}
+    assert listed(publisher) == [2, 3, 7]
+    final = publisher.publish(9, CheckpointType.FINAL, {}, saving("9"), best=7)
+    assert [(c.step, c.best) for c in final] == [(2, False), (7, True), (9, False)]
+
+
+@pytest.mark.parametrize(
+    ("states", "left"),
+    [
+        ((), {4, 7}),
+        ((1, 2), {4, 7}),
+        ((2, 3), {3, 4, 7}),
+        ((6, 8), {3, 4, 7}),
+        ((7, 8), {3, 4, 7}),
+        ((8, 10), {4, 7}),
+    ],
+)
+def test_a_former_best_stays_as_long_as_a_state_knows_it_as_the_best(publisher, states, left):
+    publish_bests(publisher, 3)
+    publisher.publish(4, CheckpointType.INTERMEDIATE, {}, saving("4"), best=3)
+    publish_bests(publisher, 7)
+    publisher.remove_superseded(states)
+    assert folders(publisher) == left
+    assert set(listed(publisher)) == left
+
+
+def test_each_former_best_has_its_own_time(publisher):
+    publish_bests(publisher, 1, 3, 7, 8)
+    publisher.remove_superseded((5, 10))
+    assert folders(publisher) == {3, 8}
+    publisher.remove_superseded((10, 11))
+    assert folders(publisher) == {8}
+
+
+def test_a_restart_takes_up_the_best_that_its_state_knows(publisher):
+    publish_bests(publisher, 3, 7)
+    assert [(c.step, c.best) for c in publisher.forget_after(5, best=3)] == [(3, True)]
+    assert [(c.step, c.best) for c in publish_bests(publisher, 7)] == [(7, True)]
+
+
+def test_a_checkpoint_of_an_evaluation_that_is_made_again_waits_for_its_verdict(publisher):
+    publish_bests(publisher, 3, 7)
+    assert [c.step for c in publisher.forget_after(7, best=3)] == [3]
+    publisher.remove_superseded((7, 7))
+    assert listed(publisher) == [3, 7]
+
+
+def test_at_the_end_nothing_is_left_that_is_not_offered(publisher):
+    publish_bests(publisher, 1, 3, 7)
+    entries = publisher.publish(9, CheckpointType.FINAL, {}, saving("9"), best=7)
+    publisher.conclude(Report(job_uid=publisher.config.job.uid, stage=Stage.TRAIN, checkpoints=entries))
+    assert folders(publisher) == {7, 9} == set(listed(publisher))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_trainer.run.schedule import spaced
+from finetune_api.schedule import spaced
 
 
 @pytest.mark.parametrize(
