@@ -8,8 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from finetune_api.metrics import checkpoint_values
 from finetune_api.report import FailureCode, WarningCode
 from finetune_api.schedule import spaced
@@ -21,7 +19,7 @@ from finetune_trainer.run.evaluate import evaluate
 from finetune_trainer.run.optim import clip, learning_rate, make_adamw, set_learning_rate
 from finetune_trainer.run.start import Work
 from finetune_trainer.run.telling import Teller
-from finetune_trainer.step.gradient import accumulate
+from finetune_trainer.step.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +62,11 @@ class Loop:
         self._checkpoints = spaced(config.checkpointing.n_checkpoints, total) - {total}
         self._row_tokens = work.rows.cache.lengths
 
+    @property
+    def recipe(self) -> Recipe:
+        """How micro-batches are computed at present."""
+        return self._work.fitter.recipe
+
     def run(self, after_each: Callable[[], None]) -> None:
         """All steps that are left; `after_each` is called when a step and what was due after it are done.
 
@@ -81,10 +84,9 @@ class Loop:
         """One optimiser step: gradients over all its micro-batches, clip, update, one line of metrics."""
         hyper, plan, position = self._config.hyperparameters, self._work.plan, self.position
         rate = learning_rate(position.step, plan.total_steps, hyper)
-        step_rows = plan.step(position.step)
-        rows = step_rows.rows
-        torch.manual_seed(_seed_of(hyper.seed, position.step))
-        sums = accumulate(self._work.policy, self._work.rows, step_rows.micro_batches, self._before_each)
+        rows = plan.step(position.step)
+        seed = _seed_of(hyper.seed, position.step)
+        sums = self._work.fitter.gradients(self._work.rows, rows, seed, self._before_each)
         norm = clip(self.parameters, hyper.max_grad_norm)
         update = math.isfinite(norm)
         if update:
@@ -133,7 +135,7 @@ class Loop:
     def _evaluate(self) -> None:
         validation = self._work.validation
         assert validation is not None
-        values = evaluate(self._work.policy, validation.rows, validation.batches, self._before_each)
+        values = evaluate(self._work.fitter, validation, self._before_each)
         self.metrics.append(self.position.step, "eval", values)
         self.position = replace(self.position, evaluation=values)
         self.teller.evaluated(values)

@@ -11,6 +11,7 @@ from finetune_trainer.out.checkpoint import RecoveryState
 from finetune_trainer.out.clock import now
 from finetune_trainer.run.loop import Loop, Position
 from finetune_trainer.run.optim import optimizer_tensors, restore_optimizer
+from finetune_trainer.step.recipe import Level, Recipe
 
 
 def snapshot(loop: Loop) -> RecoveryState:
@@ -19,12 +20,21 @@ def snapshot(loop: Loop) -> RecoveryState:
         step=loop.position.step,
         tensors={"weights": loop.parameters, "optimizer": optimizer_tensors(loop.optimizer, loop.parameters)},
         facts={
+            "recipe": asdict(loop.recipe),
             "position": asdict(loop.position),
             "metrics": loop.metrics.position(),
             "warnings": [warning.to_json() for warning in loop.teller.warnings],
             "time": now(),
         },
     )
+
+
+def recipe_of(state: RecoveryState | None) -> Recipe | None:
+    """How the process that saved `state` computed."""
+    if state is None:
+        return None
+    facts = state.facts["recipe"]
+    return Recipe(**{**facts, "level": Level(facts["level"])})
 
 
 def metrics_position(state: RecoveryState | None) -> int:

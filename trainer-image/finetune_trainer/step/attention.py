@@ -76,9 +76,18 @@ class Layout:
         """The same on another device."""
         return replace(
             self,
-            cu_q=self.cu_q.to(device),
-            cu_k=self.cu_k.to(device),
-            k_index=None if self.k_index is None else self.k_index.to(device),
+            cu_q=self.cu_q.to(device, non_blocking=True),
+            cu_k=self.cu_k.to(device, non_blocking=True),
+            k_index=None if self.k_index is None else self.k_index.to(device, non_blocking=True),
+        )
+
+    def pinned(self) -> Layout:
+        """The same in memory from which a GPU copies while the program goes on."""
+        return replace(
+            self,
+            cu_q=self.cu_q.pin_memory(),
+            cu_k=self.cu_k.pin_memory(),
+            k_index=None if self.k_index is None else self.k_index.pin_memory(),
         )
 
     def arguments(self) -> dict[str, Any]:
@@ -116,9 +125,10 @@ def attention(
     Raises:
         AttentionUnsupported: the layer asks for what is not done here.
     """
-    asked = [name for name in ASKS_FOR_MORE if given.get(name) is not None]
-    if asked or attention_mask is not None or dropout or "pref_segments" not in given:
-        raise AttentionUnsupported(f"its attention needs {', '.join(asked) or 'more than a causal mask'}")
+    if asked := [name for name in ASKS_FOR_MORE if given.get(name) is not None]:
+        raise AttentionUnsupported(f"its attention needs {', '.join(asked)}")
+    if "pref_segments" not in given:
+        raise AttentionUnsupported("its attention gets no layout")
     window = given.get("sliding_window")
     if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, scaling, window, given), None
