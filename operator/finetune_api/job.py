@@ -21,6 +21,7 @@ from finetune_api.base import (
     TransitionRule,
     cel_string,
 )
+from finetune_api.data import DataOptions
 from finetune_api.evaluation import METRIC_RULES, Evaluation
 from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
@@ -88,8 +89,8 @@ class Hyperparameters(ApiModel):
     weight_decay: Annotated[Number, Field(ge=0, le=10)] = 0.0
     """AdamW's weight decay; norms and biases are left out."""
     max_seq_length: Annotated[Integer, Field(ge=8, le=MAX_SEQ_LENGTH)] | None = None
-    """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. Longer rows are dropped and
-    counted. Absent = the model's own limit."""
+    """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. What becomes of longer
+    rows, data.overlong says. Absent = the model's own limit."""
     packing: Flag = True
     """Short rows share a micro-batch, as many as fit into memory. False = one row per micro-batch: the same result,
     slower."""
@@ -179,9 +180,12 @@ class JobSpec(ApiModel):
     one with the best evaluation). A LoRA job that continues a LoRA job goes on with its adapter and inherits rank,
     alpha and modules."""
     training_file: DataUri
-    """Training rows, JSON Lines: pvc://claim/path, configmap://name/key, hf://datasets/org/name[@revision]/path."""
+    """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
+    hf://datasets/org/name[@revision]/path."""
     validation_file: DataUri | None = None
     """Validation rows, the same formats. Needed when evaluation.nEvals > 0."""
+    data: DataOptions = DataOptions()
+    """What is done with rows that are too long, repeated, or have columns of their own."""
     training_method: TrainingMethod = TrainingMethod()
     """The objective."""
     training_type: TrainingType = TrainingType()

@@ -49,6 +49,7 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         start=place.start,
         training_file=spec.training_file,
         validation_file=spec.validation_file,
+        data=spec.data,
         training_method=spec.training_method,
         training_kind=spec.training_type.type,
         lora=values.lora,
