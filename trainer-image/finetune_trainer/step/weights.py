@@ -49,8 +49,8 @@ class Base:
     """The attention that transformers loads the model with."""
 
 
-def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) -> Base:
-    """Load a causal language model from safetensors files; `uri` names it in errors.
+def load_base(folder: Path, uri: str, dtype: torch.dtype | None, device: torch.device) -> Base:
+    """Load a causal language model from safetensors files; `uri` names it in errors, no `dtype` is that of the files.
 
     Raises:
         RunFailed: ModelUnsupported: an architecture that transformers does not know, quantised or missing weights, a
@@ -63,7 +63,7 @@ def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype=dtype or published_dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
