@@ -21,4 +21,4 @@ def evaluate(
     for batch in batches:
         before_each()
         parts.append(policy.score(rows.batch(batch)))
-    return rows.metrics(torch.cat(parts).cpu(), [row for batch in batches for row in batch]).read()
+    return rows.metrics(torch.cat(parts), [row for batch in batches for row in batch]).read()

@@ -19,15 +19,15 @@ from finetune_trainer.layout import Layout, claimed
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
-from finetune_trainer.out.publish import tidy
+from finetune_trainer.out.publish import Publisher, tidy
 from finetune_trainer.run.loop import Loop
-from finetune_trainer.run.recovery import metrics_position, restore, snapshot
+from finetune_trainer.run.recovery import metrics_position, position_of, restore, snapshot
 from finetune_trainer.run.start import Work, load_work
 from finetune_trainer.run.telling import Teller
 
 OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"})
 """Fields of a report that belong to the process that made it."""
-STATE_STANDS = frozenset({FailureCode.STOPPED, FailureCode.DIVERGED})
+STATE_STANDS = frozenset({FailureCode.STOPPED, FailureCode.DIVERGED, FailureCode.NEVER_FINITE})
 """Ends that leave the last completed step worth saving."""
 
 
@@ -54,7 +54,7 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
             loop = Loop(config, work, metrics, teller, lambda: _go_on(stopping, loop.position.step))
             if state:
                 restore(loop, state)
-            _steps(loop, store, config.checkpointing.recovery_period_seconds)
+            _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds)
         reporter.update(publishing=True)
         loop.publish(CheckpointType.FINAL)
         reporter.update(output=work.publisher.output())
@@ -93,11 +93,11 @@ def _newest(store: RecoveryStore, work: Work, teller: Teller) -> RecoveryState |
         teller.warn(WarningCode.RECOVERY_SKIPPED, sentence)
     step = state.step if state else 0
     teller.resumed(step)
-    teller.published(work.publisher.forget_after(step))
+    teller.published(work.publisher.forget_after(step, position_of(state).best.step))
     return state
 
 
-def _steps(loop: Loop, store: RecoveryStore, period: int) -> None:
+def _steps(loop: Loop, store: RecoveryStore, publisher: Publisher, period: int) -> None:
     """Run the loop, saving its state every `period` seconds, at the end, and when it is stopped."""
     saved, since = loop.position, monotonic()
 
@@ -107,12 +107,20 @@ def _steps(loop: Loop, store: RecoveryStore, period: int) -> None:
             store.save(snapshot(loop))
             saved, since = loop.position, monotonic()
 
+    def after_each() -> None:
+        is_due = monotonic() - since >= period
+        if is_due:
+            save()
+            loop.ledger.check()
+        if is_due or loop.position.best.step == loop.position.step:
+            publisher.remove_superseded(store.steps())
+
     try:
-        loop.run(lambda: save() if monotonic() - since >= period else None)
+        loop.run(after_each)
     except RunFailed as end:
         if end.failure.code in STATE_STANDS and loop.position.step > 0:
             save()
         store.wait()
-        raise
+        raise loop.ledger.diverged or end from None
     save()
     store.wait()

@@ -35,7 +35,7 @@ def accumulate(
         before_each: called before each micro-batch; what it raises ends the step, its gradients half summed.
 
     Returns:
-        Sums of log-probabilities of every sequence in the order of the micro-batches, fp64, on the CPU.
+        Sums of log-probabilities of every sequence in the order of the micro-batches, fp64, on the device.
 
     Raises:
         RunFailed: OutOfMemory.
@@ -50,4 +50,4 @@ def accumulate(
         with in_memory(batch, policy.device):
             (objective.loss(sums, rows) / units).backward()
         parts.append(sums.detach())
-    return torch.cat(parts).cpu()
+    return torch.cat(parts)
