@@ -11,7 +11,8 @@ import torch
 
 from finetune_api.method import TrainingKind
 from finetune_api.trainer import LoraConfig, TrainerConfig
-from finetune_trainer.step.model import Policy, StartFolders, load_policy
+from finetune_trainer.step.model import Policy, load_policy
+from finetune_trainer.step.weights import StartFolders
 
 WORDS = ("red green blue small large quick slow warm cold bright dark old new soft loud calm").split()  # noqa: SIM905
 SHARED_DATA_ENV = "FINETUNE_SHARED_DATA"

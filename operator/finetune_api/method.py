@@ -145,7 +145,8 @@ class Lora(ApiModel):
     dropout: Annotated[Number, Field(ge=0, lt=1)] | None = None
     """Dropout on the adapter's input, in training only. Absent = 0."""
     trainable_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=64)] | None = None
-    """Names of the linear layers that get an adapter; `all-linear` is every one but the head. Absent = [all-linear]."""
+    """Names of the linear layers that get an adapter; `all-linear` is every one but the head and, in mixtures of
+    experts, routers and the layers that bear a name of fused experts. Absent = [all-linear]."""
 
 
 class TrainingType(ApiModel):

@@ -88,6 +88,8 @@ class FailureCode(StrEnum):
 
     CONFIG_INVALID = "ConfigInvalid"
     ADAPTER_MODULES_UNKNOWN = "AdapterModulesUnknown"
+    ADAPTER_ON_HEAD = "AdapterOnHead"
+    ADAPTER_IN_EXPERTS = "AdapterInExperts"
     SEQUENCE_TOO_LONG_FOR_MODEL = "SequenceTooLongForModel"
     NO_TRAINABLE_ROWS = "NoTrainableRows"
     METHOD_NEEDS_PREFERENCE = "MethodNeedsPreference"
@@ -103,6 +105,7 @@ class FailureCode(StrEnum):
     NEVER_FINITE = "NeverFinite"
     CHECKPOINT_MISSING = "CheckpointMissing"
     CHECKPOINT_CHANGED = "CheckpointChanged"
+    ADAPTER_UNSUPPORTED = "AdapterUnsupported"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     OUTPUT_TAKEN = "OutputTaken"
     STORAGE_FULL = "StorageFull"
@@ -114,6 +117,16 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.ADAPTER_MODULES_UNKNOWN: (
         ExitCode.BAD_CONFIG,
         "lora.trainableModules names {module}, which the model does not have; its linear layers are {known}",
+    ),
+    FailureCode.ADAPTER_ON_HEAD: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, the model's head, which cannot have an adapter in this version: choose"
+        " from {known}",
+    ),
+    FailureCode.ADAPTER_IN_EXPERTS: (
+        ExitCode.BAD_CONFIG,
+        "lora.trainableModules names {module}, which stands for fused experts in this model; an adapter on them is not"
+        " in this version: leave it out",
     ),
     FailureCode.SEQUENCE_TOO_LONG_FOR_MODEL: (
         ExitCode.BAD_CONFIG,
@@ -156,6 +169,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.CHECKPOINT_CHANGED: (
         ExitCode.CHECKPOINT_INVALID,
         "the checkpoint {uri} has another digest than when it was published",
+    ),
+    FailureCode.ADAPTER_UNSUPPORTED: (
+        ExitCode.CHECKPOINT_INVALID,
+        "the adapter {uri} cannot be continued: {problem}",
     ),
     FailureCode.OUTPUT_NOT_WRITABLE: (ExitCode.PUBLISH_FAILED, "{uri} cannot be written: {problem}"),
     FailureCode.OUTPUT_TAKEN: (

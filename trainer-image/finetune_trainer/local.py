@@ -218,6 +218,8 @@ def _adapter_shape(folder: Path) -> LoraConfig:
     file = folder / "adapter_config.json"
     try:
         config = json.loads(file.read_text())
+        if isinstance(config["target_modules"], str):
+            raise Refused(f"{file}: target_modules is an expression, which cannot be continued: list the modules")
         return LoraConfig(
             rank=config["r"],
             alpha=config["lora_alpha"],

@@ -23,10 +23,11 @@ from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows, row_widths
 from finetune_trainer.step.levels import Choice, choose_level
-from finetune_trainer.step.model import Policy, StartFolders, choose_device, load_policy
+from finetune_trainer.step.model import Policy, choose_device, load_policy
 from finetune_trainer.step.packing import MicroBatchRows, Plan, pack
 from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.reference import reference_scores
+from finetune_trainer.step.weights import StartFolders
 from finetune_trainer.volumes import locate
 
 MAX_TOKENS = {"cpu": 4096, "cuda": 8192}

@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune_api.method import ALL_LINEAR, TrainingKind
+from finetune_api.method import TrainingKind
 from finetune_api.report import FailureCode
 from finetune_api.trainer import LoraConfig
 from finetune_trainer.failures import failed
-from finetune_trainer.files import ADAPTER_WEIGHTS
+from finetune_trainer.step.adapter import continued_adapter, new_adapter, save_adapter, with_adapter_merged
 from finetune_trainer.step.attention import PREF_VARLEN, AttentionUnsupported
 from finetune_trainer.step.batch import MicroBatch, Pass
 from finetune_trainer.step.logps import Head, sequence_logps
-from finetune_trainer.step.weights import Base, head_of, load_base
-
-ROUTERS = frozenset({"gate", "router"})
-"""Linear layers that choose experts; an adapter on them would change which expert answers."""
-MAX_NAMED_MODULES = 12
-
-
-@dataclass(frozen=True, slots=True)
-class StartFolders:
-    """Where the starting weights lie on this machine, and what they are called."""
-
-    base: Path
-    base_uri: str
-    """Named in errors."""
-    base_name: str
-    """Written into adapter_config.json: the Hub id, else the URI."""
-    base_revision: str | None
-    adapter: Path | None
-    """The adapter to go on with, or to merge for full training."""
+from finetune_trainer.step.weights import Base, StartFolders, head_of, load_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +87,7 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write the trained weights with their configuration, as PEFT or transformers read them."""
         if isinstance(self.root, PeftModel):
-            _save_adapter(self.root, folder)
+            save_adapter(self.root, folder)
         else:
             _save_model(self.root, self.base, folder)
 
@@ -147,122 +125,25 @@ def load_policy(
     """The starting weights, ready to train. A new adapter is drawn from `seed` and changes nothing at first.
 
     Raises:
-        RunFailed: ModelUnsupported, AdapterModulesUnknown, CheckpointMissing.
+        RunFailed: ModelUnsupported, AdapterModulesUnknown, AdapterOnHead, AdapterInExperts, AdapterUnsupported,
+            CheckpointMissing.
     """
     gpu = device.type == "cuda"
     dtype = torch.bfloat16 if gpu and kind is TrainingKind.LORA else torch.float32
     base = load_base(start.base, start.base_uri, dtype, device)
     root: PeftModel | PreTrainedModel
     if lora is None:
-        root = _merged(base.causal, start.adapter) if start.adapter else base.causal
+        root = with_adapter_merged(base.causal, start) if start.adapter else base.causal
         root.requires_grad_(True)
         base = replace(base, causal=root)
     elif start.adapter is not None:
-        root = _continued(base.causal, start, lora)
+        root = continued_adapter(base.causal, start, lora)
     else:
-        root = _adapted(base.causal, start, lora, seed)
+        root = new_adapter(base.causal, start, lora, seed)
     causal = base.causal
     if gpu:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(root, causal.base_model, head_of(causal), base, device, kind)
-
-
-def _adapted(causal: PreTrainedModel, start: StartFolders, lora: LoraConfig, seed: int) -> PeftModel:
-    """A new adapter: A random from `seed`, B zero."""
-    config = PeftLoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank, a float is as good
-        lora_dropout=lora.dropout,
-        target_modules=_targets(causal, lora.trainable_modules),
-        task_type="CAUSAL_LM",
-    )
-    torch.manual_seed(seed)
-    with _quiet():
-        model: Any = get_peft_model(causal, config)
-    return _named(model, start)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """PEFT calls what transformers has renamed, and says so to our users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def _continued(causal: PreTrainedModel, start: StartFolders, lora: LoraConfig) -> PeftModel:
-    """The adapter of an earlier job goes on, with this job's dropout."""
-    config = _adapter_config(start.adapter)
-    config.lora_dropout = lora.dropout
-    with _quiet():
-        model: Any = PeftModel.from_pretrained(causal, str(start.adapter), config=config, is_trainable=True)
-    return _named(model, start)
-
-
-def _named(model: PeftModel, start: StartFolders) -> PeftModel:
-    """PEFT puts the folder of the base into the adapter's configuration; people need its public name."""
-    config = model.peft_config["default"]
-    config.base_model_name_or_path, config.revision = start.base_name, start.base_revision
-    return model
-
-
-def _merged(causal: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """The base with an adapter added to its fp32 weights."""
-    with _quiet():
-        model: Any = PeftModel.from_pretrained(causal, str(adapter), config=_adapter_config(adapter))
-    merged: PreTrainedModel = model.merge_and_unload()
-    return merged
-
-
-def _adapter_config(adapter: Path | None) -> PeftLoraConfig:
-    """Its configuration; PEFT would open a pickle where the safetensors file is missing, so that one has to be there.
-
-    Raises:
-        RunFailed: CheckpointMissing.
-    """
-    try:
-        if adapter is None or not (adapter / ADAPTER_WEIGHTS).is_file():
-            raise FileNotFoundError(ADAPTER_WEIGHTS)
-        config = PeftConfig.from_pretrained(str(adapter))
-    except (OSError, ValueError) as error:
-        raise failed(FailureCode.CHECKPOINT_MISSING, uri=adapter) from error
-    assert isinstance(config, PeftLoraConfig)
-    return config
-
-
-def _targets(causal: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
-    """Names of the layers that get an adapter, as PEFT matches them: by the end of the module's path.
-
-    Raises:
-        RunFailed: AdapterModulesUnknown.
-    """
-    linear = linear_layers(causal)
-    known = sorted({path.rsplit(".", 1)[-1] for path in linear})
-    targets: set[str] = set()
-    for name in wanted:
-        if name == ALL_LINEAR:
-            targets.update(set(known) - ROUTERS)
-        elif any(path == name or path.endswith(f".{name}") for path in linear):
-            targets.add(name)
-        else:
-            shown = ", ".join(known[:MAX_NAMED_MODULES])
-            raise failed(FailureCode.ADAPTER_MODULES_UNKNOWN, module=name, known=shown)
-    return sorted(targets)
-
-
-def linear_layers(causal: PreTrainedModel) -> list[str]:
-    """Paths of every linear layer but the head."""
-    head = causal.get_output_embeddings()
-    return [path for path, module in causal.named_modules() if isinstance(module, nn.Linear) and module is not head]
-
-
-def _save_adapter(model: PeftModel, folder: Path) -> None:
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in sorted(weights.items())}
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
-    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 
 def _save_model(model: PreTrainedModel, base: Base, folder: Path) -> None:

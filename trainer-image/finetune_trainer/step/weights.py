@@ -22,6 +22,20 @@ PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
+class StartFolders:
+    """Where the starting weights lie on this machine, and what they are called."""
+
+    base: Path
+    base_uri: str
+    """Named in errors."""
+    base_name: str
+    """Written into adapter_config.json: the Hub id, else the URI."""
+    base_revision: str | None
+    adapter: Path | None
+    """The adapter to go on with, or to merge for full training."""
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """A base model as loaded."""
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from finetune_trainer.failures import RunFailed
-from finetune_trainer.step.model import choose_device, linear_layers
+from finetune_trainer.step.logps import sequence_logps
+from finetune_trainer.step.model import choose_device
 from training import disturb, load, lora
 
 LINES = torch.randint(10, 300, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -24,92 +24,6 @@ def logits(model):
 
 def plain(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def test_a_new_adapter_is_on_every_linear_layer_but_the_head_and_changes_nothing(tiny_model):
-    policy = load(tiny_model, lora=lora())
-    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in policy.trainable}
-    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert torch.equal(logits(policy.root), logits(plain(tiny_model)))
-    assert all(p.dtype is torch.float32 and "lora_" in name for name, p in policy.trainable.items())
-
-
-def test_the_seed_decides_the_new_adapter(tiny_model):
-    def weights(seed):
-        return torch.cat([p.flatten() for p in load(tiny_model, lora=lora(), seed=seed).trainable.values()])
-
-    assert torch.equal(weights(1), weights(1))
-    assert not torch.equal(weights(1), weights(2))
-
-
-def test_modules_that_the_model_lacks_are_named_with_those_it_has(tiny_model):
-    with pytest.raises(RunFailed, match=r"names c_attn, .* its linear layers are down_proj, gate_proj, k_proj"):
-        load(tiny_model, lora=lora(trainable_modules=("q_proj", "c_attn")))
-
-
-def test_an_adapter_on_the_head_is_refused(tiny_model):
-    with pytest.raises(RunFailed, match="names lm_head"):
-        load(tiny_model, lora=lora(trainable_modules=("lm_head",)))
-
-
-def test_only_named_modules_are_adapted(tiny_model):
-    policy = load(tiny_model, lora=lora(trainable_modules=("v_proj", "q_proj")))
-    assert len(policy.trainable) == 2 * 2 * 2
-
-
-def test_a_saved_adapter_loads_with_plain_peft(tiny_model, tmp_path):
-    policy = load(tiny_model, lora=lora())
-    disturb(policy)
-    policy.save(tmp_path)
-    described = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (described["base_model_name_or_path"], described["revision"]) == ("org/tiny", "main")
-    assert (described["r"], described["lora_alpha"], described["task_type"]) == (4, 8.0, "CAUSAL_LM")
-    assert torch.equal(logits(PeftModel.from_pretrained(plain(tiny_model), tmp_path)), logits(policy.root))
-
-
-def test_saving_twice_gives_the_same_bytes(tiny_model, tmp_path):
-    policy = load(tiny_model, lora=lora())
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        policy.save(tmp_path / name)
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
-@pytest.fixture
-def adapter(tiny_model, tmp_path):
-    policy = load(tiny_model, lora=lora())
-    disturb(policy)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    policy.save(folder)
-    return folder
-
-
-def test_a_continued_adapter_goes_on_where_it_was_with_the_new_dropout(tiny_model, adapter):
-    policy = load(tiny_model, lora=lora(dropout=0.25), adapter=adapter)
-    policy.training(False)
-    assert torch.equal(logits(policy.root), logits(PeftModel.from_pretrained(plain(tiny_model), adapter)))
-    assert all(p.requires_grad for p in policy.trainable.values())
-    assert len(policy.trainable) == 2 * 7 * 2
-    assert {m.p for m in policy.root.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
-
-
-def test_full_training_on_an_adapter_starts_from_the_merged_weights(tiny_model, adapter):
-    policy = load(tiny_model, adapter=adapter)
-    adapted = logits(PeftModel.from_pretrained(plain(tiny_model), adapter))
-    assert (logits(policy.root) - adapted).abs().max() < 1e-4
-    assert (logits(plain(tiny_model)) - adapted).abs().max() > 1e-2
-    assert not any("lora" in name for name in policy.trainable)
-    assert policy.trainable.keys() == dict(plain(tiny_model).named_parameters()).keys()
-
-
-def test_a_pickled_adapter_is_not_read(tiny_model, adapter):
-    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
-    (adapter / "adapter_model.safetensors").rename(adapter / "model.safetensors")
-    for shape in (lora(), None):
-        with pytest.raises(RunFailed, match="does not exist any more"):
-            load(tiny_model, lora=shape, adapter=adapter)
 
 
 def test_saved_full_weights_load_with_plain_transformers(tiny_model, tmp_path):
@@ -147,6 +61,22 @@ def test_full_weights_are_trained_in_fp32_and_published_in_the_precision_of_the_
     assert saved.keys() == load_file(tmp_path / "base" / "model.safetensors").keys(), "a tied head is kept once"
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_tied_head_sums_the_gradients_of_both_its_uses(tmp_path):
+    """Against two separate copies of the matrix, which autograd keeps apart."""
+    policy = load(small_llama(tmp_path / "base", tie_word_embeddings=True))
+    inputs, targets = LINES[:1, :-1], LINES[0, 1:]
+    states = policy.backbone(input_ids=inputs, use_cache=False).last_hidden_state[0]
+    sequence_logps(states, policy.head, targets, torch.zeros_like(targets), 1).sum().backward()
+
+    model = plain(tmp_path / "base")
+    model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    torch.log_softmax(model(input_ids=inputs).logits[0], -1).gather(1, targets[:, None]).sum().backward()
+    embedding, head = model.model.embed_tokens.weight.grad, model.lm_head.weight.grad
+    assert min(embedding.abs().max(), head.abs().max()) > 1e-3
+    tied = policy.trainable["model.embed_tokens.weight"].grad
+    torch.testing.assert_close(tied, embedding + head, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path):
@@ -191,10 +121,6 @@ def test_a_pickled_model_is_not_read(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(RunFailed, match="cannot be trained"):
         load(folder)
-
-
-def test_linear_layers_leave_out_the_head(tiny_model):
-    assert not [path for path in linear_layers(plain(tiny_model)) if "head" in path]
 
 
 def test_a_gpu_that_is_not_there_is_missed():
