@@ -1,8 +1,9 @@
 """Warnings about a run that trains, and yet goes wrong: pure, from the numbers of each step.
 
-Steps are gathered into windows, one after the other, of at least 20 steps and 256 pairs: below that the noise of a step
-is larger than what is looked for. Each warning is given once, with its step and numbers. What a window's mean may differ
-by chance is known from the spread of its steps: a standard error is that spread divided by the root of their number.
+Steps are gathered into windows, one after the other, of at least 20 steps and 256 pairs: below that the noise of a
+step is larger than what is looked for. Each warning is given once, with its step and numbers. How much a window's mean
+may differ by chance is known from the spread of its steps: a standard error is that spread divided by the root of
+their number.
 """
 
 from __future__ import annotations
@@ -153,16 +154,16 @@ def _falling(first: Window, window: Window) -> Finding:
 
 def _too_easy(window: Window, total: int) -> Finding:
     message = (
-        f"{window.accuracy:.1%} of the pairs were already right in steps {window.first}-{window.last} of {total}: little"
-        " is left to learn; look whether length or format alone tells the answers apart"
+        f"{window.accuracy:.1%} of the pairs were already right in steps {window.first}-{window.last} of {total}:"
+        " little is left to learn; look whether length or format alone tells the answers apart"
     )
     return Finding(WarningCode.TOO_EASY, message)
 
 
 def _no_learning(window: Window, total: int) -> Finding:
     message = (
-        f"the margin cannot be told from 0 in steps {window.first}-{window.last} of {total}: {window.margin:.3g}, standard"
-        f" error {window.margin_error:.3g}; raise learningRate, or look whether the preferences are consistent"
+        f"the margin cannot be told from 0 in steps {window.first}-{window.last} of {total}: {window.margin:.3g},"
+        f" standard error {window.margin_error:.3g}; raise learningRate, or look whether the preferences are consistent"
     )
     return Finding(WarningCode.NO_LEARNING, message)
 

@@ -1,16 +1,16 @@
 """The steps that have been made, as numbers: one line of metrics.jsonl each, in order, and what follows from them.
 
-A step is booked when it has been asked of the device and closed when the next one is booked: only then are its numbers
-read, so the device is never waited for while it has nothing else to do. So a step whose gradient was not finite, which
-the device has skipped by itself, is known one step late. `settle` closes the last one too: before an evaluation, a saved
-state, a checkpoint and the end, so that all of these know every step before them.
+A step is booked when it has been asked of the device and closed when the next one is booked: only then are its
+numbers read, so that the device always has work while it is waited for. A step that the device skipped by itself,
+because its gradient was not finite, is therefore known one step late. `settle` closes the last one too: before an
+evaluation, a saved state, a checkpoint and the end, so that all of these know every step before them.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ class Account:
     skipped: int = 0
     """Steps without an update because the gradient was not finite."""
     skipped_in_a_row: int = 0
-    health: Health = Health()
+    health: Health = field(default_factory=Health)
 
 
 @dataclass(frozen=True, slots=True)

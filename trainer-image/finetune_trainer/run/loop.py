@@ -37,7 +37,7 @@ class Position:
     """Tokens trained on."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """The newest evaluation, by metric name."""
-    best: Best = Best()
+    best: Best = field(default_factory=Best)
 
 
 class Loop:

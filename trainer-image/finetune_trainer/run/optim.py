@@ -1,7 +1,7 @@
 """AdamW and its learning rate: the same numbers as Hugging Face's schedules, as a pure function of the step.
 
-Whether a step is taken at all is decided where the gradients are, on the device: the fused AdamW leaves weights, moments
-and step counts as they are where its `found_inf` is 1, as `torch.amp.GradScaler` uses it, on GPUs and CPUs alike.
+Whether a step is taken at all is decided where the gradients are, on the device: the fused AdamW leaves weights,
+moments and step counts as they are where its `found_inf` is 1, as `torch.amp.GradScaler` uses it, on GPU and CPU alike.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.out.publish import Publisher, tidy
+from finetune_trainer.run.health import few_steps
 from finetune_trainer.run.loop import Loop
 from finetune_trainer.run.recovery import metrics_position, position_of, restore, snapshot
 from finetune_trainer.run.start import Work, load_work
@@ -67,6 +68,8 @@ def _warn(config: TrainerConfig, work: Work, teller: Teller) -> None:
         teller.warn(WarningCode.SHARED_PREFIX_OFF, f"slower than possible: {work.choice.reason}")
     if beta := beta_warning(config.training_method):
         teller.warn(*beta)
+    if short := few_steps(work.plan.total_steps, config.batch_size, len(work.plan.widths)):
+        teller.warn(short.code, short.message, 0)
 
 
 def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) -> bool:
@@ -121,6 +124,7 @@ def _steps(loop: Loop, store: RecoveryStore, publisher: Publisher, period: int) 
         if end.failure.code in STATE_STANDS and loop.position.step > 0:
             save()
         store.wait()
-        raise loop.ledger.diverged or end from None
+        loop.ledger.check()
+        raise
     save()
     store.wait()
