@@ -53,11 +53,14 @@ generate: setup ## write every generated file: CRDs, the chart's files
 verify: setup ## fail when a generated file differs from what generate would write
 	$(PY) hack/generate.py --check
 
-.PHONY: test test-unit test-integration test-e2e chart
-test: test-unit test-integration test-e2e ## every tier
+.PHONY: test test-unit test-parity test-integration test-e2e chart
+test: test-unit test-parity test-integration test-e2e ## every tier
 
 test-unit: setup ## unit and architecture tests; Python is all they need
 	$(PY) -m pytest tests/unit tests/architecture
+
+test-parity: setup ## step by step the same numbers as TRL, on the CPU
+	$(PY) -m pytest tests/parity
 
 test-integration: setup cluster-build ## the contract, the chart and whole lifecycles on a real API server
 	$(PY) -m pytest tests/integration tests/chart

@@ -90,6 +90,9 @@ class Hyperparameters(ApiModel):
     max_seq_length: Annotated[Integer, Field(ge=8, le=MAX_SEQ_LENGTH)] | None = None
     """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. Longer rows are dropped and
     counted. Absent = the model's own limit."""
+    packing: Flag = True
+    """Short rows share a micro-batch, as many as fit into memory. False = one row per micro-batch: the same result,
+    slower."""
     seed: Annotated[Integer, Field(ge=0, le=2147483647)] = 42
     """Seed of the data order, of a new adapter and of dropout."""
 

@@ -101,6 +101,7 @@ class FailureCode(StrEnum):
     MODEL_UNREACHABLE = "ModelUnreachable"
     GPU_MISSING = "GpuMissing"
     OUT_OF_MEMORY = "OutOfMemory"
+    MODEL_TOO_LARGE = "ModelTooLarge"
     DIVERGED = "Diverged"
     NEVER_FINITE = "NeverFinite"
     CHECKPOINT_MISSING = "CheckpointMissing"
@@ -152,7 +153,13 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.GPU_MISSING: (ExitCode.BAD_CONFIG, "gpusPerNode is {value} but the pod sees {found} GPUs that do bf16"),
     FailureCode.OUT_OF_MEMORY: (
         ExitCode.OUT_OF_MEMORY,
-        "a row of {tokens} tokens does not fit into {device} memory: lower maxSeqLength or use more memory",
+        "the row of line {line} with {tokens} tokens does not fit into the memory of {device}, rows of up to {fits}"
+        " tokens do: lower maxSeqLength to {fits} or use more memory",
+    ),
+    FailureCode.MODEL_TOO_LARGE: (
+        ExitCode.OUT_OF_MEMORY,
+        "the model with its gradients and optimizer state does not fit into the memory of {device}: choose a smaller"
+        " model, LoRA instead of full training, or more memory",
     ),
     FailureCode.DIVERGED: (
         ExitCode.DIVERGED,
@@ -223,6 +230,10 @@ class WarningCode(StrEnum):
     """Nearly every pair was right before a tenth of the run."""
     NO_LEARNING = "NoLearning"
     """After a third of the run the margin cannot be told from 0."""
+    RESUME_REPLANNED = "ResumeReplanned"
+    """Micro-batches as they were planned before a restart do not fit any more; they are smaller or slower now."""
+    MICRO_BATCH_HALVED = "MicroBatchHalved"
+    """Memory ran out in a step, which was done again with smaller micro-batches, and so are all that follow."""
     BETA_LOW = "BetaLow"
     """The loss compares answers per token, and beta is what plain DPO takes."""
     GAMMA_DOMINATES = "GammaDominates"

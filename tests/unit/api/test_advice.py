@@ -7,6 +7,7 @@ import pytest
 from finetune_api.advice import beta_warning
 from finetune_api.method import TrainingMethod
 from finetune_api.report import WarningCode
+from manifests import EXAMPLES, read
 
 
 def warning(**dpo: object) -> tuple[WarningCode, str] | None:
@@ -32,6 +33,12 @@ def test_silent(options) -> None:
 
 def test_silent_for_sft() -> None:
     assert beta_warning(TrainingMethod()) is None
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_silent_for_the_examples(path) -> None:
+    methods = [document.get("spec", {}).get("trainingMethod", {}) for document in read(path)]
+    assert [beta_warning(TrainingMethod.model_validate(method)) for method in methods] == [None] * len(methods)
 
 
 @pytest.mark.parametrize(

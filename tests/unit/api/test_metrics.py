@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from finetune_api.metrics import METRICS, checkpoint_values, status_values
+from manifests import ROOT
 
 
 def test_every_metric_has_one_name_in_each_place():
@@ -35,3 +37,9 @@ def test_a_checkpoint_carries_its_evaluation():
 def test_a_name_outside_the_table_is_an_error():
     with pytest.raises(KeyError):
         status_values({"perplexity": 3.0})
+
+
+def test_the_page_on_methods_tells_of_every_metric():
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|", (ROOT / "docs/methods.md").read_text(), re.M)
+    told = {pair for status, log in rows for pair in zip(status.split(", "), log.split(", "), strict=False)}
+    assert {(metric.status, metric.log) for metric in METRICS} <= told

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
-from finetune_trainer.run.rows import MethodRows
-from finetune_trainer.step.model import Policy
-from finetune_trainer.step.packing import MicroBatchRows
+from finetune_trainer.run.start import Validation
+from finetune_trainer.step.fitting import Fitter
 
 
-@torch.no_grad()
-def evaluate(
-    policy: Policy, rows: MethodRows, batches: Sequence[MicroBatchRows], before_each: Callable[[], None]
-) -> dict[str, float]:
-    """The metric table's values over all rows in `batches`; `before_each` may raise to end it."""
-    policy.training(False)
-    parts = []
-    for batch in batches:
-        before_each()
-        parts.append(policy.score(rows.batch(batch)))
-    return rows.metrics(torch.cat(parts), [row for batch in batches for row in batch]).read()
+def evaluate(fitter: Fitter, validation: Validation, before_each: Callable[[], None]) -> dict[str, float]:
+    """The metric table's values over all rows; `before_each` is called before each micro-batch and may raise."""
+    rows = validation.rows
+    sums = torch.cat([fitter.scores(rows, group, before_each) for group in validation.groups])
+    return rows.metrics(sums, [row for group in validation.groups for row in group]).read()

@@ -22,7 +22,7 @@ from finetune_trainer.run.ledger import Entry, Ledger
 from finetune_trainer.run.optim import clip, learning_rate, make_adamw, update
 from finetune_trainer.run.start import Work
 from finetune_trainer.run.telling import Teller
-from finetune_trainer.step.gradient import accumulate
+from finetune_trainer.step.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ class Loop:
         self._row_tokens = work.rows.cache.lengths
 
     @property
+    def recipe(self) -> Recipe:
+        """How micro-batches are computed at present."""
+        return self._work.fitter.recipe
+
+    @property
     def has_ended(self) -> bool:
         """Whether no step follows; evaluation and checkpoint may still be due."""
         return self.position.step >= self.total_steps or self._judge.is_enough(self.position.best)
@@ -86,15 +91,15 @@ class Loop:
         """One optimiser step: gradients over all its micro-batches, clip, update; its numbers follow a step later."""
         hyper, plan, position = self._config.hyperparameters, self._work.plan, self.position
         rate = learning_rate(position.step, plan.total_steps, hyper)
-        step_rows = plan.step(position.step)
-        torch.manual_seed(_seed_of(hyper.seed, position.step))
-        sums = accumulate(self._work.policy, self._work.rows, step_rows.micro_batches, self._before_each)
+        rows = plan.step(position.step)
+        seed = _seed_of(hyper.seed, position.step)
+        sums = self._work.fitter.gradients(self._work.rows, rows, seed, self._before_each)
         norm = clip(self.parameters, hyper.max_grad_norm)
         update(self.optimizer, rate, norm)
-        tokens = int(self._row_tokens[list(step_rows.rows)].sum())
+        tokens = int(self._row_tokens[list(rows)].sum())
         done = replace(position, step=position.step + 1, settled=False, tokens=position.tokens + tokens)
         self.position = done
-        measured = self._work.rows.metrics(sums, step_rows.rows)
+        measured = self._work.rows.metrics(sums, rows)
         numbers = torch.cat([measured.values, norm.double().view(1)])
         known = {
             "learning_rate": rate,
@@ -103,7 +108,7 @@ class Loop:
             "tokens_per_second": self.teller.speed(tokens),
         }
         late = Late.of((*measured.names, "grad_norm"), numbers)
-        self.ledger.book(Entry(done.step, done.tokens, step_rows.rows, late, known))
+        self.ledger.book(Entry(done.step, done.tokens, rows, late, known))
         self.ledger.check()
 
     def _settle(self) -> None:
@@ -125,7 +130,7 @@ class Loop:
         self.ledger.check()
         validation, step = self._work.validation, self.position.step
         assert validation is not None
-        values = evaluate(self._work.policy, validation.rows, validation.batches, self._before_each)
+        values = evaluate(self._work.fitter, validation, self._before_each)
         watched = self._watched(values)
         best = self._judge.after(self.position.best, step, watched) if step else self.position.best
         self.metrics.append(step, "eval", values)

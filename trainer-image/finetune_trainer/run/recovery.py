@@ -13,6 +13,7 @@ from finetune_trainer.out.clock import now
 from finetune_trainer.run.ledger import Account
 from finetune_trainer.run.loop import Loop, Position
 from finetune_trainer.run.optim import optimizer_tensors, restore_optimizer
+from finetune_trainer.step.recipe import Level, Recipe
 
 
 def snapshot(loop: Loop) -> RecoveryState:
@@ -25,6 +26,7 @@ def snapshot(loop: Loop) -> RecoveryState:
         step=loop.position.step,
         tensors={"weights": loop.parameters, "optimizer": optimizer_tensors(loop.optimizer, loop.parameters)},
         facts={
+            "recipe": asdict(loop.recipe),
             "position": asdict(loop.position),
             "account": asdict(loop.ledger.account),
             "metrics": loop.metrics.position(),
@@ -32,6 +34,14 @@ def snapshot(loop: Loop) -> RecoveryState:
             "time": now(),
         },
     )
+
+
+def recipe_of(state: RecoveryState | None) -> Recipe | None:
+    """How the process that saved `state` computed."""
+    if state is None:
+        return None
+    facts = state.facts["recipe"]
+    return Recipe(**{**facts, "level": Level(facts["level"])})
 
 
 def metrics_position(state: RecoveryState | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune_api.method import Preference
-from finetune_trainer.data.tokens import CacheKind, TokenCache
+from finetune_trainer.data.tokens import TokenCache
 from finetune_trainer.step.batch import MicroBatch, conversation_batch, pair_batch
 from finetune_trainer.step.losses import preference_loss, preference_rewards, preferred_nll, sft_loss
 from finetune_trainer.step.recipe import Level
@@ -47,16 +47,41 @@ class PreferenceRows:
     objective: Preference
     reference: Tensor | None
     """Sums under the starting weights, fp64 [all rows, 2]; None where the objective compares with none."""
-    level: Level = Level.SHARED
 
     @cached_property
     def lengths(self) -> Lengths:
         """Tokens of both answers of every row, int64 [all rows, 2]."""
         return np.diff(self.cache.offsets).reshape(-1, 3)[:, 1:]
 
-    def batch(self, rows: Sequence[int]) -> MicroBatch:
+    @property
+    def pairs(self) -> bool:
+        """A row has two sequences."""
+        return True
+
+    def widths(self, level: Level) -> Lengths:
+        """Tokens of each row in a pass, int64 [all rows]; where a pass holds one sequence, those of its longest."""
+        return self._widths[level]
+
+    @cached_property
+    def _widths(self) -> dict[Level, Lengths]:
+        prompt, preferred, non_preferred = np.diff(self.cache.offsets).reshape(-1, 3).T
+        return {
+            Level.SHARED: prompt + preferred + non_preferred,
+            Level.PACKED: 2 * prompt + preferred + non_preferred,
+            Level.SINGLE: prompt + np.maximum(preferred, non_preferred),
+        }
+
+    def batch(self, rows: Sequence[int], level: Level) -> MicroBatch:
         """The micro-batch of `rows`."""
-        return pair_batch([self.cache.pair(row) for row in rows], self.level)
+        return pair_batch([self.cache.pair(row) for row in rows], level)
+
+    def shortened(self, row: int, longest: int, level: Level) -> MicroBatch:
+        """The row alone, cut to `longest` tokens a sequence, at least 2; the prompt goes before the answers do."""
+        pair = self.cache.pair(row)
+        prompt = pair.prompt[: max(1, longest - max(len(pair.preferred), len(pair.non_preferred)))]
+        room = longest - len(prompt)
+        cut = replace(pair, prompt=prompt, preferred=pair.preferred[:room], non_preferred=pair.non_preferred[:room])
+        return pair_batch([cut], level)
 
     def units(self, rows: Sequence[int]) -> int:
         """What the sum of losses is divided by: pairs, whatever they weigh."""
@@ -108,7 +133,6 @@ class ConversationRows:
     """Conversations under SFT. Sums of log-probabilities come as [rows]."""
 
     cache: TokenCache
-    level: Level = Level.PACKED
 
     @cached_property
     def target_counts(self) -> Lengths:
@@ -116,9 +140,28 @@ class ConversationRows:
         assert self.cache.targets is not None
         return np.add.reduceat(self.cache.targets, self.cache.offsets[:-1], dtype=np.int64)
 
-    def batch(self, rows: Sequence[int]) -> MicroBatch:
+    @property
+    def pairs(self) -> bool:
+        """A row has one sequence."""
+        return False
+
+    def widths(self, level: Level) -> Lengths:
+        """Tokens of each row in a pass, int64 [all rows]; the same on every level."""
+        return self._widths
+
+    @cached_property
+    def _widths(self) -> Lengths:
+        return self.cache.lengths
+
+    def batch(self, rows: Sequence[int], level: Level) -> MicroBatch:
         """The micro-batch of `rows`."""
-        return conversation_batch([self.cache.conversation(row) for row in rows], self.level)
+        return conversation_batch([self.cache.conversation(row) for row in rows], level)
+
+    def shortened(self, row: int, longest: int, level: Level) -> MicroBatch:
+        """The row alone, cut to its first `longest` tokens, all of them targets: the most that they can cost."""
+        whole = self.cache.conversation(row)
+        tokens = whole.tokens[:longest]
+        return conversation_batch([replace(whole, tokens=tokens, targets=np.arange(len(tokens)) > 0)], level)
 
     def units(self, rows: Sequence[int]) -> int:
         """What the sum of losses is divided by: target tokens, whatever their rows weigh."""
@@ -138,17 +181,3 @@ def _weights(cache: TokenCache, rows: Sequence[int], sums: Tensor) -> Tensor:
 
 
 MethodRows: TypeAlias = PreferenceRows | ConversationRows
-
-
-def row_widths(cache: TokenCache, level: Level) -> Lengths:
-    """Tokens of each row alone in a pass, int64 [rows]; where a pass holds one sequence, those of its longest."""
-    if cache.kind is CacheKind.CONVERSATION:
-        return cache.lengths
-    prompt, preferred, non_preferred = np.diff(cache.offsets).reshape(-1, 3).T
-    match level:
-        case Level.SHARED:
-            return prompt + preferred + non_preferred
-        case Level.PACKED:
-            return 2 * prompt + preferred + non_preferred
-        case Level.SINGLE:
-            return prompt + np.maximum(preferred, non_preferred)

@@ -5,33 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_api.method import MethodType
-from finetune_api.report import FailureCode
+from finetune_api.report import FailureCode, WarningCode
 from finetune_api.schedule import spaced
 from finetune_api.trainer import TrainerConfig
 from finetune_api.uris import parse_uri
 from finetune_trainer.data.model import check_checkpoint
-from finetune_trainer.data.prepared import TRAIN_FOLDER, VALIDATION_FOLDER, Prepared, load_prepared
+from finetune_trainer.data.prepared import TRAIN_FOLDER, VALIDATION_FOLDER, Prepared, cache_digests, load_prepared
 from finetune_trainer.data.sources import FetchedModel, fetch_model
-from finetune_trainer.data.tokens import TokenCache, open_cache
+from finetune_trainer.data.tokens import open_cache
 from finetune_trainer.failures import failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
-from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows, row_widths
-from finetune_trainer.step.levels import Choice, choose_level
+from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows
+from finetune_trainer.run.telling import Teller
+from finetune_trainer.step.fitting import Fitter
+from finetune_trainer.step.levels import choose_level
+from finetune_trainer.step.memory import weights_fit
 from finetune_trainer.step.model import Policy, choose_device, load_policy
-from finetune_trainer.step.packing import MicroBatchRows, Plan, pack
-from finetune_trainer.step.recipe import Level
+from finetune_trainer.step.packing import Plan
+from finetune_trainer.step.recipe import Level, Recipe
 from finetune_trainer.step.reference import reference_scores
+from finetune_trainer.step.rehearsal import Rehearsal
 from finetune_trainer.step.weights import StartFolders
 from finetune_trainer.volumes import locate
 
-MAX_TOKENS = {"cpu": 4096, "cuda": 8192}
-"""Most tokens of a micro-batch, by kind of device."""
+VALIDATION_GROUP = 256
+"""Validation rows that are evaluated together, and that may share a micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,97 +43,165 @@ class Validation:
     """Rows that are evaluated and never trained on."""
 
     rows: MethodRows
-    batches: tuple[MicroBatchRows, ...]
+    groups: tuple[range, ...]
+    """Rows that may share a micro-batch, the same in every evaluation as in the reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """What is trained on what, and where the result goes."""
 
-    policy: Policy
+    fitter: Fitter
     plan: Plan
     rows: MethodRows
     validation: Validation | None
-    identity: str
-    """Digest of everything that decides the result: a recovery state of another identity is of no use."""
     publisher: Publisher
-    choice: Choice
-    """How rows lie in a pass."""
+
+    @property
+    def policy(self) -> Policy:
+        """What is trained."""
+        return self.fitter.policy
 
 
-def load_work(config: TrainerConfig, layout: Layout, before_each: Callable[[], None]) -> Work:
-    """Load the starting weights, plan the steps and score the reference; `before_each` may raise to end the scoring.
+def verified(layout: Layout) -> Prepared:
+    """What prepare left, its token caches unchanged since.
 
     Raises:
-        RunFailed: nothing is prepared, the weights are missing, changed or unsupported, no GPU, unknown modules, the
-            reference cannot be written.
+        RunFailed: ConfigInvalid: nothing is prepared, or a cache is another one than prepare wrote.
     """
-    prepared = _prepared(layout)
-    check_checkpoint(config.start, config.mounts)
-    device = choose_device(config.gpus)
-    fetched = fetch_model(config.start.model, config.mounts, config.offline, prepared.model_revision)
-    start, hyper = _start_folders(config, fetched), config.hyperparameters
-    policy = load_policy(start, config.training_kind, config.lora, hyper.seed, device)
-    cache = open_cache(layout.prepared / TRAIN_FOLDER)
-    choice = _level(config, policy, cache)
-    max_tokens = MAX_TOKENS[device.type] if choice.level is not Level.SINGLE else 1
-    plan = Plan(row_widths(cache, choice.level), config.batch_size, hyper.n_epochs, hyper.seed, max_tokens)
-    identity = _identity(config, prepared, plan)
-    method = _Method(config, policy, choice.level, layout.reference / identity, layout.uri, before_each)
-    return Work(
-        policy=policy,
-        plan=plan,
-        rows=method.rows(cache, plan.first_epoch(), TRAIN_FOLDER),
-        validation=_validation(layout, prepared, method, max_tokens),
-        identity=identity,
-        publisher=_publisher(config, layout, prepared, start, plan),
-        choice=choice,
-    )
-
-
-def _level(config: TrainerConfig, policy: Policy, cache: TokenCache) -> Choice:
-    wanted = Level.PACKED if config.training_method.type is MethodType.SFT else Level.SHARED
-    return choose_level(policy, wanted, int(row_widths(cache, Level.SINGLE).max()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Method:
-    """Makes the rows of the configured method, with their reference where it has one."""
-
-    config: TrainerConfig
-    policy: Policy
-    level: Level
-    folder: Path
-    uri: str
-    """URI of the output, named when no scores can be written."""
-    before_each: Callable[[], None]
-
-    def rows(self, cache: TokenCache, batches: Sequence[MicroBatchRows], name: str) -> MethodRows:
-        method = self.config.training_method
-        if method.type is MethodType.SFT:
-            return ConversationRows(cache, self.level)
-        if method.preference.reference_free:
-            return PreferenceRows(cache, method.preference, None, self.level)
-        with writing_to(self.uri):
-            folder = self.folder / name
-            scores = reference_scores(self.policy, batches, cache.pair, self.level, folder, self.before_each)
-        return PreferenceRows(cache, method.preference, scores, self.level)
-
-
-def _validation(layout: Layout, prepared: Prepared, method: _Method, max_tokens: int) -> Validation | None:
-    if not prepared.validation_rows:
-        return None
-    cache = open_cache(layout.prepared / VALIDATION_FOLDER)
-    batches = pack(range(len(cache)), row_widths(cache, method.level), max_tokens)
-    return Validation(method.rows(cache, batches, VALIDATION_FOLDER), batches)
-
-
-def _prepared(layout: Layout) -> Prepared:
     prepared = load_prepared(layout.prepared)
     if prepared is None:
         problem = "the data is not prepared: run `finetune-train prepare` with the same configuration first"
         raise failed(FailureCode.CONFIG_INVALID, field="prepared", problem=problem)
+    found = cache_digests(layout.prepared)
+    changed = sorted(file for file, digest in prepared.digests.items() if found.get(file) != digest)
+    if changed:
+        problem = f"{changed[0]} is not what prepare wrote: run `finetune-train prepare` again"
+        raise failed(FailureCode.CONFIG_INVALID, field="prepared", problem=problem)
     return prepared
+
+
+def identity_of(config: TrainerConfig, prepared: Prepared) -> str:
+    """Digest of everything that decides the result: a recovery state of another identity is of no use."""
+    decides = {"start", "training_method", "training_kind", "lora", "hyperparameters", "evaluation", "gpus"}
+    parts = [
+        config.model_dump(mode="json", include=decides),
+        config.checkpointing.n_checkpoints,
+        config.batch_size,
+        prepared.key,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def plan_of(config: TrainerConfig, prepared: Prepared) -> Plan:
+    """Which rows form which step."""
+    hyper = config.hyperparameters
+    return Plan(prepared.rows, config.batch_size, hyper.n_epochs, hyper.seed)
+
+
+def load_work(
+    config: TrainerConfig,
+    layout: Layout,
+    prepared: Prepared,
+    stored: Recipe | None,
+    teller: Teller,
+    before_each: Callable[[], None],
+) -> Work:
+    """Load the starting weights, find a recipe by which every row fits into memory, and score the reference.
+
+    Args:
+        stored: the recipe by which an earlier process of this run computed.
+        before_each: called before each micro-batch; may raise to end the scoring.
+
+    Raises:
+        RunFailed: the weights are missing, changed or unsupported, no GPU, unknown modules, too little memory, the
+            reference cannot be written.
+    """
+    check_checkpoint(config.start, config.mounts)
+    device = choose_device(config.gpus)
+    fetched = fetch_model(config.start.model, config.mounts, config.offline, prepared.model_revision)
+    start = _start_folders(config, fetched)
+    with weights_fit(device):
+        policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device)
+        rows = _rows(config, layout, TRAIN_FOLDER)
+        recipe = _recipe(config, policy, rows, stored, teller)
+        fitter = Fitter(policy, recipe, lambda sentence: teller.warn(WarningCode.MICRO_BATCH_HALVED, sentence))
+        plan = plan_of(config, prepared)
+        folder = layout.reference / _reference_key(config, prepared, policy)
+        reference = _Reference(fitter, folder, layout.uri, teller, before_each)
+        return Work(
+            fitter=fitter,
+            plan=plan,
+            rows=reference.scored(rows, plan.first_epoch(), TRAIN_FOLDER),
+            validation=_validation(config, layout, prepared, reference),
+            publisher=_publisher(config, layout, prepared, start, plan),
+        )
+
+
+def _rows(config: TrainerConfig, layout: Layout, folder: str) -> MethodRows:
+    """The rows of a file as the configured method sees them, without a reference."""
+    cache, method = open_cache(layout.prepared / folder), config.training_method
+    return ConversationRows(cache) if method.type is MethodType.SFT else PreferenceRows(cache, method.preference, None)
+
+
+def _recipe(config: TrainerConfig, policy: Policy, rows: MethodRows, stored: Recipe | None, teller: Teller) -> Recipe:
+    """The stored recipe if it still fits model, device and memory, else a new one."""
+    wanted = Level.SHARED if rows.pairs else Level.PACKED
+    choice = choose_level(policy, wanted, int(rows.widths(Level.SINGLE).max()))
+    if choice.reason:
+        teller.warn(WarningCode.SHARED_PREFIX_OFF, f"slower than possible: {choice.reason}")
+    rehearsal = Rehearsal(policy, rows, config.batch_size, config.hyperparameters.packing)
+    if stored is None:
+        return rehearsal.plan(choice.level)
+    levels = list(Level)
+    possible = levels.index(stored.level) >= levels.index(choice.level)
+    recipe = rehearsal.fitting(stored) if possible else rehearsal.plan(choice.level)
+    if recipe != stored:
+        message = f"what was planned before the restart does not fit any more: {stored} before, {recipe} from now on"
+        teller.warn(WarningCode.RESUME_REPLANNED, message)
+    return recipe
+
+
+def _reference_key(config: TrainerConfig, prepared: Prepared, policy: Policy) -> str:
+    """Digest of everything that decides the scores but the recipe, which changes them by rounding at most."""
+    start = config.start.model_dump(mode="json")
+    parts = [prepared.key, prepared.model_revision, start, str(policy.base.causal.dtype), policy.device.type]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """Gives rows the scores of the starting weights, where their objective compares with them."""
+
+    fitter: Fitter
+    folder: Path
+    uri: str
+    """URI of the output, named when no scores can be written."""
+    teller: Teller
+    before_each: Callable[[], None]
+
+    def scored(self, rows: MethodRows, groups: Sequence[Sequence[int]], name: str) -> MethodRows:
+        """`rows` with their scores; rows that share a group may share a micro-batch."""
+        if isinstance(rows, ConversationRows) or rows.objective.reference_free:
+            return rows
+        with writing_to(self.uri):
+            scores = reference_scores(
+                rows.cache.pair,
+                groups,
+                lambda some: self.fitter.scores(rows, some, self.before_each),
+                self.folder / name,
+                self.teller.scoring,
+                self.fitter.policy.base.uri,
+            )
+        return replace(rows, reference=scores)
+
+
+def _validation(config: TrainerConfig, layout: Layout, prepared: Prepared, reference: _Reference) -> Validation | None:
+    count = prepared.validation_rows
+    if not count:
+        return None
+    groups = tuple(range(first, min(first + VALIDATION_GROUP, count)) for first in range(0, count, VALIDATION_GROUP))
+    return Validation(reference.scored(_rows(config, layout, VALIDATION_FOLDER), groups, VALIDATION_FOLDER), groups)
 
 
 def _start_folders(config: TrainerConfig, fetched: FetchedModel) -> StartFolders:
@@ -142,17 +214,6 @@ def _start_folders(config: TrainerConfig, fetched: FetchedModel) -> StartFolders
         base_revision=fetched.revision,
         adapter=locate(config.start.adapter, config.mounts) if config.start.adapter else None,
     )
-
-
-def _identity(config: TrainerConfig, prepared: Prepared, plan: Plan) -> str:
-    decides = {"start", "training_method", "training_kind", "lora", "hyperparameters", "evaluation", "gpus"}
-    parts = [
-        config.model_dump(mode="json", include=decides),
-        config.checkpointing.n_checkpoints,
-        prepared.key,
-        plan.identity,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders, plan: Plan) -> Publisher:

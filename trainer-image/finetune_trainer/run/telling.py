@@ -45,6 +45,10 @@ class Teller:
         self._tokens.append(tokens)
         return tokens / max(self._seconds[-1], 1e-9)
 
+    def scoring(self, done: int, rows: int) -> None:
+        """The reference is being scored."""
+        self._tell(progress=Progress(display=f"reference {done}/{rows}", step=0, total_steps=self._total))
+
     def stepped(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
         """A step is done: `tokens` so far, and its metrics."""
         self._metrics = self._metrics.model_copy(update={"train": status_values(values)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from threading import Event
 from time import monotonic
 
@@ -22,9 +22,10 @@ from finetune_trainer.out.progress import Reporter
 from finetune_trainer.out.publish import Publisher, tidy
 from finetune_trainer.run.health import few_steps
 from finetune_trainer.run.loop import Loop
-from finetune_trainer.run.recovery import metrics_position, position_of, restore, snapshot
-from finetune_trainer.run.start import Work, load_work
+from finetune_trainer.run.recovery import metrics_position, position_of, recipe_of, restore, snapshot
+from finetune_trainer.run.start import identity_of, load_work, plan_of, verified
 from finetune_trainer.run.telling import Teller
+from finetune_trainer.step.memory import weights_fit
 
 OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"})
 """Fields of a report that belong to the process that made it."""
@@ -46,11 +47,22 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
         return
     torch.use_deterministic_algorithms(config.gpus == 0)
     disable_progress_bar()
-    work = load_work(config, layout, lambda: _go_on(stopping, 0))
-    teller = Teller(reporter.update, work.plan.total_steps, work.plan.steps_per_epoch)
-    _warn(config, work, teller)
-    with writing_to(layout.uri), closing(RecoveryStore(layout.recovery, work.identity, teller.saved)) as store:
-        state = _newest(store, work, teller)
+    prepared = verified(layout)
+    plan = plan_of(config, prepared)
+    teller = Teller(reporter.update, plan.total_steps, plan.steps_per_epoch)
+    if beta := beta_warning(config.training_method):
+        teller.warn(*beta)
+    if short := few_steps(plan.total_steps, config.batch_size, prepared.rows):
+        teller.warn(short.code, short.message, 0)
+    with ExitStack() as open_files:
+        with writing_to(layout.uri):
+            store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved)
+            open_files.enter_context(closing(store))
+            state = _newest(store, teller)
+        work = load_work(config, layout, prepared, recipe_of(state), teller, lambda: _go_on(stopping, 0))
+        open_files.enter_context(writing_to(layout.uri))
+        open_files.enter_context(weights_fit(work.policy.device))
+        teller.published(work.publisher.forget_after(state.step if state else 0, position_of(state).best.step))
         with MetricsLog(layout.metrics, metrics_position(state)) as metrics:
             loop = Loop(config, work, metrics, teller, lambda: _go_on(stopping, loop.position.step))
             if state:
@@ -60,16 +72,6 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
         loop.publish(CheckpointType.FINAL)
         reporter.update(output=work.publisher.output())
         work.publisher.conclude(reporter.report)
-
-
-def _warn(config: TrainerConfig, work: Work, teller: Teller) -> None:
-    """What is worth saying before the first step."""
-    if work.choice.reason:
-        teller.warn(WarningCode.SHARED_PREFIX_OFF, f"slower than possible: {work.choice.reason}")
-    if beta := beta_warning(config.training_method):
-        teller.warn(*beta)
-    if short := few_steps(work.plan.total_steps, config.batch_size, len(work.plan.widths)):
-        teller.warn(short.code, short.message, 0)
 
 
 def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) -> bool:
@@ -89,14 +91,12 @@ def _go_on(stopping: Event, step: int) -> None:
         raise failed(FailureCode.STOPPED, step=step)
 
 
-def _newest(store: RecoveryStore, work: Work, teller: Teller) -> RecoveryState | None:
-    """The state to go on from; what was published after it is forgotten and will be published again."""
+def _newest(store: RecoveryStore, teller: Teller) -> RecoveryState | None:
+    """The state to go on from."""
     state, skipped = store.newest()
     for sentence in skipped:
         teller.warn(WarningCode.RECOVERY_SKIPPED, sentence)
-    step = state.step if state else 0
-    teller.resumed(step)
-    teller.published(work.publisher.forget_after(step, position_of(state).best.step))
+    teller.resumed(state.step if state else 0)
     return state
 
 

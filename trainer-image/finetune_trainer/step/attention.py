@@ -76,9 +76,18 @@ class Layout:
         """The same on another device."""
         return replace(
             self,
-            cu_q=self.cu_q.to(device),
-            cu_k=self.cu_k.to(device),
-            k_index=None if self.k_index is None else self.k_index.to(device),
+            cu_q=self.cu_q.to(device, non_blocking=True),
+            cu_k=self.cu_k.to(device, non_blocking=True),
+            k_index=None if self.k_index is None else self.k_index.to(device, non_blocking=True),
+        )
+
+    def pinned(self) -> Layout:
+        """The same in memory from which a GPU copies while the program goes on."""
+        return replace(
+            self,
+            cu_q=self.cu_q.pin_memory(),
+            cu_k=self.cu_k.pin_memory(),
+            k_index=None if self.k_index is None else self.k_index.pin_memory(),
         )
 
     def arguments(self) -> dict[str, Any]:

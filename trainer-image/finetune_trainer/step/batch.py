@@ -73,12 +73,23 @@ class Pass:
         if device.type == "cpu":
             return self
         return Pass(
-            input_ids=self.input_ids.to(device),
-            position_ids=self.position_ids.to(device),
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
             layout=self.layout and self.layout.to(device),
-            predictors=self.predictors.to(device),
-            targets=self.targets.to(device),
-            sequence=self.sequence.to(device),
+            predictors=self.predictors.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            sequence=self.sequence.to(device, non_blocking=True),
+        )
+
+    def pinned(self) -> Pass:
+        """The same in memory from which a GPU copies while the program goes on."""
+        return Pass(
+            input_ids=self.input_ids.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            layout=self.layout and self.layout.pinned(),
+            predictors=self.predictors.pin_memory(),
+            targets=self.targets.pin_memory(),
+            sequence=self.sequence.pin_memory(),
         )
 
 
@@ -99,6 +110,10 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         return self if device.type == "cpu" else replace(self, passes=tuple(one.to(device) for one in self.passes))
+
+    def pinned(self) -> MicroBatch:
+        """The same in memory from which a GPU copies while the program goes on."""
+        return replace(self, passes=tuple(one.pinned() for one in self.passes))
 
 
 class _Piece(NamedTuple):

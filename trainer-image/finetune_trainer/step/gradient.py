@@ -1,23 +1,44 @@
-"""Gradients of one optimiser step, summed over its micro-batches so that the split changes nothing."""
+"""Gradients and scores of rows, summed over their micro-batches so that the split changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from finetune_trainer.step.batch import MicroBatch
-from finetune_trainer.step.model import Policy, in_memory
-from finetune_trainer.step.packing import MicroBatchRows
+from finetune_trainer.step.collate import collated
+from finetune_trainer.step.memory import random_state, set_random_state, within
+from finetune_trainer.step.model import Policy
+from finetune_trainer.step.packing import MicroBatchRows, pack
+from finetune_trainer.step.recipe import Level, Recipe
 
 
-class Objective(Protocol):
-    """What a method makes of rows."""
+class Table(Protocol):
+    """The rows of a file, as micro-batches are made of them."""
 
-    def batch(self, rows: Sequence[int]) -> MicroBatch:
+    @property
+    def pairs(self) -> bool:
+        """Whether a row has two sequences, else one."""
+
+    def widths(self, level: Level) -> npt.NDArray[np.int64]:
+        """Tokens of each row in a pass, [all rows]; where a pass holds one sequence, those of its longest."""
+
+    def batch(self, rows: Sequence[int], level: Level) -> MicroBatch:
         """Their tokens."""
+
+    def shortened(self, row: int, longest: int, level: Level) -> MicroBatch:
+        """The row alone, cut so that its longest sequence has `longest` tokens, at least 2."""
+
+
+class Objective(Table, Protocol):
+    """What a method makes of rows."""
 
     def units(self, rows: Sequence[int]) -> int:
         """What the sum of losses is divided by."""
@@ -26,28 +47,105 @@ class Objective(Protocol):
         """Sum of their losses, from the sums of log-probabilities of their sequences."""
 
 
+class NoRoom(Exception):
+    """A micro-batch did not fit into memory."""
+
+    def __init__(self, rows: MicroBatchRows) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+
 def accumulate(
-    policy: Policy, objective: Objective, micro_batches: Sequence[MicroBatchRows], before_each: Callable[[], None]
+    policy: Policy, objective: Objective, recipe: Recipe, rows: Sequence[int], before_each: Callable[[], None]
 ) -> Tensor:
-    """Add the gradient of (sum of losses over all rows) / (units of all rows) to the trainable parameters.
+    """Add the gradient of (sum of losses over `rows`) / (their units) to the trainable parameters.
 
     Args:
         before_each: called before each micro-batch; what it raises ends the step, its gradients half summed.
 
     Returns:
-        Sums of log-probabilities of every sequence in the order of the micro-batches, fp64, on the device.
+        Sums of log-probabilities of every sequence, row by row in the order of `rows`, fp64, on the policy's device.
 
     Raises:
-        RunFailed: OutOfMemory.
+        NoRoom: the gradients are half summed.
     """
     policy.training(True)
-    units = sum(objective.units(rows) for rows in micro_batches)
-    parts = []
-    for rows in micro_batches:
-        before_each()
-        batch = objective.batch(rows)
+    units = objective.units(rows)
+
+    def one(rows: MicroBatchRows, batch: MicroBatch, split: bool) -> Tensor:
+        return backward(policy, batch, lambda sums: objective.loss(sums, rows) / units, split=split)
+
+    return _each(policy, objective, recipe, rows, before_each, one)
+
+
+@torch.no_grad()
+def scores(
+    policy: Policy, table: Table, recipe: Recipe, rows: Sequence[int], before_each: Callable[[], None]
+) -> Tensor:
+    """Sums of log-probabilities of every sequence, as `accumulate` returns them, without dropout and gradients.
+
+    Raises:
+        NoRoom.
+    """
+    policy.training(False)
+    return _each(policy, table, recipe, rows, before_each, lambda _rows, batch, _split: policy.score(batch))
+
+
+def backward(policy: Policy, batch: MicroBatch, loss: Callable[[Tensor], Tensor], *, split: bool) -> Tensor:
+    """Add the gradient of `loss`, a function of the sums of log-probabilities; returns those sums.
+
+    Split, only one pass of the micro-batch keeps activations at a time: all are scored first without keeping any, which
+    gives the derivative of the loss by each sum, then each runs again, with the same dropout, and back.
+    """
+    if not split:
         sums = policy.score(batch)
-        with in_memory(batch, policy.device):
-            (objective.loss(sums, rows) / units).backward()
-        parts.append(sums.detach())
-    return torch.cat(parts)
+        loss(sums).backward()
+        return sums.detach()
+    states, parts = [], []
+    with torch.no_grad():
+        for one in batch.passes:
+            states.append(random_state(policy.device))
+            parts.append(policy.score_pass(one, batch.sequences))
+    sums = torch.stack(parts).sum(0).requires_grad_()
+    (factors,) = torch.autograd.grad(loss(sums), sums)
+    for one, state in zip(batch.passes, states, strict=True):
+        set_random_state(policy.device, state)
+        (policy.score_pass(one, batch.sequences) * factors).sum().backward()
+    return sums.detach()
+
+
+def _each(
+    policy: Policy,
+    table: Table,
+    recipe: Recipe,
+    rows: Sequence[int],
+    before_each: Callable[[], None],
+    run: Callable[[MicroBatchRows, MicroBatch, bool], Tensor],
+) -> Tensor:
+    """`run` on every micro-batch of `rows`, told whether it is split; the sums in the order of `rows`."""
+    widths = table.widths(recipe.level)
+
+    def split(some: MicroBatchRows) -> bool:
+        return recipe.splits(int(widths[list(some)].sum()))
+
+    def make(some: MicroBatchRows) -> MicroBatch:
+        batch = table.batch(some, Level.SINGLE if split(some) else recipe.level)
+        return batch.pinned() if policy.device.type == "cuda" else batch
+
+    micro_batches = pack(rows, widths, recipe.max_tokens)
+    parts: list[Tensor] = []
+    with closing(collated(micro_batches, make)) as batches:
+        for some, batch in batches:
+            before_each()
+            sums = within(policy.device, partial(run, some, batch, split(some)))
+            if sums is None:
+                raise NoRoom(some)
+            parts.append(sums)
+    return _in_order(torch.cat(parts), micro_batches, rows)
+
+
+def _in_order(sums: Tensor, micro_batches: Sequence[MicroBatchRows], rows: Sequence[int]) -> Tensor:
+    """Sums in the order of the micro-batches as sums in the order of `rows`."""
+    place = {row: at for at, row in enumerate(row for some in micro_batches for row in some)}
+    order = torch.tensor([place[row] for row in rows], device=sums.device)
+    return sums.view(len(place), -1)[order].flatten()

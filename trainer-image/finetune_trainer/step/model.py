@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,18 +43,12 @@ class Policy:
         """Sum of the log-probabilities of each sequence's targets, fp64 [sequences].
 
         Raises:
-            RunFailed: OutOfMemory.
             AttentionUnsupported: the model cannot do the level that `batch` was made for.
         """
-        with in_memory(batch, self.device):
-            return torch.stack([self.score_pass(one, batch.sequences) for one in batch.passes]).sum(0)
+        return torch.stack([self.score_pass(one, batch.sequences) for one in batch.passes]).sum(0)
 
     def score_pass(self, one: Pass, sequences: int) -> Tensor:
-        """The same for one pass of a micro-batch of `sequences`; 0 for those that are not in it.
-
-        Raises:
-            OutOfMemoryError.
-        """
+        """The same for one pass of a micro-batch of `sequences`; 0 for those that are not in it."""
         one = one.to(self.device)
         self._attend(self.base.attention if one.layout is None else PREF_VARLEN)
         placed = {"position_ids": one.position_ids, **one.layout.arguments()} if one.layout else {}
@@ -84,25 +77,20 @@ class Policy:
         """Adapter dropout on or off; the base has none."""
         self.root.train(on)
 
+    def checkpointing(self, on: bool) -> None:
+        """Activations are computed again in the backward pass, where the model can do that, or kept until then."""
+        causal = self.base.causal
+        if on and causal.supports_gradient_checkpointing:
+            causal.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            causal.activation_checkpointing_disable()
+
     def save(self, folder: Path) -> None:
         """Write the trained weights with their configuration, as PEFT or transformers read them."""
         if isinstance(self.root, PeftModel):
             save_adapter(self.root, folder)
         else:
             _save_model(self.root, self.base, folder)
-
-
-@contextmanager
-def in_memory(batch: MicroBatch, device: torch.device) -> Iterator[None]:
-    """Too little memory for a pass over `batch`, as a cause.
-
-    Raises:
-        RunFailed: OutOfMemory.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise failed(FailureCode.OUT_OF_MEMORY, tokens=batch.tokens, device=device.type) from error
 
 
 def choose_device(gpus: int) -> torch.device:
@@ -141,8 +129,6 @@ def load_policy(
     else:
         root = new_adapter(base.causal, start, lora, seed)
     causal = base.causal
-    if gpu:
-        causal.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(root, causal.base_model, head_of(causal), base, device, kind)
 
 

@@ -1,12 +1,11 @@
 """The planner: which rows form an optimiser step, and how they are split into micro-batches.
 
-A pure function of (seed, epoch, widths, batch size, token limit): it is never saved, only computed again, so a resumed
-run sees the rows that an uninterrupted one would have seen. Packing never decides which rows form a step.
+Pure functions of (seed, epoch, batch size) and of (widths, token limit): a plan is never saved, only computed again, so
+a resumed run sees the rows that an uninterrupted one would have seen. Packing never decides which rows form a step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,57 +19,34 @@ MicroBatchRows: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class StepRows:
-    """The rows of one optimiser step, as micro-batches in the order in which they run."""
-
-    micro_batches: tuple[MicroBatchRows, ...]
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Every row of the step."""
-        return tuple(row for rows in self.micro_batches for row in rows)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
 class Plan:
-    """All steps of a run. Steps count from 0; the last step of an epoch holds what is left of it."""
+    """The steps of a run. They count from 0; the last step of an epoch holds what is left of it."""
 
-    widths: npt.NDArray[np.int64]
-    """Tokens of each row alone in a micro-batch, int64 [rows]."""
+    rows: int
+    """Rows of the training file."""
     batch_size: int
     epochs: int
     seed: int
-    max_tokens: int
-    """Most tokens of a micro-batch; a longer row has one to itself."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass over the rows."""
-        return math.ceil(len(self.widths) / self.batch_size)
+        return math.ceil(self.rows / self.batch_size)
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the run."""
         return self.epochs * self.steps_per_epoch
 
-    def step(self, step: int) -> StepRows:
+    def step(self, step: int) -> tuple[int, ...]:
         """The rows of step `step`, 0 <= step < total_steps."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = permutation(len(self.widths), self.seed, epoch)
-        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
-        return StepRows(pack(rows.tolist(), self.widths, self.max_tokens))
+        order = permutation(self.rows, self.seed, epoch)
+        return tuple(order[place * self.batch_size : (place + 1) * self.batch_size].tolist())
 
-    def first_epoch(self) -> tuple[MicroBatchRows, ...]:
-        """Every micro-batch of the first epoch: each row once, in the company in which it is first trained."""
-        return tuple(rows for step in range(self.steps_per_epoch) for rows in self.step(step).micro_batches)
-
-    @property
-    def identity(self) -> str:
-        """A digest of everything that the plan depends on."""
-        numbers = (self.batch_size, self.epochs, self.seed, self.max_tokens)
-        digest = hashlib.sha256(",".join(map(str, numbers)).encode())
-        digest.update(np.ascontiguousarray(self.widths, dtype="<i8").tobytes())
-        return digest.hexdigest()
+    def first_epoch(self) -> tuple[tuple[int, ...], ...]:
+        """The steps of the first epoch: each row once, in the company in which it is first trained."""
+        return tuple(self.step(step) for step in range(self.steps_per_epoch))
 
 
 @lru_cache(maxsize=2)

@@ -5,8 +5,11 @@ None of it changes loss or gradients beyond rounding; all of it changes speed an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+ROW_ALONE = 1
+"""`max_tokens` by which every row has a micro-batch to itself."""
 
 
 class Level(StrEnum):
@@ -30,4 +33,32 @@ class Recipe:
     checkpointing: bool = False
     """Activations are computed again in the backward pass."""
     split: bool = False
-    """The two sequences of a pair go through the model one after the other, which halves memory and costs a pass."""
+    """Pairs longer than `max_tokens` go through the model one sequence after the other: half the memory, one more
+    forward pass."""
+
+    def easier(self, rows: int, *, pairs: bool, gradient: bool) -> Recipe | None:
+        """The recipe that needs less memory, after a micro-batch of so many rows did not fit; None: there is none.
+
+        Smaller micro-batches cost next to nothing, computing activations again a third of a step, a split pair one
+        more forward pass.
+
+        Args:
+            pairs: rows have two sequences.
+            gradient: the pass was to be followed by a backward pass; without one no activations are kept.
+        """
+        if rows > 1:
+            return replace(self, max_tokens=max(ROW_ALONE, self.max_tokens // 2))
+        if gradient and not self.checkpointing:
+            return replace(self, checkpointing=True)
+        if pairs and not self.split:
+            return replace(self, split=True)
+        return None
+
+    def splits(self, tokens: int) -> bool:
+        """Whether a micro-batch of so many tokens, which is one row, is split."""
+        return self.split and tokens > self.max_tokens
+
+    def __str__(self) -> str:
+        size = "one row each" if self.max_tokens == ROW_ALONE else f"at most {self.max_tokens} tokens"
+        more = [" with activations computed again"] * self.checkpointing + [", long pairs split"] * self.split
+        return f"micro-batches of {size}{''.join(more)}"

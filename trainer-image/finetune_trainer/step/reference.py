@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,50 +21,55 @@ from torch import Tensor
 from finetune_api.report import FailureCode
 from finetune_trainer.failures import failed
 from finetune_trainer.files import replace
-from finetune_trainer.step.batch import PairTokens, pair_batch
-from finetune_trainer.step.model import Policy
-from finetune_trainer.step.packing import MicroBatchRows
-from finetune_trainer.step.recipe import Level
+from finetune_trainer.step.batch import PairTokens
 
-SHARD_MICRO_BATCHES = 32
+SHARD_SECONDS = 20.0
+"""A shard is written when this much work is in it: what a kill can cost."""
 DIGEST_BYTES = 16
+
+Tokens: TypeAlias = Callable[[int], PairTokens]
 
 
 def reference_scores(
-    policy: Policy,
-    batches: Sequence[MicroBatchRows],
-    pair: Callable[[int], PairTokens],
-    level: Level,
+    pair: Tokens,
+    groups: Sequence[Sequence[int]],
+    score: Callable[[Sequence[int]], Tensor],
     folder: Path,
-    before_each: Callable[[], None],
+    told: Callable[[int, int], None],
+    uri: str,
 ) -> Tensor:
     """Sums of log-probabilities under the starting weights, fp64 [rows, 2], preferred first.
 
     Args:
-        policy: holds the starting weights.
-        batches: every row once; the same on every restart.
         pair: the tokens of a row.
-        level: how rows lie in a pass.
+        groups: every row once, in the order in which they are scored, those that may share a micro-batch together; the
+            same on every restart, so that a restart changes no bit of what it has to score.
+        score: the sums of some rows; what it raises ends the scoring, and what was scored is kept.
         folder: where the shards lie.
-        before_each: called before each micro-batch; what it raises ends the scoring between two shards.
+        told: hears how many rows of how many are done.
+        uri: of the model, named where its scores are not finite.
 
     Raises:
         RunFailed: ConfigInvalid: a shard is about other tokens; ModelUnsupported: a score is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    policy.training(False)
-    scores = torch.zeros(sum(map(len, batches)), 2, dtype=torch.float64)
-    for number, first in enumerate(range(0, len(batches), SHARD_MICRO_BATCHES)):
-        shard = batches[first : first + SHARD_MICRO_BATCHES]
-        rows = [row for batch in shard for row in batch]
-        path = folder / f"shard-{number:05d}.safetensors"
-        digests = torch.from_numpy(np.stack([row_digest(pair(row)) for row in rows]))
-        found = _load(path, rows, digests)
-        if found is None:
-            found = _score(policy, shard, pair, level, before_each)
-            _save(path, rows, digests, found, [pair(row) for row in rows])
-        scores[rows] = found
-    return scores
+    sums, done = _load(folder, pair, sum(map(len, groups)))
+    fresh: list[int] = []
+    since = monotonic()
+    try:
+        for group in groups:
+            if missing := [row for row in group if not done[row]]:
+                told(int(done.sum()), len(done))
+                sums[missing] = _finite(score(missing).cpu().view(-1, 2), missing, pair, uri)
+                done[missing] = True
+                fresh += missing
+            if fresh and monotonic() - since >= SHARD_SECONDS:
+                _save(folder, fresh, sums, pair)
+                fresh, since = [], monotonic()
+    finally:
+        if fresh:
+            _save(folder, fresh, sums, pair)
+    return sums
 
 
 def row_digest(pair: PairTokens) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -74,40 +81,47 @@ def row_digest(pair: PairTokens) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     return np.frombuffer(digest.digest(), np.uint8).copy()
 
 
-@torch.no_grad()
-def _score(
-    policy: Policy,
-    batches: Sequence[MicroBatchRows],
-    pair: Callable[[int], PairTokens],
-    level: Level,
-    before_each: Callable[[], None],
-) -> Tensor:
-    parts = []
-    for rows in batches:
-        before_each()
-        sums = policy.score(pair_batch([pair(row) for row in rows], level)).cpu().view(-1, 2)
-        for row, ok in zip(rows, sums.isfinite().all(dim=1).tolist(), strict=True):
-            if not ok:
-                problem = f"its log-probability of an answer of line {pair(row).line} is not finite"
-                raise failed(FailureCode.MODEL_UNSUPPORTED, uri=policy.base.uri, problem=problem)
-        parts.append(sums)
-    return torch.cat(parts)
+def _finite(sums: Tensor, rows: Sequence[int], pair: Tokens, uri: str) -> Tensor:
+    for row, finite in zip(rows, sums.isfinite().all(dim=1).tolist(), strict=True):
+        if not finite:
+            problem = f"its log-probability of an answer of line {pair(row).line} is not finite"
+            raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
+    return sums
 
 
-def _load(path: Path, rows: list[int], digests: Tensor) -> Tensor | None:
-    """The sums of a shard; None where it is missing or damaged."""
-    try:
-        stored = load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        return None
-    if stored["rows"].tolist() != rows or not torch.equal(stored["digests"], digests):
-        problem = f"the reference scores in {path.parent} are about other rows: remove that folder"
-        raise failed(FailureCode.CONFIG_INVALID, field="reference", problem=problem)
-    return stored["sums"]
+def _load(folder: Path, pair: Tokens, count: int) -> tuple[Tensor, Tensor]:
+    """What the shards hold: sums, fp64 [rows, 2], and which rows have them. A damaged shard is removed."""
+    sums = torch.zeros(count, 2, dtype=torch.float64)
+    done = torch.zeros(count, dtype=torch.bool)
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        try:
+            stored = load_file(path)
+        except SafetensorError:
+            path.unlink()
+            continue
+        rows = stored["rows"]
+        if rows.max() >= count or not torch.equal(stored["digests"], _digests(rows.tolist(), pair)):
+            problem = f"the reference scores in {folder} are about other rows: remove that folder"
+            raise failed(FailureCode.CONFIG_INVALID, field="reference", problem=problem)
+        sums[rows], done[rows] = stored["sums"], True
+    return sums, done
 
 
-def _save(path: Path, rows: list[int], digests: Tensor, sums: Tensor, pairs: Sequence[PairTokens]) -> None:
-    counts = torch.tensor([[len(p.preferred), len(p.non_preferred)] for p in pairs], dtype=torch.int32)
+def _save(folder: Path, rows: Sequence[int], sums: Tensor, pair: Tokens) -> None:
+    """Write a shard under the next free number."""
+    numbers = [int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.safetensors")]
+    path = folder / f"shard-{max(numbers, default=-1) + 1:06d}.safetensors"
+    counts = [[len(pair(row).preferred), len(pair(row).non_preferred)] for row in rows]
+    tensors = {
+        "rows": torch.tensor(rows),
+        "digests": _digests(rows, pair),
+        "sums": sums[list(rows)],
+        "counts": torch.tensor(counts, dtype=torch.int32),
+    }
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({"rows": torch.tensor(rows), "digests": digests, "sums": sums.contiguous(), "counts": counts}, temporary)
+    save_file(tensors, temporary)
     replace(temporary, path)
+
+
+def _digests(rows: Sequence[int], pair: Tokens) -> Tensor:
+    return torch.from_numpy(np.stack([row_digest(pair(row)) for row in rows]))

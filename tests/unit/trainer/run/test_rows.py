@@ -11,6 +11,7 @@ from finetune_api.metrics import STATUS_NAMES
 from finetune_trainer.data.tokens import CacheKind, Conversation, Pair, open_cache, write_cache
 from finetune_trainer.run.rows import ConversationRows, PreferenceRows
 from finetune_trainer.step.gradient import accumulate
+from finetune_trainer.step.recipe import Level, Recipe
 from training import disturb, load, lora
 
 WEIGHTS = [1.0, 2.0, 0.25, 1.0]
@@ -156,7 +157,7 @@ def test_gradients_on_a_model_are_those_of_the_formula_on_its_logits(tmp_path, t
     policy = load(tiny_model, lora=lora())
     disturb(policy)
     rows = preference_rows(tmp_path / "cache", objective)
-    accumulate(policy, rows, [(3, 1), (0, 2)], lambda: None)
+    accumulate(policy, rows, Recipe(Level.SHARED, 30), range(4), lambda: None)
     found = {name: parameter.grad for name, parameter in policy.trainable.items()}
     for parameter in policy.trainable.values():
         parameter.grad = None

@@ -17,10 +17,10 @@ from finetune_trainer.failures import RunFailed
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.prepare import prepare
-from finetune_trainer.run import loop as loop_module
 from finetune_trainer.run import train as train_module
 from finetune_trainer.run.train import train
 from finetune_trainer.step import reference as reference_module
+from finetune_trainer.step.fitting import Fitter
 from training import conversation_rows, metrics_rows, preference_rows, trainer_config, write_jsonl
 
 EPOCHS = {"nEpochs": 8, "learningRate": 1e-2, "seed": 7}
@@ -268,16 +268,16 @@ def test_sft_trains_all_weights_and_learns_its_rows(tiny_model, tmp_path):
 def poisoned(monkeypatch):
     """Makes the gradients of chosen optimiser steps (from 0) not finite."""
     chosen = set()
-    real = loop_module.accumulate
+    real = Fitter.gradients
     calls = iter(range(1000))
 
-    def accumulate(policy, *rest):
-        sums = real(policy, *rest)
+    def gradients(fitter, *rest):
+        sums = real(fitter, *rest)
         if next(calls) in chosen:
-            next(iter(policy.trainable.values())).grad.fill_(torch.nan)
+            next(iter(fitter.policy.trainable.values())).grad.fill_(torch.nan)
         return sums
 
-    monkeypatch.setattr(loop_module, "accumulate", accumulate)
+    monkeypatch.setattr(Fitter, "gradients", gradients)
     return chosen
 
 

@@ -1,6 +1,8 @@
-"""Nothing but the rows of a step decides its loss and gradients: no split, order or padding."""
+"""Nothing but the rows of a step decides its loss and gradients: no recipe and no order."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +11,23 @@ from torch.nn.functional import logsigmoid
 
 from finetune_api.method import Preference
 from finetune_trainer.data.tokens import CacheKind, Conversation, Pair, open_cache, write_cache
-from finetune_trainer.failures import RunFailed
 from finetune_trainer.run.rows import ConversationRows, PreferenceRows
-from finetune_trainer.step.gradient import accumulate
+from finetune_trainer.step.gradient import NoRoom, accumulate, backward, scores
+from finetune_trainer.step.recipe import ROW_ALONE, Level, Recipe
 from training import disturb, load, lora
 
 ROWS = 7
-SPLITS = [(tuple(range(ROWS)),), tuple((row,) for row in range(ROWS)), ((6, 0), (3,), (5, 1, 4), (2,))]
+WHOLE = Recipe(Level.PACKED, 10_000)
+"""All rows in one micro-batch, which every kind of row can do."""
+RECIPES = [
+    Recipe(Level.PACKED, 60),
+    Recipe(Level.PACKED, ROW_ALONE),
+    Recipe(Level.SINGLE, ROW_ALONE),
+    Recipe(Level.PACKED, 60, checkpointing=True),
+    Recipe(Level.PACKED, ROW_ALONE, checkpointing=True, split=True),
+]
+SHARED = [replace(recipe, level=Level.SHARED) for recipe in RECIPES if recipe.level is Level.PACKED]
+ORDER = (6, 0, 3, 5, 1, 4, 2)
 
 
 def tokens(generator, least, most):
@@ -55,22 +67,85 @@ def policy(request, tiny_model):
     return policy
 
 
-def gradients(policy, rows, split):
+def gradients(policy, rows, recipe=WHOLE, order=tuple(range(ROWS))):
     for parameter in policy.trainable.values():
         parameter.grad = None
-    sums = accumulate(policy, rows, split, lambda: None)
-    metrics = rows.metrics(sums, [row for batch in split for row in batch]).read()
-    return metrics, {name: parameter.grad for name, parameter in policy.trainable.items()}
+    policy.checkpointing(recipe.checkpointing)
+    sums = accumulate(policy, rows, recipe, order, lambda: None)
+    policy.checkpointing(False)
+    return sums, {name: parameter.grad for name, parameter in policy.trainable.items()}
 
 
-@pytest.mark.parametrize("split", SPLITS[1:])
-def test_the_split_into_micro_batches_changes_nothing(policy, rows, split):
-    metrics, expected = gradients(policy, rows, SPLITS[0])
-    others, found = gradients(policy, rows, split)
-    assert others == pytest.approx(metrics, rel=1e-6, abs=1e-6)
+def assert_same(found, expected, tolerance=1e-5):
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * scale)
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_the_recipe_changes_nothing(policy, rows, recipe):
+    expected_sums, expected = gradients(policy, rows)
+    sums, found = gradients(policy, rows, recipe)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=1e-4)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("recipe", SHARED, ids=str)
+def test_sharing_the_prompt_changes_nothing(policy, preference, recipe):
+    expected_sums, expected = gradients(policy, preference)
+    sums, found = gradients(policy, preference, recipe)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=1e-4)
+    assert_same(found, expected)
+
+
+def test_the_order_of_the_rows_is_that_of_the_sums_and_changes_nothing_else(policy, rows):
+    expected_sums, expected = gradients(policy, rows)
+    sums, found = gradients(policy, rows, Recipe(Level.PACKED, 60), ORDER)
+    torch.testing.assert_close(sums.view(ROWS, -1), expected_sums.view(ROWS, -1)[list(ORDER)], rtol=1e-6, atol=1e-4)
+    assert_same(found, expected)
+    torch.testing.assert_close(scores(policy, rows, WHOLE, ORDER, lambda: None), sums, rtol=1e-6, atol=1e-4)
+
+
+def test_a_split_pair_has_the_gradients_and_the_dropout_of_a_whole_one(tiny_model, preference):
+    policy = load(tiny_model, lora=lora(dropout=0.5))
+    disturb(policy)
+    policy.training(True)
+    results = []
+    for split in (False, True):
+        for parameter in policy.trainable.values():
+            parameter.grad = None
+        torch.manual_seed(3)
+        batch = preference.batch((4,), Level.SINGLE)
+        sums = backward(policy, batch, lambda sums: preference.loss(sums, (4,)), split=split)
+        results.append((sums, {name: p.grad for name, p in policy.trainable.items()}, torch.rand(1)))
+    (sums, expected, drawn), (split_sums, found, split_drawn) = results
+    torch.testing.assert_close(split_sums, sums, rtol=0, atol=1e-9)
+    assert_same(found, expected, 1e-6)
+    assert drawn == split_drawn, "what is drawn next is the same too"
+
+
+def test_a_split_pair_keeps_the_activations_of_one_sequence_at_a_time(policy, preference):
+    batch = preference.batch((4,), Level.SINGLE)
+    alive, most = {}, []
+    for split in (False, True):
+        alive.clear()
+
+        def kept(tensor):
+            key = (tensor.data_ptr(), tensor.numel())
+            alive[key] = alive.get(key, 0) + 1
+            most.append(len(alive))
+            return key, tensor
+
+        def used(held):
+            alive.pop(held[0], None)
+            return held[1]
+
+        most.clear()
+        with torch.autograd.graph.saved_tensors_hooks(kept, used):
+            backward(policy, batch, torch.sum, split=split)
+        if not split:
+            whole = max(most)
+    assert max(most) < 0.75 * whole
 
 
 def stock_logps(policy, prompt, answer):
@@ -81,7 +156,8 @@ def stock_logps(policy, prompt, answer):
 
 
 def test_dpo_gradients_are_those_of_the_formula_on_stock_logits(policy, preference):
-    metrics, found = gradients(policy, preference, SPLITS[2])
+    sums, found = gradients(policy, preference, Recipe(Level.SHARED, 60))
+    metrics = preference.metrics(sums, range(ROWS)).read()
     for parameter in policy.trainable.values():
         parameter.grad = None
     losses = []
@@ -99,7 +175,8 @@ def test_dpo_gradients_are_those_of_the_formula_on_stock_logits(policy, preferen
 
 
 def test_sft_divides_by_all_target_tokens_of_the_step(policy, conversations):
-    metrics, _ = gradients(policy, conversations, SPLITS[2])
+    sums, _ = gradients(policy, conversations, Recipe(Level.PACKED, 30))
+    metrics = conversations.metrics(sums, range(ROWS)).read()
     total, count = 0.0, 0
     for row in range(ROWS):
         conversation = conversations.cache.conversation(row)
@@ -134,20 +211,38 @@ def test_what_is_called_before_a_micro_batch_can_end_the_step(policy, preference
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        accumulate(policy, preference, SPLITS[1], third_time_unlucky)
+        accumulate(policy, preference, RECIPES[1], range(ROWS), third_time_unlucky)
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
 @pytest.mark.parametrize(
     "where",
     [lambda policy: (policy.backbone, "forward"), lambda _policy: (torch.Tensor, "backward")],
     ids=["forward", "backward"],
 )
-def test_too_little_memory_is_named(policy, preference, monkeypatch, where):
+def test_a_micro_batch_without_room_is_named(policy, preference, monkeypatch, where, error):
     def out_of_memory(*_args, **_kwargs):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(*where(policy), out_of_memory)
-    with pytest.raises(RunFailed, match="does not fit into cpu memory") as caught:
-        accumulate(policy, preference, SPLITS[0], lambda: None)
-    assert caught.value.failure.exit_code == 14
+    with pytest.raises(NoRoom) as caught:
+        gradients(policy, preference)
+    assert set(caught.value.rows) == set(range(ROWS))
+
+
+def test_any_other_error_stays_what_it_is(policy, preference, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(policy.backbone, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        gradients(policy, preference)

@@ -17,12 +17,12 @@ from finetune_trainer.step.reference import reference_scores
 from training import disturb, load, lora
 
 ROWS = 10
-BATCHES = ((3, 1), (4,), (0, 2, 5), (9,), (6, 7), (8,))
+GROUPS = ((3, 1), (4,), (0, 2, 5), (9,), (6, 7), (8,))
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(reference, "SHARD_MICRO_BATCHES", 2)
+    monkeypatch.setattr(reference, "SHARD_SECONDS", 0)
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +44,25 @@ class Interrupted(Exception):
     pass
 
 
-def score(policy, pairs, folder, micro_batches=None):
-    """Score, counting micro-batches; interrupted before number `micro_batches`."""
-    count = 0
+def score(policy, pairs, folder, least=ROWS, level=Level.SHARED):
+    """Score; interrupted once `least` rows are done. Returns the scores and the rows that were asked for."""
+    asked = []
 
-    def before_each():
-        nonlocal count
-        if count == micro_batches:
+    @torch.no_grad()
+    def sums(rows):
+        if len(asked) >= least:
             raise Interrupted
-        count += 1
+        asked.extend(rows)
+        policy.training(False)
+        return policy.score(pair_batch([pairs[row] for row in rows], level))
 
-    return reference_scores(policy, BATCHES, pairs.__getitem__, Level.SHARED, folder, before_each), count
+    told = []
+    found = reference_scores(
+        pairs.__getitem__, GROUPS, sums, folder, lambda done, rows: told.append((done, rows)), "file:///model"
+    )
+    assert told == sorted(told)
+    assert all(rows == ROWS for _, rows in told)
+    return found, asked
 
 
 def test_scores_are_those_of_the_starting_weights_without_dropout(policy, pairs, tmp_path):
@@ -68,30 +76,49 @@ def test_scores_are_those_of_the_starting_weights_without_dropout(policy, pairs,
 
 
 def test_a_restart_loads_what_is_there_and_scores_what_is_missing(policy, pairs, tmp_path):
-    whole, count = score(policy, pairs, tmp_path / "whole")
-    assert count == len(BATCHES)
+    whole, asked = score(policy, pairs, tmp_path / "whole")
+    assert asked == [row for group in GROUPS for row in group]
     with pytest.raises(Interrupted):
-        score(policy, pairs, tmp_path / "stopped", micro_batches=3)
-    resumed, count = score(policy, pairs, tmp_path / "stopped")
-    assert count == len(BATCHES) - 2, "the first shard of two micro-batches was kept"
+        score(policy, pairs, tmp_path / "stopped", least=3)
+    resumed, asked = score(policy, pairs, tmp_path / "stopped")
+    assert asked == [0, 2, 5, 9, 6, 7, 8], "the rows of the groups that were done are kept"
     assert torch.equal(resumed, whole)
+
+
+def test_what_was_scored_is_kept_however_short_it_took(policy, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "SHARD_SECONDS", 3600)
+    with pytest.raises(Interrupted):
+        score(policy, pairs, tmp_path, least=3)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert score(policy, pairs, tmp_path)[1] == [0, 2, 5, 9, 6, 7, 8]
+
+
+def test_on_another_level_only_what_is_missing_is_scored(policy, pairs, tmp_path):
+    whole, _ = score(policy, pairs, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        score(policy, pairs, tmp_path / "moved", least=6)
+    moved, asked = score(policy, pairs, tmp_path / "moved", level=Level.PACKED)
+    assert asked == [9, 6, 7, 8]
+    assert torch.equal(moved[:6], whole[:6])
+    torch.testing.assert_close(moved, whole, rtol=0, atol=1e-4)
 
 
 def test_nothing_is_scored_again_when_all_is_there(tiny_model, policy, pairs, tmp_path):
     whole, _ = score(policy, pairs, tmp_path)
     moved = load(tiny_model, lora=lora())
     disturb(moved)
-    again, count = score(moved, pairs, tmp_path)
-    assert count == 0
+    again, asked = score(moved, pairs, tmp_path)
+    assert asked == []
     assert torch.equal(again, whole)
 
 
 def test_a_damaged_shard_is_scored_again(policy, pairs, tmp_path):
     whole, _ = score(policy, pairs, tmp_path)
-    (tmp_path / "shard-00001.safetensors").write_bytes(b"half")
-    again, count = score(policy, pairs, tmp_path)
-    assert count == 2
+    (tmp_path / "shard-000002.safetensors").write_bytes(b"half")
+    again, asked = score(policy, pairs, tmp_path)
+    assert asked == [0, 2, 5]
     assert torch.equal(again, whole)
+    assert score(policy, pairs, tmp_path)[1] == []
 
 
 def test_scores_of_other_tokens_are_refused(policy, pairs, tmp_path):

@@ -1,0 +1,82 @@
+"""Whether a micro-batch fits into memory: what running out of it looks like, and what an attempt leaves behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import failed
+
+RAN_OUT = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+"""How torch says it where it has no class for it: on the CPU, in a driver, in a library."""
+
+Result = TypeVar("Result")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in RAN_OUT)
+
+
+def within(device: torch.device, attempt: Callable[[], Result]) -> Result | None:
+    """What `attempt` returns; None where memory ran out, and then nothing of the attempt holds memory any more."""
+    try:
+        return attempt()
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+@contextmanager
+def weights_fit(device: torch.device) -> Iterator[None]:
+    """Running out of memory where no row is to blame, as a cause.
+
+    Raises:
+        RunFailed: ModelTooLarge.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise failed(FailureCode.MODEL_TOO_LARGE, device=named(device)) from error
+
+
+def named(device: torch.device) -> str:
+    """The device in words: `CPU`, or the GPU's name and size."""
+    if device.type != "cuda":
+        return device.type.upper()
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn inside, the generators go on afterwards as if nothing had been."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def random_state(device: torch.device) -> tuple[Tensor, ...]:
+    """The state of the generators that a pass on `device` draws from."""
+    host = torch.get_rng_state()
+    return (host, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (host,)
+
+
+def set_random_state(device: torch.device, state: tuple[Tensor, ...]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,206 @@
+"""Before the first step: does the most expensive micro-batch fit into memory, and if not, by which recipe it does.
+
+An hour into training is a bad moment to learn that the longest row does not fit. A rehearsal is a real forward and
+backward pass on the real weights that leaves no trace: no gradient, no random number, no change of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import RunFailed, failed
+from finetune_trainer.step.batch import MicroBatch
+from finetune_trainer.step.gradient import Table, backward
+from finetune_trainer.step.memory import named, random_state_kept, within
+from finetune_trainer.step.model import Policy
+from finetune_trainer.step.packing import MicroBatchRows
+from finetune_trainer.step.recipe import ROW_ALONE, Level, Recipe
+
+CPU_TOKENS = 4096
+"""Most tokens of a micro-batch on a CPU, whose free memory cannot be known."""
+MEASURED_TOKENS = 2048, 6144
+"""Sizes of the two micro-batches from which memory per token is measured on a GPU."""
+MOST_GPU_TOKENS = 65536
+"""More than this makes no step faster."""
+SHARE = 0.85
+"""Of the memory that is free, how much micro-batches are planned to take: the rest is for fragments."""
+ROUNDED_TO = 1024
+"""The measured size is rounded down to a multiple, so that a little less free memory gives the same plan."""
+MOST_TRIES = 8
+"""Tries by which the longest row that fits is found, to 1/256 of the row that does not."""
+SHORTEST = 2
+"""Tokens of the shortest row: one to predict from, one to predict."""
+OPTIMIZER_STATES = 2
+"""Tensors that AdamW keeps for each parameter, of its size, from its first step on."""
+
+Widths: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Tries recipes on the rows of training, with the starting weights and before there is an optimizer."""
+
+    policy: Policy
+    table: Table
+    batch_size: int
+    """Most rows of a micro-batch."""
+    packing: bool
+    """More than one row may share a micro-batch."""
+
+    def plan(self, level: Level) -> Recipe:
+        """The fastest recipe on `level` by which every row fits.
+
+        Raises:
+            RunFailed: OutOfMemory, ModelTooLarge: the longest row does not fit at all.
+        """
+        return self.fitting(Recipe(level, self._tokens(level)))
+
+    def fitting(self, recipe: Recipe) -> Recipe:
+        """`recipe`, or the first easier one by which the most expensive micro-batch fits.
+
+        Raises:
+            RunFailed: OutOfMemory, ModelTooLarge.
+        """
+        with no_trace(self.policy), _optimizer_room(self.policy):
+            while not self._fits(recipe, rows := self._most_expensive(recipe)):
+                easier = recipe.easier(len(rows), pairs=self.table.pairs, gradient=True)
+                if easier is None:
+                    raise too_long(self.policy, self.table, rows[0], recipe)
+                if easier.checkpointing > recipe.checkpointing:
+                    easier = replace(easier, max_tokens=self._tokens(recipe.level, checkpointing=True))
+                recipe = easier
+        return recipe
+
+    def _most_expensive(self, recipe: Recipe) -> MicroBatchRows:
+        return most_expensive(self.table.widths(recipe.level), recipe.max_tokens, self.batch_size)
+
+    def _fits(self, recipe: Recipe, rows: MicroBatchRows) -> bool:
+        split = recipe.splits(int(self.table.widths(recipe.level)[list(rows)].sum()))
+        self.policy.checkpointing(recipe.checkpointing)
+        return _runs(self.policy, self.table.batch(rows, Level.SINGLE if split else recipe.level), split=split)
+
+    def _tokens(self, level: Level, *, checkpointing: bool = False) -> int:
+        """Most tokens of a micro-batch: a constant on a CPU, on a GPU what measured memory has room for."""
+        if level is Level.SINGLE or not self.packing:
+            return ROW_ALONE
+        if self.policy.device.type != "cuda":
+            return CPU_TOKENS
+        self.policy.checkpointing(checkpointing)
+        with no_trace(self.policy), _optimizer_room(self.policy):
+            measured = [self._measured(level, size) for size in MEASURED_TOKENS]
+            return tokens_within(SHARE * _free(self.policy.device), [point for point in measured if point])
+
+    def _measured(self, level: Level, size: int) -> tuple[int, int] | None:
+        """Tokens and bytes of a pass over a micro-batch of about `size` tokens; None: it does not fit."""
+        widths = self.table.widths(level)
+        narrow = np.where(widths <= max(size, int(widths.min())), widths, 0)
+        batch = self.table.batch(most_expensive(narrow, size, self.batch_size), level)
+        device = self.policy.device
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        if not _runs(self.policy, batch, split=False):
+            return None
+        return batch.tokens, torch.cuda.max_memory_allocated(device) - before
+
+
+def tokens_within(free: float, measured: Sequence[tuple[int, int]]) -> int:
+    """Tokens of a micro-batch for which `free` bytes are enough, from (tokens, bytes) of at most two smaller ones."""
+    if not measured:
+        return ROUNDED_TO
+    (tokens, used), (more_tokens, more_used) = measured[0], measured[-1]
+    linear = more_tokens > tokens and more_used > used
+    per_token = (more_used - used) / (more_tokens - tokens) if linear else more_used / more_tokens
+    constant = max(0.0, more_used - per_token * more_tokens)
+    rounded = int((free - constant) / per_token) // ROUNDED_TO * ROUNDED_TO
+    return min(max(rounded, ROUNDED_TO), MOST_GPU_TOKENS)
+
+
+def most_expensive(widths: Widths, max_tokens: int, most_rows: int) -> MicroBatchRows:
+    """Rows of a micro-batch that costs as much memory and attention as any of any epoch.
+
+    The widest row, then always the widest for which there is room: attention costs more the longer rows are. No plan is
+    looked at, because every epoch has another one.
+    """
+    order = np.argsort(-widths, kind="stable")
+    falling = -widths[order]
+    rows, place, room = [int(order[0])], 1, max_tokens + int(falling[0])
+    while len(rows) < most_rows:
+        place = max(place, int(np.searchsorted(falling, -room)))
+        if place >= len(order) or falling[place] == 0:
+            break
+        rows.append(int(order[place]))
+        room += int(falling[place])
+        place += 1
+    return tuple(rows)
+
+
+def too_long(policy: Policy, table: Table, row: int, recipe: Recipe) -> RunFailed:
+    """The cause that says which row does not fit, and the longest length by which it would."""
+    level = Level.SINGLE if recipe.split else recipe.level
+    longest = int(table.widths(Level.SINGLE)[row])
+    fits, fails = 0, longest
+    with no_trace(policy):
+        for _ in range(MOST_TRIES):
+            middle = (fits + fails) // 2
+            if middle < SHORTEST or fails - fits == 1:
+                break
+            if _runs(policy, table.shortened(row, middle, level), split=recipe.split):
+                fits = middle
+            else:
+                fails = middle
+    device = named(policy.device)
+    if fits == 0:
+        return failed(FailureCode.MODEL_TOO_LARGE, device=device)
+    line = table.batch([row], level).lines[0]
+    return failed(FailureCode.OUT_OF_MEMORY, line=line, tokens=longest, device=device, fits=fits)
+
+
+def _runs(policy: Policy, batch: MicroBatch, *, split: bool) -> bool:
+    """Whether there is memory for a pass over `batch`, forward and backward."""
+    policy.training(True)
+    done = within(policy.device, lambda: backward(policy, batch, torch.sum, split=split))
+    if done is None:
+        _clear_gradients(policy)
+    return done is not None
+
+
+@contextmanager
+def no_trace(policy: Policy) -> Iterator[None]:
+    """Afterwards there are no gradients, and the generators are where they were."""
+    with random_state_kept(policy.device):
+        try:
+            yield
+        finally:
+            _clear_gradients(policy)
+
+
+def _clear_gradients(policy: Policy) -> None:
+    for parameter in policy.trainable.values():
+        parameter.grad = None
+
+
+@contextmanager
+def _optimizer_room(policy: Policy) -> Iterator[None]:
+    """On a GPU, holds as much memory as the optimizer will; a CPU hands out memory that it may not have."""
+    held: list[Tensor] = []
+    if policy.device.type == "cuda":
+        held += [torch.empty_like(p) for p in policy.trainable.values() for _ in range(OPTIMIZER_STATES)]
+    try:
+        yield
+    finally:
+        held.clear()
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that a pass may still take."""
+    free, _total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
