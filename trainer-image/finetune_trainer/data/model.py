@@ -12,12 +12,13 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from finetune_api.report import FailureCode
+from finetune_api.resolve import source_uri
 from finetune_api.trainer import Start
 from finetune_api.uris import parse_uri
 from finetune_trainer.data import hub
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.data.hub import HubFailed
-from finetune_trainer.data.sources import FetchedModel, fetch_model, model_failure
+from finetune_trainer.data.sources import FetchedModel, fetch_model, fetch_tokenizer, model_failure
 from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.files import weight_files, weights_digest
 from finetune_trainer.volumes import OutsideVolume, locate_folder
@@ -51,8 +52,6 @@ def read_model(uri: str, mounts: Mapping[str, str], offline: bool, template: str
     """
     model = fetch_model(uri, mounts, offline, tokenizer_only=True)
     config = _read_config(uri, model.path)
-    if not (model.path / "tokenizer.json").is_file():
-        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no tokenizer.json")
     chat = read_tokenizer(uri, model.path, template)
     parts = parse_uri(uri)
     return StartModel(
@@ -63,6 +62,20 @@ def read_model(uri: str, mounts: Mapping[str, str], offline: bool, template: str
         vocab_size=_positive(config.get("vocab_size")),
         chat=chat,
     )
+
+
+def read_without_weights(model: str, template: str | None) -> StartModel:
+    """What is known of a model that is a folder here, a Hub id or a URI, whether or not it has weights.
+
+    Raises:
+        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable; ConfigInvalid for a template that is none.
+    """
+    uri = f"file://{Path(model).resolve()}" if Path(model).is_dir() else source_uri(model)
+    folder, revision = fetch_tokenizer(uri)
+    config = _read_config(uri, folder) if (folder / "config.json").exists() else {}
+    chat = read_tokenizer(uri, folder, template)
+    longest = _longest(config, chat)
+    return StartModel(model, revision, None, longest, _positive(config.get("vocab_size")), chat)
 
 
 def resolve_length(asked: int | None, model: StartModel) -> int:
@@ -115,6 +128,8 @@ def read_tokenizer(uri: str, folder: Path, template: str | None) -> ChatTokenize
     Raises:
         RunFailed: ModelUnsupported; ConfigInvalid for a template that is none.
     """
+    if not (folder / "tokenizer.json").is_file():
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no tokenizer.json")
     try:
         return ChatTokenizer(folder, template)
     except TemplateSyntaxError as error:
