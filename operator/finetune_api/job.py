@@ -23,7 +23,7 @@ from finetune_api.base import (
 )
 from finetune_api.data import DataOptions
 from finetune_api.evaluation import METRIC_RULES, Evaluation
-from finetune_api.method import TrainingMethod, TrainingType
+from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
 from finetune_api.status import JobStatus
 from finetune_api.uris import DataUri, ModelUri, OutputUri
@@ -113,6 +113,9 @@ class Output(ApiModel):
 
     uri: OutputUri | None = None
     """Folder of the result, `pvc://claim/path`. Absent = the runtime's default."""
+    merge: Flag | None = None
+    """True also publishes, in `merged/`, full weights with the trained adapter merged into its base. Needs type
+    LoRA. Absent = false."""
 
 
 def _quantity(pattern: str, what: str, example: str) -> IntOrString:
@@ -222,6 +225,12 @@ class JobSpec(ApiModel):
             holds=lambda s: s.evaluation.n_evals == 0 or s.validation_file is not None,
         ),
         Rule(
+            message="output.merge needs trainingType.type LoRA",
+            cel="!has(self.output) || !has(self.output.merge) || !self.output.merge"
+            " || self.trainingType.type == 'LoRA'",
+            holds=lambda s: not s.merges or s.training_type.type is TrainingKind.LORA,
+        ),
+        Rule(
             message="Early stopping needs a validationFile",
             cel="!has(self.evaluation.earlyStopping) || has(self.validationFile)",
             holds=lambda s: s.evaluation.early_stopping is None or s.validation_file is not None,
@@ -235,6 +244,11 @@ class JobSpec(ApiModel):
             holds=lambda old, new: not old.cancel or new.cancel,
         ),
     )
+
+    @property
+    def merges(self) -> bool:
+        """Whether the adapter is also published merged into its base."""
+        return self.output is not None and bool(self.output.merge)
 
 
 MUTABLE_FIELDS = frozenset({"cancel"})

@@ -155,6 +155,7 @@ class FailureCode(StrEnum):
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     OUTPUT_TAKEN = "OutputTaken"
     STORAGE_FULL = "StorageFull"
+    MERGE_FAILED = "MergeFailed"
     STOPPED = "Stopped"
 
 
@@ -229,6 +230,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         ExitCode.PUBLISH_FAILED,
         "{uri} holds the output of another job: choose another output or suffix",
     ),
+    FailureCode.MERGE_FAILED: (
+        ExitCode.PUBLISH_FAILED,
+        "the adapter is published, but it could not be merged into {model}: {problem}",
+    ),
     FailureCode.STORAGE_FULL: (ExitCode.PUBLISH_FAILED, "no space is left at {uri}: make room or use a larger claim"),
     FailureCode.STOPPED: (ExitCode.STOPPED, "stopped on request after step {step}"),
 }
@@ -263,6 +268,8 @@ class WarningCode(StrEnum):
 
     RECOVERY_SKIPPED = "RecoverySkipped"
     """A recovery state was damaged or of another plan; training went on from an older one."""
+    MERGE_LOSSY = "MergeLossy"
+    """Casting the merged weights to the precision of the base lost much of what was learned."""
     LAST_TURN_ONLY = "LastTurnOnly"
     """Of some conversations only the last answer is trained, as the chat template renders earlier ones anew."""
     STEP_SKIPPED = "StepSkipped"

@@ -58,6 +58,7 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         max_seq_length=values.max_seq_length,
         evaluation=spec.evaluation,
         checkpointing=spec.checkpointing,
+        merge=spec.merges,
         output_uri=place.output_uri,
         output_name=place.output_name,
         gpus=place.gpus,

@@ -94,6 +94,8 @@ class TrainerConfig(ApiModel):
     """Evaluations, as in the spec."""
     checkpointing: Checkpointing
     """Checkpoints, as in the spec."""
+    merge: Flag = False
+    """Whether to publish the final adapter also merged into its base."""
     output_uri: Text
     """Folder that holds the outputs of jobs."""
     output_name: Name
