@@ -23,6 +23,7 @@ from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.files import weight_files, weights_digest
 from finetune_trainer.volumes import OutsideVolume, locate_folder
 
+TEMPLATE_FILE = "chat_template.jinja"
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 SANE_LENGTH = 10**9
 """Tokenizers without a limit of their own carry a huge number in its place."""
@@ -108,6 +109,22 @@ def check_checkpoint(start: Start, mounts: Mapping[str, str]) -> str | None:
     if start.sha256 is not None and digest != start.sha256:
         raise failed(FailureCode.CHECKPOINT_CHANGED, uri=uri)
     return digest
+
+
+def inherited_template(start: Start, mounts: Mapping[str, str]) -> str | None:
+    """The chat template that was published with the adapter that the job continues; None if it continues none.
+
+    Raises:
+        RunFailed: CheckpointMissing.
+    """
+    if start.adapter is None:
+        return None
+    try:
+        return (locate_folder(start.adapter, mounts) / TEMPLATE_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OutsideVolume, OSError, ValueError) as error:
+        raise failed(FailureCode.CHECKPOINT_MISSING, uri=start.adapter) from error
 
 
 def _read_config(uri: str, folder: Path) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
     teller = Teller(reporter.update, plan.total_steps, plan.steps_per_epoch)
     if beta := beta_warning(config.training_method):
         teller.warn(*beta)
+    for warning in prepared.warnings:
+        teller.warn(WarningCode(warning.reason), warning.message)
     with ExitStack() as open_files:
         with writing_to(layout.uri):
             store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved)
