@@ -240,7 +240,7 @@ def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start:
     return Publisher(
         config=config,
         layout=layout,
-        tokenizer=start.base,
+        tokenizer=start.tokenizer,
         card=Card(config, start.base_name, start.base_revision, digests),
         planned=spaced(config.checkpointing.n_checkpoints, plan.total_steps),
     )

@@ -54,6 +54,8 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
     teller = Teller(reporter.update, plan.total_steps, plan.steps_per_epoch)
     if beta := beta_warning(config.training_method):
         teller.warn(*beta)
+    for warning in prepared.warnings:
+        teller.warn(WarningCode(warning.reason), warning.message)
     if short := few_steps(plan.total_steps, config.batch_size, prepared.rows):
         teller.warn(short.code, short.message, 0)
     with ExitStack() as open_files:
