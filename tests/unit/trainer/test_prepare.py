@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import trainer_config
+from finetune_api.report import DATA_WARNINGS, DataWarningCode
 from finetune_api.report import FailureCode as Code
 from finetune_trainer import prepare as prepare_module
 from finetune_trainer.data.prepared import load_prepared
@@ -19,7 +20,7 @@ from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout
 from finetune_trainer.prepare import prepare
 from hub import serving
-from rows import LIGHT_PARAMETERS, conversation, preference, write_rows
+from rows import LIGHT_PARAMETERS, LLAMA_LIKE, THINKING, conversation, preference, write_rows
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_it_leaves_tokens_a_report_and_what_it_resolved(config, tmp_path):
     assert (prepared.total_steps, prepared.batch_size, prepared.max_seq_length) == (9, 2, 512)
     assert [row.line for row in map(open_cache(layout.prepared / "train").pair, range(5))] == [1, 2, 3, 4, 5]
     assert len(open_cache(layout.prepared / "validation")) == 2
-    assert set(told) == {"data", "resolved"}
+    assert (set(told), told["warnings"]) == ({"data", "resolved", "warnings"}, ())
     assert told["data"].pairs == 5
     assert told["data"].warnings == (
         "1 rows of validationFile are also in trainingFile: evaluation will look better than it is",
@@ -73,7 +74,11 @@ def test_it_leaves_tokens_a_report_and_what_it_resolved(config, tmp_path):
     assert (resolved.lora_rank, resolved.lora_alpha, resolved.trainable_modules) == (4, 8.0, ("all-linear",))
     assert (resolved.max_seq_length, resolved.total_steps) == (512, 9)
     report = json.loads(layout.data_report.read_text())
-    assert (report["errors"], report["trainingFile"]["used"], report["validationFile"]["sharedRows"]) == ([], 5, 1)
+    assert (report["errorCount"], report["trainingFile"]["used"], report["trainingFile"]["errors"]) == (0, 5, [])
+    assert report["validationFile"]["warnings"] == [
+        {"line": 2, "code": "InTrainingFile", "message": DATA_WARNINGS[DataWarningCode.IN_TRAINING_FILE]}
+    ]
+    assert set(report["validationFile"]["tokens"]) == {"prompt", "preferred", "nonPreferred"}
     assert told["data"].report_uri == layout.uri_of(layout.data_report)
     assert json.loads(layout.manifest.read_text())["job"]["uid"] == asked.job.uid
 
@@ -137,7 +142,7 @@ def test_stopped_in_the_middle_it_can_be_run_again(config, monkeypatch):
     layout = Layout.of(config())
     prepare(config(max_seq_length=100), quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "token_statistics", stop)
+        patch.setattr(prepare_module, "write_reports", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config(), quiet)
     # nothing vouches any more for the caches of the first run, which are gone
@@ -148,7 +153,7 @@ def test_stopped_in_the_middle_it_can_be_run_again(config, monkeypatch):
 
 
 def test_bad_rows_of_both_files_end_it_after_all_are_found(config, tmp_path):
-    train = write_rows(tmp_path / "train.jsonl", preference(), b"{", {"text": "x"})
+    train = write_rows(tmp_path / "train.jsonl", preference(), b"{", {"question": "x"})
     check = write_rows(tmp_path / "eval.jsonl", preference(preferred=""), preference("fine"))
     told = {}
     asked = config(validation_file=f"file://{check}")
@@ -189,6 +194,50 @@ def test_a_continued_checkpoint_is_resolved_and_held_to_its_digest(config, tmp_p
     resolved = prepare(config(start={**start, "sha256": digest}), quiet).resolved
     assert (resolved.model.checkpoint, resolved.model.checkpoint_sha256) == (f"file://{adapter}", digest)
     assert failure_of(config(start={**start, "sha256": "0" * 64})).code is Code.CHECKPOINT_CHANGED
+
+
+def test_a_template_of_the_job_or_of_the_adapter_that_it_continues_renders_the_rows(config, tmp_path, light_model):
+    """SFT with a template of its own, then DPO: the second job need not say it again."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    (adapter / "chat_template.jinja").write_text(LLAMA_LIKE)
+    start = {"model": f"file://{light_model}"}
+    plain = prepare(config(), quiet)
+    own = prepare(config(data={"chatTemplate": LLAMA_LIKE}), quiet)
+    inherited = prepare(config(start={**start, "adapter": f"file://{adapter}"}), quiet)
+    assert plain.digests != own.digests == inherited.digests
+    failure = failure_of(config(data={"chatTemplate": "{% for %}"}))
+    assert (failure.exit_code, failure.args["field"]) == (10, "data.chatTemplate")
+
+
+def test_options_of_the_data_decide_the_tokens_and_are_counted(config, tmp_path):
+    rows = [
+        preference("x" * 300),
+        preference("x" * 300),
+        {**preference("y"), "weight": 0},
+        preference("z"),
+        preference("z"),
+    ]
+    file = write_rows(tmp_path / "mixed.jsonl", *rows)
+    asked = {"training_file": f"file://{file}", "max_seq_length": 100}
+    data = prepare(config(**asked), quiet).data
+    assert (data.rows, data.pairs, data.dropped, data.duplicates, data.weightless) == (5, 2, 2, 2, 1)
+    assert data.max_tokens == data.tokens["prompt"].max + data.tokens["preferred"].max
+    again = prepare(config(**asked, data={"duplicates": "Drop"}), quiet)
+    assert (again.data.pairs, again.data.dropped, again.data.duplicates) == (1, 1, 2)
+    failure = failure_of(config(**asked, data={"overlong": "Fail"}))
+    assert (failure.code, failure.args["count"]) == (Code.DATA_INVALID, "2")
+
+
+def test_what_changes_the_training_is_told_now_and_when_it_goes_on(config, tmp_path):
+    rows = write_rows(tmp_path / "talk.jsonl", conversation("a", "b", "c", "d"), conversation("e", "f"))
+    asked = config(training_file=f"file://{rows}", training_method={"type": "SFT"}, data={"chatTemplate": THINKING})
+    for _ in range(2):
+        told = {}
+        prepared = prepare(asked, lambda told=told, **fields: told.update(fields))
+        assert [warning.reason for warning in told["warnings"]] == ["LastTurnOnly"]
+        assert told["warnings"] == prepared.warnings
 
 
 def test_the_output_of_another_job_is_not_touched(config):

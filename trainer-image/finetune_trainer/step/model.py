@@ -78,6 +78,10 @@ class Policy:
         """Adapter dropout on or off; the base has none."""
         self.root.train(on)
 
+    def release(self) -> None:
+        """Give back the memory of the weights; nothing can be computed afterwards."""
+        nn.Module.to(self.root, "meta")
+
     def checkpointing(self, on: bool) -> None:
         """Activations are computed again in the backward pass, where the model can do that, or kept until then."""
         causal = self.base.causal

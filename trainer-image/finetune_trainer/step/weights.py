@@ -34,6 +34,12 @@ class StartFolders:
     adapter: Path | None
     """The adapter to go on with, or to merge for full training."""
 
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer and template that go with the weights: a published adapter brings its own."""
+        own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
+        return self.adapter if self.adapter and own else self.base
+
 
 @dataclass(frozen=True, slots=True)
 class Base:
@@ -49,8 +55,8 @@ class Base:
     """The attention that transformers loads the model with."""
 
 
-def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) -> Base:
-    """Load a causal language model from safetensors files; `uri` names it in errors.
+def load_base(folder: Path, uri: str, dtype: torch.dtype | None, device: torch.device) -> Base:
+    """Load a causal language model from safetensors files; `uri` names it in errors, no `dtype` is that of the files.
 
     Raises:
         RunFailed: ModelUnsupported: an architecture that transformers does not know, quantised or missing weights, a
@@ -63,7 +69,7 @@ def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype=dtype or published_dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
