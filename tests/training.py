@@ -133,9 +133,7 @@ def write_manifest(path: Path, document: dict) -> Path:
     return path
 
 
-def limit_memory(
-    policy: Policy, tokens: int, checkpointed: int | None = None, *, always: bool = False
-) -> list[int]:
+def limit_memory(policy: Policy, tokens: int, checkpointed: int | None = None, *, always: bool = False) -> list[int]:
     """Passes with gradients (or all of them) over more than `tokens` tokens run out of memory from now on.
 
     `checkpointed` is the limit while activations are computed again. Returns a list of the sizes of all passes to come.
