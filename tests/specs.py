@@ -123,7 +123,7 @@ def bases() -> list[dict[str, Any]]:
     lora = {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0.1, "trainableModules": ["q_proj"]}}
     early = {"metric": "nll", "mode": "Min", "patience": 2, "minDelta": 0.01, "warmupEvals": 0}
     evaluated = {"validationFile": "pvc://data/eval.jsonl", "evaluation": {"nEvals": 4, "earlyStopping": early}}
-    complete = job(trainingMethod=dpo, trainingType=lora, **evaluated)
+    complete = job(trainingMethod=dpo, trainingType=lora, output={"merge": True}, **evaluated)
     continued = job(fromCheckpoint="support-sft:12", trainingMethod=sft)
     del continued["spec"]["model"]
     return [job(), complete, continued, job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})]

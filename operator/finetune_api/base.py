@@ -170,6 +170,32 @@ class Matching:
         return {"type": "string", "maxLength": self.max_length, "x-kubernetes-validations": [rule]}
 
 
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Marks a number that must stay below a `limit` that is no whole number.
+
+    A schema's own bound will not do: the API server cuts it down to a whole number where the value is one, so that
+    `maximum: 0.5, exclusiveMaximum: true` refuses 0.
+    """
+
+    message: str
+    limit: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        def check(value: float) -> float:
+            if value >= self.limit:
+                raise PydanticCustomError("rule", "{message}", {"message": self.message})
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        rule = {"rule": f"self < {self.limit}", "message": self.message}
+        return {**handler(schema), "x-kubernetes-validations": [rule]}
+
+
 def cel_string(text: str) -> str:
     """`text` as a CEL literal."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -42,7 +42,7 @@ class DataStatus(ApiModel):
     """What the prepare step found in the data."""
 
     format: Annotated[str, StringConstraints(max_length=32)] | None = None
-    """preference or conversation."""
+    """preference, conversation, instruction or text."""
     rows: Integer = 0
     """Rows read from the training file."""
     pairs: Integer | None = None
@@ -53,15 +53,21 @@ class DataStatus(ApiModel):
     """Token statistics per side: prompt, preferred, nonPreferred; or sequence."""
     total_tokens: Integer | None = None
     """Tokens of one epoch."""
+    max_tokens: Integer | None = None
+    """Longest sequence; of a pair, the longer side with its prompt."""
     dropped: Integer = 0
     """Rows left out because they are longer than maxSeqLength."""
+    truncated: Integer = 0
+    """Rows cut or split to fit maxSeqLength."""
     duplicates: Integer = 0
     """Rows that repeat an earlier one."""
+    weightless: Integer = 0
+    """Rows left out because they weigh 0 or hold nothing to train on."""
     warnings: Annotated[tuple[Text, ...], Field(max_length=MAX_WARNINGS)] = ()
     """What is odd but no error."""
     errors: Annotated[tuple[DataError, ...], Field(max_length=MAX_DATA_ERRORS)] = ()
-    """The first bad rows; all of them are in data-report.json."""
+    """The first errors; all of them are in data-report.json."""
     error_count: Integer = 0
-    """Number of bad rows found."""
+    """Number of errors found; a bad row has at least one."""
     report_uri: Text | None = None
     """The whole report."""

@@ -21,8 +21,9 @@ from finetune_api.base import (
     TransitionRule,
     cel_string,
 )
+from finetune_api.data import DataOptions
 from finetune_api.evaluation import METRIC_RULES, Evaluation
-from finetune_api.method import TrainingMethod, TrainingType
+from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
 from finetune_api.status import JobStatus
 from finetune_api.uris import DataUri, ModelUri, OutputUri
@@ -88,8 +89,8 @@ class Hyperparameters(ApiModel):
     weight_decay: Annotated[Number, Field(ge=0, le=10)] = 0.0
     """AdamW's weight decay; norms and biases are left out."""
     max_seq_length: Annotated[Integer, Field(ge=8, le=MAX_SEQ_LENGTH)] | None = None
-    """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. Longer rows are dropped and
-    counted. Absent = the model's own limit."""
+    """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. What becomes of longer
+    rows, data.overlong says. Absent = the model's own limit."""
     packing: Flag = True
     """Short rows share a micro-batch, as many as fit into memory. False = one row per micro-batch: the same result,
     slower."""
@@ -112,6 +113,9 @@ class Output(ApiModel):
 
     uri: OutputUri | None = None
     """Folder of the result, `pvc://claim/path`. Absent = the runtime's default."""
+    merge: Flag | None = None
+    """True also publishes, in `merged/`, full weights with the trained adapter merged into its base. Needs type
+    LoRA. Absent = false."""
 
 
 def _quantity(pattern: str, what: str, example: str) -> IntOrString:
@@ -176,9 +180,12 @@ class JobSpec(ApiModel):
     one with the best evaluation). A LoRA job that continues a LoRA job goes on with its adapter and inherits rank,
     alpha and modules."""
     training_file: DataUri
-    """Training rows, JSON Lines: pvc://claim/path, configmap://name/key, hf://datasets/org/name[@revision]/path."""
+    """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
+    hf://datasets/org/name[@revision]/path."""
     validation_file: DataUri | None = None
     """Validation rows, the same formats. Needed when evaluation.nEvals > 0."""
+    data: DataOptions = DataOptions()
+    """What is done with rows that are too long, repeated, or have columns of their own."""
     training_method: TrainingMethod = TrainingMethod()
     """The objective."""
     training_type: TrainingType = TrainingType()
@@ -218,6 +225,12 @@ class JobSpec(ApiModel):
             holds=lambda s: s.evaluation.n_evals == 0 or s.validation_file is not None,
         ),
         Rule(
+            message="output.merge needs trainingType.type LoRA",
+            cel="!has(self.output) || !has(self.output.merge) || !self.output.merge"
+            " || self.trainingType.type == 'LoRA'",
+            holds=lambda s: not s.merges or s.training_type.type is TrainingKind.LORA,
+        ),
+        Rule(
             message="Early stopping needs a validationFile",
             cel="!has(self.evaluation.earlyStopping) || has(self.validationFile)",
             holds=lambda s: s.evaluation.early_stopping is None or s.validation_file is not None,
@@ -231,6 +244,11 @@ class JobSpec(ApiModel):
             holds=lambda old, new: not old.cancel or new.cancel,
         ),
     )
+
+    @property
+    def merges(self) -> bool:
+        """Whether the adapter is also published merged into its base."""
+        return self.output is not None and bool(self.output.merge)
 
 
 MUTABLE_FIELDS = frozenset({"cancel"})

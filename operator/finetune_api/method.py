@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 
-from finetune_api.base import ApiModel, Flag, Integer, Matching, Number, Rule
+from finetune_api.base import ApiModel, Below, Flag, Integer, Matching, Number, Rule
 
 DEFAULT_BETA = 0.1
 DEFAULT_LORA_RANK = 16
@@ -39,6 +39,9 @@ class Sft(ApiModel):
     the first; Never on answers alone, and refuses `text` rows, which have none. Absent = Auto."""
 
 
+_LABEL_SMOOTHING = Below("labelSmoothing must be at least 0 and below 0.5", 0.5)
+
+
 class Dpo(ApiModel):
     """Options of direct preference optimisation and its relatives; docs/methods.md has the formulas."""
 
@@ -55,7 +58,7 @@ class Dpo(ApiModel):
     and drops the reference. It is absolute, not a multiple of beta. Absent = 0."""
     reference_free: Flag | None = None
     """Compare log-probabilities themselves instead of their ratio to the reference. Absent = false."""
-    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] | None = None
+    label_smoothing: Annotated[Number, Field(ge=0, le=1), _LABEL_SMOOTHING] | None = None
     """Share of pairs that are taken to be labelled the wrong way round. Absent = 0."""
 
 

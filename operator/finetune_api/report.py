@@ -31,15 +31,20 @@ from finetune_api.trainer import ExitCode, Stage
 class DataErrorCode(StrEnum):
     """Kinds of bad rows."""
 
+    UNKNOWN_FILE_KIND = "UnknownFileKind"
+    DAMAGED_FILE = "DamagedFile"
     EMPTY_FILE = "EmptyFile"
     INVALID_UTF8 = "InvalidUtf8"
     INVALID_JSON = "InvalidJson"
     NOT_AN_OBJECT = "NotAnObject"
     UNKNOWN_FORMAT = "UnknownFormat"
     MIXED_FORMATS = "MixedFormats"
+    PRETOKENISED = "Pretokenised"
     EXTRA_COLUMN = "ExtraColumn"
     MISSING_FIELD = "MissingField"
     WRONG_TYPE = "WrongType"
+    INVALID_WEIGHT = "InvalidWeight"
+    UNSUPPORTED_CONTENT = "UnsupportedContent"
     EMPTY_MESSAGES = "EmptyMessages"
     INVALID_ROLE = "InvalidRole"
     LAST_MESSAGE_FROM_ASSISTANT = "LastMessageFromAssistant"
@@ -50,21 +55,29 @@ class DataErrorCode(StrEnum):
     NO_CHAT_TEMPLATE = "NoChatTemplate"
     TEMPLATE_REFUSED = "TemplateRefused"
     BORDER_UNCLEAR = "BorderUnclear"
+    EMPTY_PROMPT = "EmptyPrompt"
+    NO_END_TOKEN = "NoEndToken"
     PROMPT_TOO_LONG = "PromptTooLong"
+    ROW_TOO_LONG = "RowTooLong"
     TOKEN_OUT_OF_RANGE = "TokenOutOfRange"
 
 
 DATA_SENTENCES: dict[DataErrorCode, str] = {
+    DataErrorCode.UNKNOWN_FILE_KIND: "the file is neither JSON Lines (.jsonl, .gz, .zst) nor Parquet: convert it",
+    DataErrorCode.DAMAGED_FILE: "the file is damaged or cut off here, so the rest cannot be read: write it again",
     DataErrorCode.EMPTY_FILE: "the file holds no rows: write at least one",
     DataErrorCode.INVALID_UTF8: "the line is not UTF-8: save the file as UTF-8",
     DataErrorCode.INVALID_JSON: "the line is not JSON: write one JSON object per line",
     DataErrorCode.NOT_AN_OBJECT: "the line is JSON but no object: write {...}",
     DataErrorCode.UNKNOWN_FORMAT: "the row has the columns of no known format: give input, preferred_output and"
-    " non_preferred_output, or messages",
+    " non_preferred_output; prompt, chosen and rejected; messages; prompt and completion; or text",
     DataErrorCode.MIXED_FORMATS: "the row has another format than the first row: use one format per file",
-    DataErrorCode.EXTRA_COLUMN: "the column is not part of the format: remove it",
+    DataErrorCode.PRETOKENISED: "the file holds token ids, which fit one tokenizer only: give the text itself",
+    DataErrorCode.EXTRA_COLUMN: "the column is not part of the format: remove it, or set data.extraColumns to Ignore",
     DataErrorCode.MISSING_FIELD: "the field is missing: add it",
     DataErrorCode.WRONG_TYPE: "the field has the wrong type: see docs/data.md for the format",
+    DataErrorCode.INVALID_WEIGHT: "a row's weight is a finite number of at least 0, a message's is the integer 0 or 1",
+    DataErrorCode.UNSUPPORTED_CONTENT: "only parts of type text can be trained on: remove images, audio and the like",
     DataErrorCode.EMPTY_MESSAGES: "the list of messages is empty: give at least one message",
     DataErrorCode.INVALID_ROLE: "the role is none of system, user, assistant, tool",
     DataErrorCode.LAST_MESSAGE_FROM_ASSISTANT: "the last input message is from the assistant: move it to the outputs",
@@ -73,13 +86,43 @@ DATA_SENTENCES: dict[DataErrorCode, str] = {
     DataErrorCode.EMPTY_ANSWER: "the answer is empty: remove the row or write an answer",
     DataErrorCode.IDENTICAL_ANSWERS: "preferred and non-preferred answer are the same: remove the row",
     DataErrorCode.NO_CHAT_TEMPLATE: "the model's tokenizer has no chat template, so messages cannot be rendered:"
-    " choose a chat model",
-    DataErrorCode.TEMPLATE_REFUSED: "the model's chat template refuses the row: check order and roles of the messages",
+    " set data.chatTemplate, or choose a chat model",
+    DataErrorCode.TEMPLATE_REFUSED: "the chat template refuses the row: check order and roles of the messages",
     DataErrorCode.BORDER_UNCLEAR: "the chat template renders the prompt differently with an answer, so the answer's"
     " first token is unclear: use another model or template",
+    DataErrorCode.EMPTY_PROMPT: "the prompt is empty and the tokenizer has no begin token to put in its place: write a"
+    " prompt",
+    DataErrorCode.NO_END_TOKEN: "the tokenizer has no end token, so an answer in plain text cannot end: give messages",
     DataErrorCode.PROMPT_TOO_LONG: "the prompt alone fills maxSeqLength: shorten it or raise maxSeqLength",
+    DataErrorCode.ROW_TOO_LONG: "the row is longer than maxSeqLength: shorten it, raise maxSeqLength, or set"
+    " data.overlong to Drop or Truncate",
     DataErrorCode.TOKEN_OUT_OF_RANGE: "the tokenizer made a token that the model does not know: model and tokenizer"
     " do not fit",
+}
+
+
+class DataWarningCode(StrEnum):
+    """What is odd about a row that is no error."""
+
+    DUPLICATE_ROW = "DuplicateRow"
+    IN_TRAINING_FILE = "InTrainingFile"
+    PROMPT_IN_TRAINING_FILE = "PromptInTrainingFile"
+    TOO_LONG = "TooLong"
+    PROMPT_TOO_LONG = "PromptTooLong"
+    TRUNCATED = "Truncated"
+    NOTHING_TO_TRAIN = "NothingToTrain"
+    LAST_TURN_ONLY = "LastTurnOnly"
+
+
+DATA_WARNINGS: dict[DataWarningCode, str] = {
+    DataWarningCode.DUPLICATE_ROW: "the row repeats an earlier one",
+    DataWarningCode.IN_TRAINING_FILE: "the row is also in trainingFile: evaluation will look better than it is",
+    DataWarningCode.PROMPT_IN_TRAINING_FILE: "the prompt is also in trainingFile",
+    DataWarningCode.TOO_LONG: "the row is longer than maxSeqLength and is left out",
+    DataWarningCode.PROMPT_TOO_LONG: "the prompt alone fills maxSeqLength, so the row is left out",
+    DataWarningCode.TRUNCATED: "the row is longer than maxSeqLength and is cut",
+    DataWarningCode.NOTHING_TO_TRAIN: "the row has weight 0 or no token to train on, and is left out",
+    DataWarningCode.LAST_TURN_ONLY: "only the last answer is trained: the chat template renders earlier ones anew",
 }
 
 
@@ -93,6 +136,7 @@ class FailureCode(StrEnum):
     SEQUENCE_TOO_LONG_FOR_MODEL = "SequenceTooLongForModel"
     NO_TRAINABLE_ROWS = "NoTrainableRows"
     METHOD_NEEDS_PREFERENCE = "MethodNeedsPreference"
+    TEXT_WITHOUT_INPUTS = "TextWithoutInputs"
     DATA_INVALID = "DataInvalid"
     DATA_NOT_FOUND = "DataNotFound"
     DATA_UNREACHABLE = "DataUnreachable"
@@ -109,6 +153,7 @@ class FailureCode(StrEnum):
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     OUTPUT_TAKEN = "OutputTaken"
     STORAGE_FULL = "StorageFull"
+    MERGE_FAILED = "MergeFailed"
     STOPPED = "Stopped"
 
 
@@ -134,11 +179,16 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     ),
     FailureCode.NO_TRAINABLE_ROWS: (
         ExitCode.DATA_INVALID,
-        "no row of {file} is left to train on ({dropped} longer than maxSeqLength {limit}): raise maxSeqLength",
+        "no row of {file} is left to train on: {dropped} are longer than maxSeqLength {limit}, {weightless} have"
+        " weight 0 or nothing to train on",
     ),
     FailureCode.METHOD_NEEDS_PREFERENCE: (
         ExitCode.DATA_INVALID,
         "{file} has the format {format}, DPO needs preference rows: input, preferred_output, non_preferred_output",
+    ),
+    FailureCode.TEXT_WITHOUT_INPUTS: (
+        ExitCode.BAD_CONFIG,
+        "trainOnInputs is Never, but {file} has the format text, of which nothing else is to be trained: set Auto",
     ),
     FailureCode.DATA_INVALID: (
         ExitCode.DATA_INVALID,
@@ -178,6 +228,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         ExitCode.PUBLISH_FAILED,
         "{uri} holds the output of another job: choose another output or suffix",
     ),
+    FailureCode.MERGE_FAILED: (
+        ExitCode.PUBLISH_FAILED,
+        "the adapter is published, but it could not be merged into {model}: {problem}",
+    ),
     FailureCode.STORAGE_FULL: (ExitCode.PUBLISH_FAILED, "no space is left at {uri}: make room or use a larger claim"),
     FailureCode.STOPPED: (ExitCode.STOPPED, "stopped on request after step {step}"),
 }
@@ -212,6 +266,10 @@ class WarningCode(StrEnum):
 
     RECOVERY_SKIPPED = "RecoverySkipped"
     """A recovery state was damaged or of another plan; training went on from an older one."""
+    MERGE_LOSSY = "MergeLossy"
+    """Casting the merged weights to the precision of the base lost much of what was learned."""
+    LAST_TURN_ONLY = "LastTurnOnly"
+    """Of some conversations only the last answer is trained, as the chat template renders earlier ones anew."""
     STEP_SKIPPED = "StepSkipped"
     """A step changed nothing because its gradient was not finite."""
     RESUME_REPLANNED = "ResumeReplanned"

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.data import DataOptions
 from finetune_api.evaluation import Evaluation
 from finetune_api.job import Checkpointing, Hyperparameters
 from finetune_api.method import TrainingKind, TrainingMethod
@@ -75,6 +76,8 @@ class TrainerConfig(ApiModel):
     """URI of the training rows."""
     validation_file: Text | None = None
     """URI of the validation rows."""
+    data: DataOptions = DataOptions()
+    """What is done with odd rows, as in the spec."""
     training_method: TrainingMethod
     """The objective, as in the spec."""
     training_kind: TrainingKind
@@ -91,6 +94,8 @@ class TrainerConfig(ApiModel):
     """Evaluations, as in the spec."""
     checkpointing: Checkpointing
     """Checkpoints, as in the spec."""
+    merge: Flag = False
+    """Whether to publish the final adapter also merged into its base."""
     output_uri: Text
     """Folder that holds the outputs of jobs."""
     output_name: Name

@@ -18,6 +18,7 @@ from judges import (
     server_verdict,
     verdict_of,
 )
+from manifests import job
 from specs import bases, edits, jobs, runtimes
 
 MINORITY = 0.3
@@ -85,3 +86,10 @@ def _start(api: Api, namespace: str, manifest: dict[str, Any]) -> tuple[dict[str
     made = api.post(collection(manifest, namespace), manifest).must()
     where = f"{collection(manifest, namespace)}/{made['metadata']['name']}"
     return api.patch(f"{where}/status", {"status": {"startTime": "2026-01-01T00:00:00Z"}}).must(), where
+
+
+def test_every_option_of_dpo_may_be_zero_or_false(api) -> None:
+    """A whole number beside a bound that is none: the API server would cut the bound down to 0."""
+    dpo = {"beta": 1, "rpoAlpha": 0, "simpoGamma": 0, "labelSmoothing": 0, "referenceFree": False}
+    manifest = job(trainingMethod={"type": "DPO", "dpo": dpo})
+    assert server_verdict(api, manifest).refusals == pydantic_verdict(manifest).refusals == frozenset()

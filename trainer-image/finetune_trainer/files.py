@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from safetensors import SafetensorError
 
@@ -77,9 +78,20 @@ def weights_digest(folder: Path) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` so that a reader, or a restart after a crash, sees the old or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with writing(path) as file:
         file.write(text)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the place of `path` at the end of the block, unless that raises."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+    except BaseException:
+        temporary.unlink()
+        raise
     replace(temporary, path)
 
 

@@ -1,6 +1,6 @@
 """Where everything of a run lies: the published folder and, beside it, the job's private state.
 
-<output URI>/<output name>/     metrics.jsonl data-report.json manifest.json checkpoints/ adapter/ or model/
+<output URI>/<output name>/     metrics.jsonl data-report.json manifest.json checkpoints/ adapter/ or model/ merged/
 <output URI>/.finetune/<uid>/   prepared/ reference/ recovery/
 """
 
@@ -71,6 +71,11 @@ class Layout:
     def data_report(self) -> Path:
         """Every bad row and the token statistics."""
         return self.output / names.DATA_REPORT_FILE
+
+    @property
+    def merged(self) -> Path:
+        """The final adapter merged into its base."""
+        return self.output / names.MERGED_DIRECTORY
 
     @property
     def manifest(self) -> Path:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from pydantic.alias_generators import to_camel
-
-from finetune_api.report import DATA_SENTENCES, DataErrorCode, FailureCode
-from finetune_api.status import DataStatus, Resolved, ResolvedFile, ResolvedModel
+from finetune_api.report import DATA_SENTENCES, DataErrorCode, DataWarningCode, FailureCode, WarningCode
+from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Resolved, ResolvedFile, ResolvedModel
 from finetune_api.trainer import JobIdentity, TrainerConfig
 from finetune_trainer.data.check import FileCheck, Rules, Tell
 from finetune_trainer.data.model import StartModel, check_checkpoint, read_model, resolve_length
@@ -28,15 +27,16 @@ from finetune_trainer.data.prepared import (
     cache_digests,
     load_prepared,
 )
-from finetune_trainer.data.report import DataReport
+from finetune_trainer.data.report import FileReport, Findings, write_reports
+from finetune_trainer.data.seen import Seen
 from finetune_trainer.data.sources import fetch_file
-from finetune_trainer.data.statistics import oddities, token_statistics
-from finetune_trainer.data.tokens import CacheKind, open_cache, write_cache
+from finetune_trainer.data.tokenise import Tokeniser
+from finetune_trainer.data.tokens import CacheKind, write_cache
 from finetune_trainer.failures import RunFailed, failed
-from finetune_trainer.files import replace, sha256_of, write_atomically, writing_to
+from finetune_trainer.files import replace, sha256_of, write_atomically, writing, writing_to
 from finetune_trainer.layout import Layout, OutputManifest, claimed
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Raised when the same data would give other tokens than before."""
 CACHE_OF = {"trainingFile": TRAIN_FOLDER, "validationFile": VALIDATION_FOLDER}
 
@@ -59,6 +59,7 @@ class Checked:
     rows: int
     validation_rows: int
     data: DataStatus
+    warnings: tuple[JobWarning, ...]
     digests: dict[str, str]
 
 
@@ -80,10 +81,12 @@ class Inputs:
             CACHE_VERSION,
             [file.digest.sha256 for file in self.files],
             self.model.revision,
-            self.rules.chat.digest,
-            self.rules.method,
+            self.model.chat.digest,
+            self.config.training_method.type,
+            self.config.training_method.train_on_inputs,
+            self.config.data.to_json(),
             self.rules.max_seq_length,
-            self.rules.vocab_size,
+            self.model.vocab_size,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -102,7 +105,7 @@ def prepare(config: TrainerConfig, tell: Tell) -> Prepared:
         checked = _finished(inputs) or _check(inputs, tell)
         prepared = _conclude(inputs, checked)
         write_atomically(layout.prepared / PREPARED_FILE, json.dumps(prepared.to_json(), indent=1))
-    tell(data=prepared.data, resolved=prepared.resolved)
+    tell(data=prepared.data, resolved=prepared.resolved, warnings=prepared.warnings)
     return prepared
 
 
@@ -124,9 +127,11 @@ def _claim_output(layout: Layout, job: JobIdentity) -> None:
 def _gather(config: TrainerConfig, layout: Layout) -> Inputs:
     """Cheap and certain things first, so that a wrong checkpoint or length is told before the data is read."""
     checkpoint_digest = check_checkpoint(config.start, config.mounts)
-    model = read_model(config.start.model, config.mounts, config.offline)
+    model = read_model(config.start.model, config.mounts, config.offline, config.data.chat_template)
     length = resolve_length(config.max_seq_length, model)
-    rules = Rules(model.chat, config.training_method.type, length, model.vocab_size)
+    method = config.training_method
+    tokenise = Tokeniser(model.chat, model.vocab_size, method.train_on_inputs)
+    rules = Rules(method.type, tokenise, length, config.data)
     named = (("trainingFile", config.training_file), ("validationFile", config.validation_file))
     files = [_fetch_file(config, name, uri) for name, uri in named if uri is not None]
     return Inputs(config, layout, checkpoint_digest, model, rules, files)
@@ -142,41 +147,59 @@ def _finished(inputs: Inputs) -> Checked | None:
     found = load_prepared(inputs.layout.prepared)
     if found is None or found.key != inputs.key or found.digests != cache_digests(inputs.layout.prepared):
         return None
-    return Checked(found.rows, found.validation_rows, found.data, found.digests)
+    return Checked(found.rows, found.validation_rows, found.data, found.warnings, found.digests)
 
 
 def _check(inputs: Inputs, tell: Tell) -> Checked:
     """Pass over every file, all of them before any error ends the run, so that one run finds all errors.
 
     Raises:
-        RunFailed: DataInvalid, NoTrainableRows, MethodNeedsPreference, DataUnreachable.
+        RunFailed: DataInvalid, NoTrainableRows, MethodNeedsPreference, TextWithoutInputs, ConfigInvalid,
+            DataUnreachable.
     """
-    layout, rules, files = inputs.layout, inputs.rules, inputs.files
+    layout = inputs.layout
     _clear(layout.prepared)
-    with DataReport(layout.data_report) as report:
-        checks = [FileCheck(file.name, file.path, file.uri, rules, report) for file in files]
-        training = checks[0]
-        for check in checks:
-            folder = layout.prepared / f"{CACHE_OF[check.name]}.tmp"
-            write_cache(folder, rules.kind, check.rows(None if check is training else training.seen, tell))
-        data = _describe(layout, checks, report)
-        report.summary = _summary(files, checks, data)
+    with ExitStack() as open_files:
+        checks = _checks(inputs, open_files)
+        for file, check in zip(inputs.files, checks, strict=True):
+            write_cache(layout.prepared / f"{CACHE_OF[file.name]}.tmp", inputs.rules.kind, check.rows(tell))
+        data = _describe(layout, inputs.rules, checks)
+        with writing(layout.data_report) as out:
+            write_reports(out, [_reported(file, check) for file, check in zip(inputs.files, checks, strict=True)])
     tell(data=data)
-    if report.first:
+    if data.error_count:
         _clear(layout.prepared)
-        raise _data_invalid(checks, report)
-    for check in checks:
-        if check.tally.used == 0:
-            raise failed(
-                FailureCode.NO_TRAINABLE_ROWS,
-                file=f"{check.name} {check.uri}",
-                dropped=check.tally.dropped,
-                limit=rules.max_seq_length,
-            )
-        folder = layout.prepared / CACHE_OF[check.name]
+        raise _data_invalid(checks)
+    _refuse_empty(inputs, checks)
+    for file in inputs.files:
+        folder = layout.prepared / CACHE_OF[file.name]
         replace(folder.with_name(f"{folder.name}.tmp"), folder)
     used = [check.tally.used for check in checks]
-    return Checked(used[0], sum(used[1:]), data, cache_digests(layout.prepared))
+    return Checked(used[0], sum(used[1:]), data, _warnings(checks), cache_digests(layout.prepared))
+
+
+def _checks(inputs: Inputs, open_files: ExitStack) -> list[FileCheck]:
+    """One pass for each file; those after the first know what the training file has."""
+    checks: list[FileCheck] = []
+    for file in inputs.files:
+        findings = open_files.enter_context(Findings(file.name, inputs.layout.prepared))
+        seen = open_files.enter_context(Seen())
+        training = checks[0].seen if checks else None
+        checks.append(FileCheck(file.path, file.uri, inputs.rules, findings, seen, training))
+    return checks
+
+
+def _refuse_empty(inputs: Inputs, checks: list[FileCheck]) -> None:
+    for check in checks:
+        if check.tally.used == 0:
+            warned = check.findings.warned
+            raise failed(
+                FailureCode.NO_TRAINABLE_ROWS,
+                file=f"{check.findings.name} {check.uri}",
+                dropped=warned[DataWarningCode.TOO_LONG] + warned[DataWarningCode.PROMPT_TOO_LONG],
+                limit=inputs.rules.max_seq_length,
+                weightless=warned[DataWarningCode.NOTHING_TO_TRAIN],
+            )
 
 
 def _clear(folder: Path) -> None:
@@ -188,50 +211,53 @@ def _clear(folder: Path) -> None:
                 shutil.rmtree(leftover)
 
 
-def _describe(layout: Layout, checks: list[FileCheck], report: DataReport) -> DataStatus:
-    """The data as status tells it; token statistics only of data that can be trained on."""
-    training = checks[0]
-    cache = None
-    if not report.first and training.tally.used:
-        cache = open_cache(layout.prepared / f"{TRAIN_FOLDER}.tmp")
+def _describe(layout: Layout, rules: Rules, checks: list[FileCheck]) -> DataStatus:
+    """The data as status tells it: the training file's counts, every file's errors and oddities."""
+    training, *others = checks
+    warned, lengths = training.findings.warned, training.lengths
+    errors = [error for check in checks for error in check.findings.first]
     return DataStatus(
         format=training.format,
         rows=training.tally.rows,
-        pairs=training.tally.used if training.rules.kind is CacheKind.PREFERENCE else None,
-        validation_rows=sum(check.tally.used for check in checks[1:]) if checks[1:] else None,
-        tokens=token_statistics(cache) if cache else {},
-        total_tokens=int(cache.lengths.sum()) if cache else None,
-        dropped=training.tally.dropped,
-        duplicates=training.tally.duplicates,
-        warnings=tuple(sentence for check in checks for sentence in oddities(check)),
-        errors=tuple(report.first),
-        error_count=report.bad_row_count,
+        pairs=training.tally.used if rules.kind is CacheKind.PREFERENCE else None,
+        validation_rows=sum(check.tally.used for check in others) if others else None,
+        tokens=lengths.statistics(),
+        total_tokens=lengths.tokens or None,
+        max_tokens=lengths.longest or None,
+        dropped=warned[DataWarningCode.TOO_LONG] + warned[DataWarningCode.PROMPT_TOO_LONG],
+        truncated=warned[DataWarningCode.TRUNCATED],
+        duplicates=warned[DataWarningCode.DUPLICATE_ROW],
+        weightless=warned[DataWarningCode.NOTHING_TO_TRAIN],
+        warnings=tuple(sentence for check in checks for sentence in check.oddities()),
+        errors=tuple(errors[:MAX_DATA_ERRORS]),
+        error_count=sum(check.findings.error_count for check in checks),
         report_uri=layout.uri_of(layout.data_report),
     )
 
 
-def _summary(files: list[DataFile], checks: list[FileCheck], data: DataStatus) -> dict[str, object]:
-    """What data-report.json says beside the errors."""
-    described = {
-        file.name: {
-            "uri": file.uri,
-            **file.digest.to_json(),
-            "format": check.format,
-            **{to_camel(name): value for name, value in asdict(check.tally).items()},
-        }
-        for file, check in zip(files, checks, strict=True)
-    }
-    told = data.to_json()
-    return {**described, "tokens": told["tokens"], "warnings": told["warnings"]}
+def _reported(file: DataFile, check: FileCheck) -> FileReport:
+    """What data-report.json says of a file beside its findings."""
+    return FileReport(
+        check.findings,
+        {"uri": file.uri, **file.digest.to_json(), **check.head()},
+        {"tokens": {side: found.to_json() for side, found in check.lengths.statistics().items()}},
+    )
 
 
-def _data_invalid(checks: list[FileCheck], report: DataReport) -> RunFailed:
-    first = report.first[0]
-    bad = [f"{check.name} {check.uri}" for check in checks if check.name in report.bad_rows]
+def _warnings(checks: list[FileCheck]) -> tuple[JobWarning, ...]:
+    """What of the data changes how the job trains, beside the data's own warnings."""
+    code = DataWarningCode.LAST_TURN_ONLY
+    found = [s for check in checks if check.findings.warned[code] for s in check.oddities(code)]
+    return tuple(JobWarning(reason=WarningCode.LAST_TURN_ONLY, message=sentence) for sentence in found[:1])
+
+
+def _data_invalid(checks: list[FileCheck]) -> RunFailed:
+    bad = [check for check in checks if check.findings.bad_rows]
+    first = bad[0].findings.first[0]
     return failed(
         FailureCode.DATA_INVALID,
-        count=report.bad_row_count,
-        file=" and ".join(bad),
+        count=sum(check.findings.bad_rows for check in bad),
+        file=" and ".join(f"{check.findings.name} {check.uri}" for check in bad),
         line=first.line,
         field=first.field or "the row",
         problem=DATA_SENTENCES[DataErrorCode(first.code)],
@@ -270,6 +296,7 @@ def _conclude(inputs: Inputs, checked: Checked) -> Prepared:
         batch_size=config.batch_size,
         total_steps=total_steps,
         data=checked.data,
+        warnings=checked.warnings,
         resolved=resolved,
         digests=checked.digests,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -48,6 +49,22 @@ def test_exclusive_bounds_are_flags() -> None:
     assert "exclusiveMaximum" not in beta
 
 
+@pytest.mark.parametrize("crd", [job_crd(), runtime_crd()], ids=["job", "runtime"])
+def test_bounds_are_whole_numbers(crd) -> None:
+    """The API server cuts a bound down to one where the value is one: `maximum: 0.5` with
+    `exclusiveMaximum` refuses 0."""
+
+    def bounds(node: object) -> Iterator[float]:
+        if isinstance(node, dict):
+            yield from (node[key] for key in ("minimum", "maximum") if isinstance(node.get(key), int | float))
+            for child in node.values():
+                yield from bounds(child)
+
+    found = list(bounds(schema_of(crd)))
+    assert found
+    assert [bound for bound in found if bound != int(bound)] == []
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [
@@ -55,6 +72,7 @@ def test_exclusive_bounds_are_flags() -> None:
         ("hyperparameters.batchSize", 'batchSize must be "max" or an integer from 1 to 65536.'),
         ("trainingType.lora.dropout", "Bounds: >= 0, < 1."),
         ("trainingType.lora.trainableModules", "at least 1 items, at most 64 items."),
+        ("trainingMethod.dpo.labelSmoothing", "Bounds: labelSmoothing must be at least 0 and below 0.5."),
         ("trainingMethod.type", "Default: SFT."),
         ("cancel", "Default: false."),
         ("runtime", "Bounds: at most 253 characters."),

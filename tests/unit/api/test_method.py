@@ -69,3 +69,14 @@ def test_train_on_inputs(choice) -> None:
 @pytest.mark.parametrize("block", [{}, {"sft": {}}, {"sft": {"trainOnInputs": None}}])
 def test_train_on_inputs_is_auto_unless_said_otherwise(block) -> None:
     assert TrainingMethod.model_validate(block).train_on_inputs is TrainOnInputs.AUTO
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 0.25, 0.499999])
+def test_label_smoothing(value) -> None:
+    assert method(labelSmoothing=value).preference.label_smoothing == value
+
+
+@pytest.mark.parametrize("value", [0.5, 0.75, 1])
+def test_half_of_the_labels_or_more_cannot_be_wrong(value) -> None:
+    with pytest.raises(ValidationError, match=r"labelSmoothing must be at least 0 and below 0\.5"):
+        method(labelSmoothing=value)

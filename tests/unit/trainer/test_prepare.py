@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import trainer_config
+from finetune_api.report import DATA_WARNINGS, DataWarningCode
 from finetune_api.report import FailureCode as Code
 from finetune_trainer import prepare as prepare_module
 from finetune_trainer.data.prepared import load_prepared
@@ -61,7 +62,7 @@ def test_it_leaves_tokens_a_report_and_what_it_resolved(config, tmp_path):
     assert (prepared.total_steps, prepared.batch_size, prepared.max_seq_length) == (9, 2, 512)
     assert [row.line for row in map(open_cache(layout.prepared / "train").pair, range(5))] == [1, 2, 3, 4, 5]
     assert len(open_cache(layout.prepared / "validation")) == 2
-    assert set(told) == {"data", "resolved"}
+    assert (set(told), told["warnings"]) == ({"data", "resolved", "warnings"}, ())
     assert told["data"].pairs == 5
     assert told["data"].warnings == (
         "1 rows of validationFile are also in trainingFile: evaluation will look better than it is",
@@ -73,7 +74,11 @@ def test_it_leaves_tokens_a_report_and_what_it_resolved(config, tmp_path):
     assert (resolved.lora_rank, resolved.lora_alpha, resolved.trainable_modules) == (4, 8.0, ("all-linear",))
     assert (resolved.max_seq_length, resolved.total_steps) == (512, 9)
     report = json.loads(layout.data_report.read_text())
-    assert (report["errors"], report["trainingFile"]["used"], report["validationFile"]["sharedRows"]) == ([], 5, 1)
+    assert (report["errorCount"], report["trainingFile"]["used"], report["trainingFile"]["errors"]) == (0, 5, [])
+    assert report["validationFile"]["warnings"] == [
+        {"line": 2, "code": "InTrainingFile", "message": DATA_WARNINGS[DataWarningCode.IN_TRAINING_FILE]}
+    ]
+    assert set(report["validationFile"]["tokens"]) == {"prompt", "preferred", "nonPreferred"}
     assert told["data"].report_uri == layout.uri_of(layout.data_report)
     assert json.loads(layout.manifest.read_text())["job"]["uid"] == asked.job.uid
 
@@ -137,7 +142,7 @@ def test_stopped_in_the_middle_it_can_be_run_again(config, monkeypatch):
     layout = Layout.of(config())
     prepare(config(max_seq_length=100), quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "token_statistics", stop)
+        patch.setattr(prepare_module, "write_reports", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config(), quiet)
     # nothing vouches any more for the caches of the first run, which are gone
@@ -148,7 +153,7 @@ def test_stopped_in_the_middle_it_can_be_run_again(config, monkeypatch):
 
 
 def test_bad_rows_of_both_files_end_it_after_all_are_found(config, tmp_path):
-    train = write_rows(tmp_path / "train.jsonl", preference(), b"{", {"text": "x"})
+    train = write_rows(tmp_path / "train.jsonl", preference(), b"{", {"question": "x"})
     check = write_rows(tmp_path / "eval.jsonl", preference(preferred=""), preference("fine"))
     told = {}
     asked = config(validation_file=f"file://{check}")

@@ -6,182 +6,245 @@ A row may break several rules; each field is judged once, so that one mistake gi
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from finetune_api.report import DataErrorCode as Code
+from finetune_trainer.data.messages import ASSISTANT, ROLES, USER, check_message, check_messages, check_tools
 from finetune_trainer.data.rows import Problem, Row
 
-ROLES = frozenset({"system", "user", "assistant", "tool"})
-ASSISTANT = "assistant"
-MESSAGE_KEYS = frozenset({"role", "content"})
-KEYS_OF_ROLE = {ASSISTANT: frozenset({"tool_calls"}), "tool": frozenset({"tool_call_id", "name"})}
 SPEAKABLE = re.compile(r"[A-Za-z0-9_-]{1,40}")
+TOKEN_IDS = "input_ids"
+OUTPUTS = ("preferred_output", "non_preferred_output")
+CHOICES = ("chosen", "rejected")
 
 
 class Format(StrEnum):
-    """What the rows of a file are, told by their columns."""
+    """What the rows of a file are for."""
 
     PREFERENCE = "preference"
     CONVERSATION = "conversation"
+    INSTRUCTION = "instruction"
+    TEXT = "text"
 
 
-COLUMNS = {
-    Format.PREFERENCE: frozenset({"input", "preferred_output", "non_preferred_output"}),
-    Format.CONVERSATION: frozenset({"messages"}),
-}
-OPTIONAL_COLUMNS = {Format.PREFERENCE: frozenset[str](), Format.CONVERSATION: frozenset({"tools"})}
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The columns of a format; preference has two sets of them."""
+
+    format: Format
+    needed: tuple[str, ...]
+    prompt: str
+    """Field that holds the prompt."""
+    answers: tuple[str, str]
+    """Fields of the answer and of the worse one; twice the same where there is no worse one."""
+    optional: frozenset[str] = frozenset({"weight"})
 
 
-def format_of(row: Row, expected: Format | None) -> Format | None:
-    """The format whose columns the row has some of; `expected` goes first, None is none."""
-    found = [form for form, columns in COLUMNS.items() if columns & row.keys()]
-    return expected if expected in found else next(iter(found), None)
+WITH_TOOLS = frozenset({"weight", "tools"})
+PREFERENCE = Shape(Format.PREFERENCE, ("input", *OUTPUTS), "input.messages", OUTPUTS)
+CHOSEN = Shape(Format.PREFERENCE, ("prompt", *CHOICES), "prompt", CHOICES, WITH_TOOLS)
+CONVERSATION = Shape(Format.CONVERSATION, ("messages",), "messages", ("messages", "messages"), WITH_TOOLS)
+INSTRUCTION = Shape(Format.INSTRUCTION, ("prompt", "completion"), "prompt", ("completion", "completion"))
+TEXT = Shape(Format.TEXT, ("text",), "text", ("text", "text"))
+SHAPES = (PREFERENCE, CHOSEN, CONVERSATION, INSTRUCTION, TEXT)
+COLUMNS = frozenset(column for shape in SHAPES for column in (*shape.needed, *shape.optional))
+"""Every column that some format has."""
 
 
-def check_row(row: Row, form: Format) -> list[Problem]:
-    """Everything that is wrong with a row of `form`; empty when it may be rendered."""
-    rules = _preference if form is Format.PREFERENCE else _conversation
-    return [*_extra_keys("", row, COLUMNS[form] | OPTIONAL_COLUMNS[form]), *rules(row)]
+def shape_of(row: Row, expected: Shape | None) -> Shape | None:
+    """The shape whose columns the row has, all of them if there is such a shape, else most; None = it has none.
+
+    `expected`, that of the file's first row, goes before others.
+    """
+    if expected is not None and all(column in row for column in expected.needed):
+        return expected
+    shares = {shape: sum(column in row for column in shape.needed) / len(shape.needed) for shape in SHAPES}
+    whole = [shape for shape in SHAPES if shares[shape] == 1]
+    if whole:
+        return whole[0]
+    if expected is not None and shares[expected]:
+        return expected
+    best = max(SHAPES, key=shares.__getitem__)
+    return best if shares[best] else None
 
 
-def _preference(row: Row) -> Iterator[Problem]:
+def check_row(row: Row, shape: Shape, *, extra_columns: bool = False) -> list[Problem]:
+    """Everything that is wrong with a row of `shape`; empty when it may be rendered.
+
+    Args:
+        extra_columns: columns that the format does not have are passed over.
+    """
+    problems = [] if extra_columns else list(_extra_keys("", row, {*shape.needed, *shape.optional}))
+    problems += (Problem(column, Code.MISSING_FIELD) for column in shape.needed if row.get(column) is None)
+    problems += _weight(row.get("weight"))
+    problems += RULES[shape](row, extra_columns)
+    return problems
+
+
+def _preference(row: Row, extra_columns: bool) -> Iterator[Problem]:
     """`input` with messages that end before the answer, and two different answers to it."""
-    yield from _missing("", row, ("input", "preferred_output", "non_preferred_output"))
-    yield from _input(row)
+    yield from _input(row.get("input"), extra_columns)
     answers = []
-    for column in ("preferred_output", "non_preferred_output"):
-        if column in row:
+    for column in OUTPUTS:
+        if row.get(column) is not None:
             problems = list(_output(column, row[column]))
             yield from problems
-            answers.append(None if problems else row[column][0])
+            answers.append(None if problems else said(row[column][0]))
     if len(answers) == 2 and answers[0] is not None and answers[0] == answers[1]:
-        yield Problem("non_preferred_output", Code.IDENTICAL_ANSWERS)
+        yield Problem(OUTPUTS[1], Code.IDENTICAL_ANSWERS)
 
 
-def _conversation(row: Row) -> Iterator[Problem]:
-    """`messages` with something to learn, and perhaps tools."""
-    yield from _missing("", row, ("messages",))
-    yield from _tools("tools", row.get("tools"))
-    if "messages" not in row:
+def _input(prompt: Any, extra_columns: bool) -> Iterator[Problem]:
+    if prompt is None:
         return
-    problems = list(_messages("messages", row["messages"]))
+    if not isinstance(prompt, dict):
+        yield Problem("input", Code.WRONG_TYPE)
+        return
+    if not extra_columns:
+        yield from _extra_keys("input.", prompt, {"messages", "tools"})
+    yield from check_tools("input.tools", prompt.get("tools"))
+    messages = prompt.get("messages")
+    if messages is None:
+        yield Problem("input.messages", Code.MISSING_FIELD)
+    else:
+        yield from _prompt("input.messages", messages)
+
+
+def _prompt(path: str, messages: Any) -> Iterator[Problem]:
+    """Messages of which the last is not the answer."""
+    yield from check_messages(path, messages)
+    if isinstance(messages, list) and messages and _role(messages[-1]) == ASSISTANT:
+        yield Problem(f"{path}[{len(messages) - 1}].role", Code.LAST_MESSAGE_FROM_ASSISTANT)
+
+
+def _output(path: str, output: Any, begin: int = 0) -> Iterator[Problem]:
+    """A list whose messages from `begin` on are exactly one from the assistant, with content."""
+    if not isinstance(output, list):
+        yield Problem(path, Code.WRONG_TYPE)
+    elif len(output) != begin + 1:
+        yield Problem(path, Code.NOT_ONE_ASSISTANT_MESSAGE)
+    else:
+        role = _role(output[begin])
+        if role in ROLES and role != ASSISTANT:
+            yield Problem(f"{path}[{begin}].role", Code.NOT_ONE_ASSISTANT_MESSAGE)
+        else:
+            yield from check_message(f"{path}[{begin}]", output[begin])
+
+
+def _chosen(row: Row, extra_columns: bool) -> Iterator[Problem]:
+    """`prompt`, `chosen` and `rejected`: texts, or lists of messages, where the prompt may be the text of one."""
+    yield from check_tools("tools", row.get("tools"))
+    prompt = row.get("prompt")
+    answers = {column: row[column] for column in CHOICES if row.get(column) is not None}
+    if isinstance(prompt, list):
+        yield from _prompt("prompt", prompt)
+    elif not isinstance(prompt, str | None):
+        yield Problem("prompt", Code.WRONG_TYPE)
+    if not isinstance(prompt, list) and all(isinstance(answer, str) for answer in answers.values()):
+        yield from _texts(answers)
+        return
+    good = []
+    for column, answer in answers.items():
+        problems = list(_output(column, answer, repeated(prompt, answer)))
+        yield from problems
+        good += [] if problems else [said(answer[-1])]
+    if len(good) == 2 and good[0] == good[1]:
+        yield Problem(CHOICES[1], Code.IDENTICAL_ANSWERS)
+
+
+def _texts(answers: dict[str, str]) -> Iterator[Problem]:
+    empty = [column for column, answer in answers.items() if not answer.strip()]
+    yield from (Problem(column, Code.EMPTY_ANSWER) for column in empty)
+    if len(answers) == 2 and not empty and answers[CHOICES[0]] == answers[CHOICES[1]]:
+        yield Problem(CHOICES[1], Code.IDENTICAL_ANSWERS)
+
+
+def repeated(prompt: Any, answer: Any) -> int:
+    """How many messages at the beginning of `answer` repeat the prompt: all of the prompt's, or none."""
+    messages = prompt_messages(prompt)
+    if not isinstance(answer, list) or len(answer) <= len(messages):
+        return 0
+    alike = all(said(mine) == said(theirs) for mine, theirs in zip(messages, answer, strict=False))
+    return len(messages) if alike else 0
+
+
+def prompt_messages(prompt: Any) -> list[Any]:
+    """A prompt as messages: a text is what the user says."""
+    if isinstance(prompt, str):
+        return [{"role": USER, "content": prompt}]
+    return prompt if isinstance(prompt, list) else []
+
+
+def said(message: Any) -> Any:
+    """A message without what is as good as absent: two that say the same are equal."""
+    if not isinstance(message, dict):
+        return message
+    return {key: value for key, value in message.items() if value is not None and key != "weight"}
+
+
+def _conversation(row: Row, extra_columns: bool) -> Iterator[Problem]:
+    """`messages` with something to learn, and perhaps tools."""
+    yield from check_tools("tools", row.get("tools"))
+    if row.get("messages") is None:
+        return
+    problems = list(check_messages("messages", row["messages"]))
     yield from problems
     if not problems and all(message["role"] != ASSISTANT for message in row["messages"]):
         yield Problem("messages", Code.NO_ASSISTANT_MESSAGE)
 
 
-def _input(row: Row) -> Iterator[Problem]:
-    if "input" not in row:
+def _instruction(row: Row, extra_columns: bool) -> Iterator[Problem]:
+    """Two texts, of which the second is learned."""
+    if row.get("prompt") is not None and not isinstance(row["prompt"], str):
+        yield Problem("prompt", Code.WRONG_TYPE)
+    yield from _answer_text("completion", row.get("completion"))
+
+
+def _text(row: Row, extra_columns: bool) -> Iterator[Problem]:
+    """One text, all of which is learned."""
+    yield from _answer_text("text", row.get("text"))
+
+
+def _answer_text(column: str, text: Any) -> Iterator[Problem]:
+    if text is None:
         return
-    prompt = row["input"]
-    if not isinstance(prompt, dict):
-        yield Problem("input", Code.WRONG_TYPE)
+    if not isinstance(text, str):
+        yield Problem(column, Code.WRONG_TYPE)
+    elif not text.strip():
+        yield Problem(column, Code.EMPTY_ANSWER)
+
+
+RULES = {
+    PREFERENCE: _preference,
+    CHOSEN: _chosen,
+    CONVERSATION: _conversation,
+    INSTRUCTION: _instruction,
+    TEXT: _text,
+}
+
+
+def _role(message: Any) -> Any:
+    role = message.get("role") if isinstance(message, dict) else None
+    return role if isinstance(role, str) else None
+
+
+def _weight(weight: Any) -> Iterator[Problem]:
+    """A factor of the row's loss: a finite number, not below 0. Compared as numbers, as an integer may be huge."""
+    if weight is None:
         return
-    yield from _extra_keys("input.", prompt, frozenset({"messages", "tools"}))
-    yield from _missing("input.", prompt, ("messages",))
-    yield from _tools("input.tools", prompt.get("tools"))
-    if "messages" not in prompt:
-        return
-    yield from _messages("input.messages", prompt["messages"])
-    if isinstance(prompt["messages"], list) and prompt["messages"]:
-        last = prompt["messages"][-1]
-        if isinstance(last, dict) and last.get("role") == ASSISTANT:
-            yield Problem(f"input.messages[{len(prompt['messages']) - 1}].role", Code.LAST_MESSAGE_FROM_ASSISTANT)
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (number and 0 <= weight <= sys.float_info.max):
+        yield Problem("weight", Code.INVALID_WEIGHT)
 
 
-def _output(path: str, output: Any) -> Iterator[Problem]:
-    """A list of exactly one message from the assistant, with content."""
-    if not isinstance(output, list):
-        yield Problem(path, Code.WRONG_TYPE)
-    elif len(output) != 1:
-        yield Problem(path, Code.NOT_ONE_ASSISTANT_MESSAGE)
-    else:
-        message = output[0]
-        role = message.get("role") if isinstance(message, dict) else None
-        if isinstance(role, str) and role in ROLES and role != ASSISTANT:
-            yield Problem(f"{path}[0].role", Code.NOT_ONE_ASSISTANT_MESSAGE)
-        else:
-            yield from _message(f"{path}[0]", message)
-
-
-def _messages(path: str, messages: Any) -> Iterator[Problem]:
-    if not isinstance(messages, list):
-        yield Problem(path, Code.WRONG_TYPE)
-    elif not messages:
-        yield Problem(path, Code.EMPTY_MESSAGES)
-    else:
-        for index, message in enumerate(messages):
-            yield from _message(f"{path}[{index}]", message)
-
-
-def _message(path: str, message: Any) -> Iterator[Problem]:
-    if not isinstance(message, dict):
-        yield Problem(path, Code.WRONG_TYPE)
-        return
-    role = message.get("role")
-    if role is None:
-        yield Problem(f"{path}.role", Code.MISSING_FIELD)
-    elif not isinstance(role, str):
-        yield Problem(f"{path}.role", Code.WRONG_TYPE)
-    elif role not in ROLES:
-        yield Problem(f"{path}.role", Code.INVALID_ROLE)
-    else:
-        yield from _extra_keys(f"{path}.", message, MESSAGE_KEYS | KEYS_OF_ROLE.get(role, frozenset()))
-        yield from _body(path, role, message)
-
-
-def _body(path: str, role: str, message: Row) -> Iterator[Problem]:
-    """Content, or, from the assistant, calls of tools in its place."""
-    calls = message.get("tool_calls") if role == ASSISTANT else None
-    content = message.get("content")
-    if calls is not None:
-        yield from _tool_calls(f"{path}.tool_calls", calls)
-    if content is None:
-        if calls is None:
-            yield Problem(f"{path}.content", Code.MISSING_FIELD)
-    elif not isinstance(content, str):
-        yield Problem(f"{path}.content", Code.WRONG_TYPE)
-    elif role == ASSISTANT and calls is None and not content.strip():
-        yield Problem(f"{path}.content", Code.EMPTY_ANSWER)
-    for key in ("tool_call_id", "name"):
-        if role == "tool" and key in message and not isinstance(message[key], str):
-            yield Problem(f"{path}.{key}", Code.WRONG_TYPE)
-
-
-def _tool_calls(path: str, calls: Any) -> Iterator[Problem]:
-    """A non-empty list of `{"function": {"name": ..., "arguments": ...}}`."""
-    if not isinstance(calls, list) or not calls:
-        yield Problem(path, Code.WRONG_TYPE)
-        return
-    for index, call in enumerate(calls):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            yield Problem(f"{path}[{index}].function", Code.WRONG_TYPE)
-        elif not isinstance(function.get("name"), str) or not function["name"]:
-            yield Problem(f"{path}[{index}].function.name", Code.WRONG_TYPE)
-        elif not isinstance(function.get("arguments", {}), dict | str):
-            yield Problem(f"{path}[{index}].function.arguments", Code.WRONG_TYPE)
-
-
-def _tools(path: str, tools: Any) -> Iterator[Problem]:
-    if tools is None:
-        return
-    if not isinstance(tools, list):
-        yield Problem(path, Code.WRONG_TYPE)
-        return
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, dict):
-            yield Problem(f"{path}[{index}]", Code.WRONG_TYPE)
-
-
-def _missing(path: str, row: Row, columns: tuple[str, ...]) -> Iterator[Problem]:
-    yield from (Problem(f"{path}{column}", Code.MISSING_FIELD) for column in columns if column not in row)
-
-
-def _extra_keys(path: str, row: Row, known: frozenset[str]) -> Iterator[Problem]:
+def _extra_keys(path: str, row: Row, known: set[str]) -> Iterator[Problem]:
     """Keys beyond the known ones. A key that is no plain word is content, and a report never quotes content."""
     for key in row:
-        if key not in known:
+        if key == TOKEN_IDS:
+            yield Problem(f"{path}{key}", Code.PRETOKENISED)
+        elif key not in known:
             yield Problem(f"{path}{key if SPEAKABLE.fullmatch(key) else '?'}", Code.EXTRA_COLUMN)

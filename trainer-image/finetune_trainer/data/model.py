@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from finetune_api.report import FailureCode
 from finetune_api.trainer import Start
 from finetune_api.uris import parse_uri
@@ -41,17 +43,17 @@ class StartModel:
     chat: ChatTokenizer
 
 
-def read_model(uri: str, mounts: Mapping[str, str], offline: bool) -> StartModel:
-    """Fetch and read everything but the weights.
+def read_model(uri: str, mounts: Mapping[str, str], offline: bool, template: str | None = None) -> StartModel:
+    """Fetch and read everything but the weights; `template` renders messages in place of the model's own.
 
     Raises:
-        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable.
+        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable; ConfigInvalid for a template that is none.
     """
     model = fetch_model(uri, mounts, offline, tokenizer_only=True)
     config = _read_config(uri, model.path)
     if not (model.path / "tokenizer.json").is_file():
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no tokenizer.json")
-    chat = _read_tokenizer(uri, model.path)
+    chat = read_tokenizer(uri, model.path, template)
     parts = parse_uri(uri)
     return StartModel(
         source=parts.root if parts.scheme == "hf" else uri,
@@ -107,9 +109,17 @@ def _read_config(uri: str, folder: Path) -> dict[str, Any]:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="its config.json is damaged") from error
 
 
-def _read_tokenizer(uri: str, folder: Path) -> ChatTokenizer:
+def read_tokenizer(uri: str, folder: Path, template: str | None) -> ChatTokenizer:
+    """The tokenizer in `folder`, of the model `uri`.
+
+    Raises:
+        RunFailed: ModelUnsupported; ConfigInvalid for a template that is none.
+    """
     try:
-        return ChatTokenizer(folder)
+        return ChatTokenizer(folder, template)
+    except TemplateSyntaxError as error:
+        problem = f"line {error.lineno}: {error.message}"
+        raise failed(FailureCode.CONFIG_INVALID, field="data.chatTemplate", problem=problem) from error
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, MALFORMED):  # tokenizers raises a bare Exception
             raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from finetune_api.base import ApiModel, Integer
-from finetune_api.status import DataStatus, Resolved
+from finetune_api.status import DataStatus, JobWarning, Resolved
 from finetune_trainer.data.tokens import CacheKind
 from finetune_trainer.files import sha256_of
 
@@ -36,6 +36,8 @@ class Prepared(ApiModel):
     """n_epochs * ceil(rows / batch_size)."""
     data: DataStatus
     """What was found in the data."""
+    warnings: tuple[JobWarning, ...] = ()
+    """What of the data changes how the job trains."""
     resolved: Resolved
     """What absent values became."""
     digests: dict[str, str] = Field(default_factory=dict)

@@ -1,68 +1,103 @@
-"""data-report.json: every bad row and the statistics of each file, written as the rows are read.
+"""data-report.json: every finding and the statistics of each file, written as the rows are read.
 
-However many rows are bad, memory holds the first few; the file gets all. It takes its name when it is complete.
+However many rows are bad, memory holds the first few; findings go to temporary files and from there into the report,
+where errors stand before warnings.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections import Counter
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, TextIO
 
-from finetune_api.report import DATA_SENTENCES
+from finetune_api.report import DATA_SENTENCES, DATA_WARNINGS, DataWarningCode
 from finetune_api.status import MAX_DATA_ERRORS, DataError
 from finetune_trainer.data.rows import Problem
-from finetune_trainer.files import replace
 
 MAX_FIELD = 128
+COPY_CHARACTERS = 1 << 16
 
 
-class DataReport:
-    """The report being written. `summary` is what stands beside the errors; it is given before the end."""
+class Findings:
+    """What was found in one file. `name` is trainingFile or validationFile; `scratch` is a folder with room."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, name: str, scratch: Path | None = None) -> None:
+        self.name = name
         self.first: list[DataError] = []
-        self.bad_rows: dict[str, int] = {}
-        """Bad rows by file."""
-        self.summary: dict[str, Any] = {}
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        self._separator = ""
+        self.error_count = 0
+        self.bad_rows = 0
+        self.warned: Counter[DataWarningCode] = Counter()
+        self._files = ExitStack()
+        self._errors, self._warnings = (self._files.enter_context(_spool(scratch)) for _ in range(2))
 
-    def add(self, file: str, line: int, problems: list[Problem]) -> None:
-        """A bad row of `file` (trainingFile or validationFile) and all that is wrong with it."""
-        self.bad_rows[file] = self.bad_rows.get(file, 0) + 1
+    def errors(self, line: int, problems: list[Problem]) -> None:
+        """A bad row and all that is wrong with it."""
+        self.bad_rows += 1
         for problem in problems:
-            error = DataError(
-                line=line,
-                file=file,
-                field=problem.field[:MAX_FIELD],
-                code=problem.code,
-                message=DATA_SENTENCES[problem.code],
-            )
+            field, message = problem.field[:MAX_FIELD], DATA_SENTENCES[problem.code]
+            error = {"line": line, "field": field, "code": problem.code, "message": message}
             if len(self.first) < MAX_DATA_ERRORS:
-                self.first.append(error)
-            self._file.write(f"{self._separator}\n{json.dumps(error.to_json())}")
-            self._separator = ","
+                self.first.append(DataError(file=self.name, **error))
+            _append(self._errors, self.error_count, error)
+            self.error_count += 1
 
-    @property
-    def bad_row_count(self) -> int:
-        """Bad rows of all files."""
-        return sum(self.bad_rows.values())
+    def warning(self, line: int, code: DataWarningCode) -> None:
+        """A row that is odd."""
+        _append(self._warnings, self.warned.total(), {"line": line, "code": code, "message": DATA_WARNINGS[code]})
+        self.warned[code] += 1
 
-    def __enter__(self) -> DataReport:
-        self._file = self._temporary.open("w", encoding="utf-8")
-        self._file.write('{"errors": [')
+    def write(self, out: TextIO, head: dict[str, Any], tail: dict[str, Any]) -> None:
+        """The report of this file as a JSON object: `head`, the count, errors, warnings, `tail`."""
+        out.write(f"{{{_members(head)}{_members({'errorCount': self.error_count})}")
+        for name, found in (("errors", self._errors), ("warnings", self._warnings)):
+            out.write(f'"{name}": [')
+            found.seek(0)
+            while text := found.read(COPY_CHARACTERS):
+                out.write(text)
+            out.write("\n],\n" if name == "errors" else "\n]")
+        out.write("".join(f",\n{json.dumps(name)}: {json.dumps(value)}" for name, value in tail.items()) + "\n}")
+
+    def __enter__(self) -> Findings:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
-            summary = json.dumps({**self.summary, "errorCount": self.bad_row_count}, indent=1)
-            self._file.write(f"\n],\n{summary.removeprefix('{').lstrip()}\n")
-        if error is None:
-            replace(self._temporary, self.path)
-        else:
-            self._temporary.unlink()
+        self._files.close()
+
+
+def _spool(folder: Path | None) -> AbstractContextManager[IO[str]]:
+    return tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What the report says of one file: its findings, and what stands before and after them."""
+
+    findings: Findings
+    head: dict[str, Any]
+    tail: dict[str, Any]
+
+
+def write_reports(out: TextIO, reports: list[FileReport]) -> None:
+    """The report of several files: a JSON object with one for each, by name."""
+    count = sum(report.findings.error_count for report in reports)
+    out.write(f'{{"errorCount": {count}')
+    for report in reports:
+        out.write(f",\n{json.dumps(report.findings.name)}: ")
+        report.findings.write(out, report.head, report.tail)
+    out.write("\n}\n")
+
+
+def _append(file: IO[str], before: int, finding: dict[str, Any]) -> None:
+    file.write(f"{',' if before else ''}\n{json.dumps(finding)}")
+
+
+def _members(values: dict[str, Any]) -> str:
+    """Members of a JSON object, each with the comma that more follow after."""
+    return "".join(f"{json.dumps(name)}: {json.dumps(value)},\n" for name, value in values.items())

@@ -1,12 +1,11 @@
-"""From the bytes of a file to JSON objects with their line numbers, in memory for one line."""
+"""From bytes to JSON objects with their line numbers, in memory for one line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, NoReturn, TypeAlias
+from typing import Any, BinaryIO, NoReturn, TypeAlias
 
 from finetune_api.report import DataErrorCode
 
@@ -27,40 +26,36 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that is not blank: the object it holds, or why it holds none."""
+    """A line that is not blank, or a row of Parquet: the object it holds, or why it holds none."""
 
     number: int
-    """From 1, blank lines counted."""
-    end: int
-    """Bytes of the file up to and with this line."""
+    """From 1, blank lines counted; of Parquet the number of the row."""
     content: Row | Problem
 
 
-def read_lines(path: Path) -> Iterator[Line]:
-    """Every line of a JSON Lines file but the blank ones, in order."""
-    with path.open("rb") as file:
-        number = end = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            end += len(raw)
-            if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                end += _skip_line(file)
-                yield Line(number, end, Problem("", DataErrorCode.INVALID_JSON))
-                continue
-            if number == 1:
-                raw = raw.removeprefix(BYTE_ORDER_MARK)
-            if not raw.isspace() and raw:
-                yield Line(number, end, parse_row(raw))
+class Damaged(Exception):
+    """The bytes of a file are not what its kind promises, or end too early."""
 
 
-def _skip_line(file: IO[bytes]) -> int:
-    """Read to the end of the line and return the number of bytes."""
-    skipped = 0
-    while part := file.readline(MAX_LINE_BYTES):
-        skipped += len(part)
+def json_lines(stream: BinaryIO) -> Iterator[Line]:
+    """Every line of JSON Lines but the blank ones, in order."""
+    number = 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            _skip_line(stream)
+            yield Line(number, Problem("", DataErrorCode.INVALID_JSON))
+            continue
+        if number == 1:
+            raw = raw.removeprefix(BYTE_ORDER_MARK)
+        if not raw.isspace() and raw:
+            yield Line(number, parse_row(raw))
+
+
+def _skip_line(stream: BinaryIO) -> None:
+    while part := stream.readline(MAX_LINE_BYTES):
         if part.endswith(b"\n"):
             break
-    return skipped
 
 
 def parse_row(raw: bytes) -> Row | Problem:
@@ -70,7 +65,7 @@ def parse_row(raw: bytes) -> Row | Problem:
     except UnicodeDecodeError:
         return Problem("", DataErrorCode.INVALID_UTF8)
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
+        row = _DECODER.decode(text)
     except (ValueError, RecursionError):
         return Problem("", DataErrorCode.INVALID_JSON)
     if not isinstance(row, dict):
@@ -80,3 +75,7 @@ def parse_row(raw: bytes) -> Row | Problem:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+"""Made once: `json.loads` with an option would make one for every line."""

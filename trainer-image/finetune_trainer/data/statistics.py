@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from math import ceil
 
-import numpy as np
-
+from finetune_api.report import DataWarningCode as Code
 from finetune_api.status import TokenStatistics
-from finetune_trainer.data.check import FileCheck
-from finetune_trainer.data.tokens import CacheKind, TokenCache
+from finetune_trainer.data.tokens import Conversation, Pair
 
-SIDES = {CacheKind.PREFERENCE: ("prompt", "preferred", "nonPreferred"), CacheKind.CONVERSATION: ("sequence",)}
-
-
-def token_statistics(cache: TokenCache) -> dict[str, TokenStatistics]:
-    """Median, 95th percentile and maximum length of each side, in tokens."""
-    sides = SIDES[cache.kind]
-    lengths = np.diff(cache.offsets).reshape(len(cache), len(sides))
-    return {side: _statistics(lengths[:, column]) for column, side in enumerate(sides)}
-
-
-def _statistics(lengths: np.ndarray[tuple[int], np.dtype[np.int64]]) -> TokenStatistics:
-    median, high = np.percentile(lengths, [50, 95], method="inverted_cdf")
-    return TokenStatistics(p50=int(median), p95=int(high), max=int(lengths.max()))
+ODDITIES: dict[Code, str] = {
+    Code.TOO_LONG: "{count} of {rows} rows of {name} are longer than maxSeqLength {limit} and are left out",
+    Code.PROMPT_TOO_LONG: "of {count} rows of {name} the prompt alone fills maxSeqLength {limit}: they are left out",
+    Code.TRUNCATED: "{count} of {rows} rows of {name} are longer than maxSeqLength {limit} and are cut",
+    Code.DUPLICATE_ROW: "{count} rows of {name} repeat an earlier row",
+    Code.IN_TRAINING_FILE: "{count} rows of {name} are also in trainingFile: evaluation will look better than it is",
+    Code.PROMPT_IN_TRAINING_FILE: "{count} more rows of {name} have a prompt of trainingFile",
+    Code.NOTHING_TO_TRAIN: "{count} rows of {name} have weight 0 or no token to train on and are left out",
+    Code.LAST_TURN_ONLY: "of {count} conversations of {name} only the last answer is trained: the chat template renders"
+    " earlier answers differently once the conversation goes on",
+}
+"""Sentences for a whole file, in the order in which they are told."""
 
 
-def oddities(check: FileCheck) -> Iterator[str]:
-    """Sentences on what is odd but no error."""
-    found, name = check.tally, check.name
-    if found.dropped:
-        limit = check.rules.max_seq_length
-        yield f"{found.dropped} of {found.rows} rows of {name} are longer than maxSeqLength {limit} and are left out"
-    if found.duplicates:
-        yield f"{found.duplicates} rows of {name} repeat an earlier row"
-    if found.shared_rows:
-        yield f"{found.shared_rows} rows of {name} are also in trainingFile: evaluation will look better than it is"
-    if found.shared_prompts:
-        yield f"{found.shared_prompts} more rows of {name} have a prompt of trainingFile"
-    if found.last_turn_only:
-        yield (
-            f"of {found.last_turn_only} conversations of {name} only the last answer is trained: the chat template"
-            " renders earlier answers differently once the conversation goes on"
-        )
+class Lengths:
+    """How many rows have each length, side by side: exact, and small, as lengths are bounded."""
+
+    def __init__(self) -> None:
+        self.sides: dict[str, Counter[int]] = {}
+        self.tokens = 0
+        self.longest = 0
+
+    def add(self, row: Pair | Conversation) -> None:
+        """Count a row that is trained on."""
+        if isinstance(row, Pair):
+            sides = {"prompt": row.prompt.size, "preferred": row.preferred.size, "nonPreferred": row.non_preferred.size}
+            longest = row.prompt.size + max(row.preferred.size, row.non_preferred.size)
+        else:
+            sides, longest = {"sequence": row.tokens.size}, row.tokens.size
+        for side, size in sides.items():
+            self.sides.setdefault(side, Counter())[size] += 1
+            self.tokens += size
+        self.longest = max(self.longest, longest)
+
+    def statistics(self) -> dict[str, TokenStatistics]:
+        """Median, 95th percentile and maximum length of each side, in tokens."""
+        return {side: _statistics(counts) for side, counts in self.sides.items()}
+
+
+def _statistics(counts: Counter[int]) -> TokenStatistics:
+    return TokenStatistics(p50=_percentile(counts, 50), p95=_percentile(counts, 95), max=max(counts))
+
+
+def _percentile(counts: Counter[int], percent: int) -> int:
+    """The smallest length that at least `percent` of the rows do not exceed."""
+    needed = ceil(counts.total() * percent / 100)
+    for length in sorted(counts):
+        needed -= counts[length]
+        if needed <= 0:
+            return length
+    return max(counts)
+
+
+def oddities(name: str, rows: int, limit: int, warned: Mapping[Code, int]) -> Iterator[str]:
+    """Sentences on what is odd about the file `name` but no error."""
+    for code, sentence in ODDITIES.items():
+        if warned.get(code):
+            yield sentence.format(count=warned[code], rows=rows, name=name, limit=limit)

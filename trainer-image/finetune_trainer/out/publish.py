@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+MERGE_ERROR = "mergeError"
+"""Metric of merged weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +82,37 @@ class Publisher:
             self._write_folder(folder, save)
             if kind is CheckpointType.FINAL:
                 self._write_folder(self.layout.final, lambda new: _copy(folder, new, folder.iterdir()))
-            entry = Checkpoint(
-                name=f"{self.config.job.name}:{step}",
-                step=step,
-                type=kind,
-                uri=self.layout.uri_of(folder),
-                time=now(),
-                size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-                sha256=weights_digest(folder),
-                metrics=metrics,
-            )
-            return self._list((*(c for c in self._published() if c.step != step), entry), best)
+            entry = self._entry(step, kind, folder, metrics)
+            return self._list((*(c for c in self._published() if c.uri != entry.uri), entry), best)
+
+    def publish_merged(self, save: Callable[[Path], float]) -> tuple[Checkpoint, ...]:
+        """Write the merged weights of the final adapter, which `save` makes and whose mergeError it returns.
+
+        Returns:
+            every checkpoint that is offered, oldest first, the merged one last.
+
+        Raises:
+            RunFailed: OutputNotWritable, StorageFull, OutputTaken, or what `save` raises.
+        """
+        folder, errors = self.layout.merged, list[float]()
+        with writing_to(self.layout.uri):
+            self._write_folder(folder, lambda new: errors.append(save(new)))
+            others = tuple(c for c in self._published() if c.type is not CheckpointType.FINAL_MERGED)
+            final, best = others[-1], next((c.step for c in others if c.best), 0)
+            metrics = final.metrics | {MERGE_ERROR: errors[0]}
+            return self._list((*others, self._entry(final.step, CheckpointType.FINAL_MERGED, folder, metrics)), best)
+
+    def _entry(self, step: int, kind: CheckpointType, folder: Path, metrics: dict[str, float]) -> Checkpoint:
+        return Checkpoint(
+            name=f"{self.config.job.name}:{step}",
+            step=step,
+            type=kind,
+            uri=self.layout.uri_of(folder),
+            time=now(),
+            size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            sha256=weights_digest(folder),
+            metrics=metrics,
+        )
 
     def remove_superseded(self, states: Collection[int]) -> None:
         """Remove checkpoints that were published for being the best and are so no more.
@@ -126,8 +148,10 @@ class Publisher:
     def output(self) -> OutputStatus:
         """Where the final weights lie."""
         uri = self.layout.uri_of(self.layout.final)
-        lora = self.config.training_kind is TrainingKind.LORA
-        return OutputStatus(adapter_uri=uri) if lora else OutputStatus(model_uri=uri)
+        if self.config.training_kind is TrainingKind.FULL:
+            return OutputStatus(model_uri=uri)
+        merged = self.layout.uri_of(self.layout.merged) if self.config.merge else None
+        return OutputStatus(adapter_uri=uri, merged_uri=merged)
 
     def conclude(self, last: Report) -> None:
         """Note that the output is complete, then remove what only a restart would need.
@@ -162,15 +186,16 @@ class Publisher:
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save(temporary)
-        _copy(self.tokenizer, temporary, (self.tokenizer / name for name in TOKENIZER_FILES))
-        (temporary / "README.md").write_text(self.card, encoding="utf-8")
-        if folder.exists() and weights_digest(folder) == weights_digest(temporary):
-            shutil.rmtree(temporary)
-            return
-        if folder.exists():
-            shutil.rmtree(folder)
-        replace(temporary, folder)
+        with ExitStack() as left_over:
+            left_over.callback(shutil.rmtree, temporary, ignore_errors=True)
+            save(temporary)
+            _copy(self.tokenizer, temporary, (self.tokenizer / name for name in TOKENIZER_FILES))
+            (temporary / "README.md").write_text(self.card, encoding="utf-8")
+            if folder.exists() and weights_digest(folder) == weights_digest(temporary):
+                return
+            if folder.exists():
+                shutil.rmtree(folder)
+            replace(temporary, folder)
 
 
 def tidy(layout: Layout, last: Report) -> None:

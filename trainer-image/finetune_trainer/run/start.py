@@ -21,16 +21,17 @@ from finetune_trainer.failures import failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.publish import Publisher, model_card
+from finetune_trainer.run.merging import Merging, prepare_merging
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.fitting import Fitter
-from finetune_trainer.step.levels import choose_level
+from finetune_trainer.step.levels import Choice, choose_level
 from finetune_trainer.step.memory import weights_fit
 from finetune_trainer.step.model import Policy, choose_device, load_policy
 from finetune_trainer.step.packing import Plan
 from finetune_trainer.step.recipe import Level, Recipe
 from finetune_trainer.step.reference import reference_scores
-from finetune_trainer.step.rehearsal import Rehearsal
+from finetune_trainer.step.rehearsal import Rehearsal, most_tokens
 from finetune_trainer.step.weights import StartFolders
 from finetune_trainer.volumes import locate
 
@@ -56,6 +57,8 @@ class Work:
     rows: MethodRows
     validation: Validation | None
     publisher: Publisher
+    merging: Merging | None
+    """How the final adapter is merged into its base, where the job asks for that."""
 
     @property
     def policy(self) -> Policy:
@@ -124,7 +127,9 @@ def load_work(
     with weights_fit(device):
         policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device)
         rows = _rows(config, layout, TRAIN_FOLDER)
-        recipe = _recipe(config, policy, rows, stored, teller)
+        choice = _level(config, layout, prepared, policy, teller)
+        policy = choice.policy
+        recipe = _recipe(config, policy, rows, choice.level, stored, teller)
         fitter = Fitter(policy, recipe, lambda sentence: teller.warn(WarningCode.MICRO_BATCH_HALVED, sentence))
         plan = plan_of(config, prepared)
         folder = layout.reference / _reference_key(config, prepared, policy)
@@ -135,6 +140,7 @@ def load_work(
             rows=reference.scored(rows, plan.first_epoch(), TRAIN_FOLDER),
             validation=_validation(config, layout, prepared, reference),
             publisher=_publisher(config, layout, prepared, start, plan),
+            merging=prepare_merging(config, layout, policy, start, rows.cache),
         )
 
 
@@ -144,18 +150,28 @@ def _rows(config: TrainerConfig, layout: Layout, folder: str) -> MethodRows:
     return ConversationRows(cache) if method.type is MethodType.SFT else PreferenceRows(cache, method.preference, None)
 
 
-def _recipe(config: TrainerConfig, policy: Policy, rows: MethodRows, stored: Recipe | None, teller: Teller) -> Recipe:
+def _level(config: TrainerConfig, layout: Layout, prepared: Prepared, policy: Policy, teller: Teller) -> Choice:
+    """The fastest level that the model can do on rows as long as these."""
+    folders = [TRAIN_FOLDER, VALIDATION_FOLDER] if prepared.validation_rows else [TRAIN_FOLDER]
+    files = [_rows(config, layout, folder) for folder in folders]
+    longest = max(int(rows.widths(Level.SINGLE).max()) for rows in files)
+    wanted = Level.SHARED if files[0].pairs else Level.PACKED
+    choice = choose_level(policy, wanted, longest, most_tokens(policy.device))
+    if choice.problem:
+        teller.warn(WarningCode.SHARED_PREFIX_OFF, choice.sentence)
+    return choice
+
+
+def _recipe(
+    config: TrainerConfig, policy: Policy, rows: MethodRows, level: Level, stored: Recipe | None, teller: Teller
+) -> Recipe:
     """The stored recipe if it still fits model, device and memory, else a new one."""
-    wanted = Level.SHARED if rows.pairs else Level.PACKED
-    choice = choose_level(policy, wanted, int(rows.widths(Level.SINGLE).max()))
-    if choice.reason:
-        teller.warn(WarningCode.SHARED_PREFIX_OFF, f"slower than possible: {choice.reason}")
     rehearsal = Rehearsal(policy, rows, config.batch_size, config.hyperparameters.packing)
     if stored is None:
-        return rehearsal.plan(choice.level)
+        return rehearsal.plan(level)
     levels = list(Level)
-    possible = levels.index(stored.level) >= levels.index(choice.level)
-    recipe = rehearsal.fitting(stored) if possible else rehearsal.plan(choice.level)
+    possible = levels.index(stored.level) >= levels.index(level)
+    recipe = rehearsal.fitting(stored) if possible else rehearsal.plan(level)
     if recipe != stored:
         message = f"what was planned before the restart does not fit any more: {stored} before, {recipe} from now on"
         teller.warn(WarningCode.RESUME_REPLANNED, message)

@@ -19,10 +19,11 @@ from finetune_trainer.layout import Layout, claimed
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
-from finetune_trainer.out.publish import tidy
+from finetune_trainer.out.publish import MERGE_ERROR, tidy
 from finetune_trainer.run.loop import Loop
+from finetune_trainer.run.merging import Merging, lossy
 from finetune_trainer.run.recovery import metrics_position, recipe_of, restore, snapshot
-from finetune_trainer.run.start import identity_of, load_work, plan_of, verified
+from finetune_trainer.run.start import Work, identity_of, load_work, plan_of, verified
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.memory import weights_fit
 
@@ -67,8 +68,19 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
             _steps(loop, store, config.checkpointing.recovery_period_seconds)
         reporter.update(publishing=True)
         loop.publish(CheckpointType.FINAL)
+        if work.merging:
+            _publish_merged(work, work.merging, teller)
         reporter.update(output=work.publisher.output())
         work.publisher.conclude(reporter.report)
+
+
+def _publish_merged(work: Work, merging: Merging, teller: Teller) -> None:
+    """The final adapter merged into its base; the policy's memory is needed for that."""
+    work.policy.release()
+    checkpoints = work.publisher.publish_merged(merging.save)
+    teller.published(checkpoints)
+    if warning := lossy(checkpoints[-1].metrics[MERGE_ERROR]):
+        teller.warn(*warning, checkpoints[-1].step)
 
 
 def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) -> bool:

@@ -79,9 +79,18 @@ def with_adapter_merged(causal: PreTrainedModel, start: StartFolders) -> PreTrai
     Raises:
         RunFailed: CheckpointMissing, AdapterUnsupported.
     """
-    model: Any = _loaded(causal, start, dropout=0.0, trainable=False)
+    model: Any = with_adapter(causal, start)
     merged: PreTrainedModel = model.merge_and_unload()
     return merged
+
+
+def with_adapter(causal: PreTrainedModel, start: StartFolders) -> PeftModel:
+    """The base with an adapter beside its weights, to be read and not trained.
+
+    Raises:
+        RunFailed: CheckpointMissing, AdapterUnsupported.
+    """
+    return _loaded(causal, start, dropout=0.0, trainable=False)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

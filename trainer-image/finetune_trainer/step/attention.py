@@ -125,9 +125,10 @@ def attention(
     Raises:
         AttentionUnsupported: the layer asks for what is not done here.
     """
-    asked = [name for name in ASKS_FOR_MORE if given.get(name) is not None]
-    if asked or attention_mask is not None or dropout or "pref_segments" not in given:
-        raise AttentionUnsupported(f"its attention needs {', '.join(asked) or 'more than a causal mask'}")
+    if asked := [name for name in ASKS_FOR_MORE if given.get(name) is not None]:
+        raise AttentionUnsupported(f"its attention needs {', '.join(asked)}")
+    if "pref_segments" not in given:
+        raise AttentionUnsupported("its attention gets no layout")
     window = given.get("sliding_window")
     if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, scaling, window, given), None

@@ -1,4 +1,4 @@
-"""Which level a model can do: tried at start-up, on the real weights and device, against its stock attention.
+"""Which level a model can do: tried at start-up, on the real weights and device, against the model as it is loaded.
 
 No list of architectures. Chunked masks, soft-caps, sinks, ALiBi, recurrent layers and models that never call a
 registered attention function all give other scores, and a level that gives other scores is not used.
@@ -13,20 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import failed
 from finetune_trainer.step.attention import AttentionUnsupported
 from finetune_trainer.step.batch import Integers, MicroBatch, pair_batch
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.recipe import Level
 
-ANSWERS = 7, 5
-"""Tokens of the two answers of a probe."""
+PREFERRED, NON_PREFERRED = 7, 5
+"""Tokens of the answers of a probe."""
 SHORT_PROMPT = 12
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest root mean square of the differences of token log-probabilities that is rounding, by the model's precision."""
-TOLERANCE_16_BIT = 1e-1
-REACH_NAMES = "window", "chunk", "local", "block"
-"""Parts of the names under which configurations say how far attention reaches."""
+TOLERANCE_16_BIT = 5e-2
+REACH_NAMES = "window", "chunk", "local", "block", "floor"
+"""Parts of the names under which configurations say after how many tokens attention changes."""
 EAGER = "eager"
+SLOWER = {
+    Level.PACKED: "the prompt of a pair is computed twice",
+    Level.SINGLE: "each sequence is computed alone",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,74 +50,100 @@ class Choice:
     """The level that is used, and why it is not the one that was wanted."""
 
     level: Level
-    reason: str | None = None
-    """A sentence; None: it is the one that was wanted."""
+    policy: Policy
+    """The policy; its stock attention is eager where that alone does what the configuration asks for."""
+    problem: str | None = None
+    """Of the level above; None: it is the level that was wanted."""
+
+    @property
+    def sentence(self) -> str:
+        """What a person should know about it."""
+        return f"training is slower than it could be, because {SLOWER[self.level]}: {self.problem}"
 
 
 @torch.no_grad()
-def choose_level(policy: Policy, wanted: Level, longest: int) -> Choice:
+def choose_level(policy: Policy, wanted: Level, longest: int, line: int) -> Choice:
     """The first level from `wanted` downwards on which the model's scores are those of its stock attention.
 
     Args:
         policy: holds the starting weights.
-        longest: tokens of the longest sequence of the data: how far attention may ever have to reach.
+        longest: tokens of the longest sequence of the data; no attention has to reach further.
+        line: most tokens of a pass.
 
     Raises:
-        RunFailed: ModelUnsupported: not even one sequence at a time gives the model's own log-probabilities.
+        RunFailed: ModelUnsupported: not even one sequence to a pass gives the model's own log-probabilities.
+        OutOfMemoryError: not even that fits.
     """
     policy.training(False)
+    policy = _with_true_stock(policy)
     levels = list(Level)
-    reasons = []
+    above: str | None = None
     for level in levels[levels.index(wanted) :]:
-        if level is Level.SINGLE or (problem := _problem(policy, level, longest)) is None:
-            break
-        reasons.append(f"{level}: {problem}")
-    return Choice(level, "; ".join(reasons) or None)
+        try:
+            problem = _short(policy, level) or _long(policy, level, longest, line)
+        except (AttentionUnsupported, RuntimeError, TypeError, ValueError) as error:
+            if level is Level.SINGLE and isinstance(error, torch.OutOfMemoryError):
+                raise
+            problem = str(error).strip().split("\n", 1)[0]
+        if problem is None:
+            return Choice(level, policy, above)
+        above = problem
+    raise failed(FailureCode.MODEL_UNSUPPORTED, uri=policy.base.uri, problem=above)
 
 
-def _problem(policy: Policy, level: Level, longest: int) -> str | None:
-    """What is wrong with `level`; None: nothing."""
-    probe = _probe(policy, SHORT_PROMPT)
+def _with_true_stock(policy: Policy) -> Policy:
+    """Eager attention does all that the configuration asks for; where the one that is loaded differs, it does not."""
+    if policy.base.attention == EAGER:
+        return policy
+    eager = replace(policy, base=replace(policy.base, attention=EAGER))
+    row = _probe(policy, SHORT_PROMPT)
     try:
-        return _short(policy, level, probe) or _long(policy, level, longest)
-    except (AttentionUnsupported, RuntimeError, TypeError, ValueError) as error:
-        return str(error).strip().split("\n", 1)[0]
+        expected = _stock_scores(eager, row)
+    except (AttentionUnsupported, ValueError):
+        return policy
+    return eager if _differ(policy, _stock_scores(policy, row), expected) else policy
 
 
-def _short(policy: Policy, level: Level, probe: Probe) -> str | None:
-    other, third = 1 + probe.preferred % 7, 1 + probe.prompt % 11
-    alone = _scores(policy, [probe], level)
-    if _differ(policy, alone, _scores(policy, [probe], Level.SINGLE)):
+def _short(policy: Policy, level: Level) -> str | None:
+    """What is wrong with `level` on a few tokens; None: nothing."""
+    row = _probe(policy, SHORT_PROMPT)
+    other = _probe(policy, SHORT_PROMPT, seed=1)
+    alone = _scores(policy, [row], level)
+    if _differ(policy, alone, _stock_scores(policy, row)):
         return "its scores are not those of the model's own attention"
-    answered = _scores(policy, [replace(probe, preferred=other)], level)
-    if _differ(policy, alone[ANSWERS[0] :], answered[ANSWERS[0] :]):
+    answered = _scores(policy, [replace(row, preferred=other.preferred)], level)
+    if _differ(policy, alone[PREFERRED:], answered[PREFERRED:]):
         return "an answer sees the other answer"
-    prompted = np.concatenate([probe.prompt[:-2], third[-2:-1], probe.prompt[-1:]])
-    changes = (alone != _scores(policy, [replace(probe, prompt=prompted)], level)).split(ANSWERS)
-    if not all(change.any() for change in changes):
+    prompted = np.concatenate([row.prompt[:-2], other.prompt[-2:-1], row.prompt[-1:]])
+    changed = alone != _scores(policy, [replace(row, prompt=prompted)], level)
+    if not all(side.any() for side in changed.split([PREFERRED, NON_PREFERRED])):
         return "an answer does not see its prompt"
-    before = replace(probe, prompt=third, preferred=probe.non_preferred, non_preferred=other)
-    if _differ(policy, alone, _scores(policy, [before, probe], level)[-sum(ANSWERS) :]):
+    if _differ(policy, alone, _scores(policy, [other, row], level)[-len(alone) :]):
         return "a row sees the row before it"
     return None
 
 
-def _long(policy: Policy, level: Level, longest: int) -> str | None:
-    """A reach shorter than the longest row shows only on a row that is longer than it."""
+def _long(policy: Policy, level: Level, longest: int, line: int) -> str | None:
+    """The same where attention changes after some tokens: a row that is longer, with as many tokens before it."""
     config = policy.base.causal.config.get_text_config().to_dict()
     named = (value for name, value in config.items() if any(part in name for part in REACH_NAMES))
-    reaches = [value for value in named if type(value) is int and SHORT_PROMPT < value < longest]
-    if not reaches:
+    reach = max(
+        (value for value in named if type(value) is int and SHORT_PROMPT < value < max(longest, line)), default=0
+    )
+    if not reach:
         return None
-    probe = _probe(policy, max(reaches))
-    if _differ(policy, _scores(policy, [probe], level), _scores(policy, [probe], Level.SINGLE)):
-        return f"its scores on {len(probe.prompt)} tokens are not those of the model's own attention"
+    row = _probe(policy, max(SHORT_PROMPT, min(reach, longest - PREFERRED)))
+    before = -(-min(reach, line) // (len(row.prompt) + PREFERRED + NON_PREFERRED))
+    scores = _scores(policy, [row] * (before + 1), level)[-(PREFERRED + NON_PREFERRED) :]
+    if _differ(policy, scores, _stock_scores(policy, row)):
+        return f"its scores after {reach} tokens are not those of the model's own attention"
     return None
 
 
-def _probe(policy: Policy, prompt: int) -> Probe:
-    tokens = np.random.default_rng(0).integers(0, policy.head.vocabulary, prompt + sum(ANSWERS))
-    return Probe(tokens[:prompt], tokens[prompt : prompt + ANSWERS[0]], tokens[prompt + ANSWERS[0] :])
+def _probe(policy: Policy, prompt: int, seed: int = 0) -> Probe:
+    length = prompt + PREFERRED + NON_PREFERRED
+    tokens = np.random.default_rng(seed).integers(0, policy.head.vocabulary, length)
+    return Probe(tokens[:prompt], tokens[prompt:-NON_PREFERRED], tokens[-NON_PREFERRED:])
 
 
 def _scores(policy: Policy, rows: Sequence[Probe], level: Level) -> Tensor:
@@ -126,6 +158,19 @@ def _by_token(batch: MicroBatch) -> MicroBatch:
         passes.append(replace(one, sequence=torch.arange(count, count + len(one.targets))))
         count += len(one.targets)
     return replace(batch, passes=tuple(passes), sequences=count)
+
+
+def _stock_scores(policy: Policy, row: Probe) -> Tensor:
+    """The same from the whole model's own logits, one sequence to a pass."""
+    causal = policy.as_loaded()
+    parts = []
+    for answer in (row.preferred, row.non_preferred):
+        tokens = torch.from_numpy(np.concatenate([row.prompt, answer]))[None].to(policy.device)
+        with policy.precision():
+            logits = causal(input_ids=tokens, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
+        logps = torch.log_softmax(logits.double(), dim=-1)
+        parts.append(logps.gather(1, tokens[0, len(row.prompt) :, None])[:, 0])
+    return torch.cat(parts).cpu()
 
 
 def _differ(policy: Policy, ours: Tensor, theirs: Tensor) -> bool:

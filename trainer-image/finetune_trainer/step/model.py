@@ -20,7 +20,7 @@ from finetune_trainer.step.adapter import continued_adapter, new_adapter, save_a
 from finetune_trainer.step.attention import PREF_VARLEN, AttentionUnsupported
 from finetune_trainer.step.batch import MicroBatch, Pass
 from finetune_trainer.step.logps import Head, sequence_logps
-from finetune_trainer.step.weights import Base, StartFolders, head_of, load_base
+from finetune_trainer.step.weights import Base, StartFolders, backbone_of, head_of, load_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Policy:
         one = one.to(self.device)
         self._attend(self.base.attention if one.layout is None else PREF_VARLEN)
         placed = {"position_ids": one.position_ids, **one.layout.arguments()} if one.layout else {}
-        with self._autocast():
+        with self.precision():
             output = self.backbone(input_ids=one.input_ids, use_cache=False, **placed)
             states = output.last_hidden_state[0].index_select(0, one.predictors)
             return sequence_logps(states, self.head, one.targets, one.sequence, sequences)
@@ -70,12 +70,17 @@ class Policy:
             if causal.config._attn_implementation != implementation:
                 raise AttentionUnsupported("its attention cannot be replaced")
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def precision(self) -> AbstractContextManager[object]:
+        """In which the model computes: bf16 on a GPU, else that of its weights."""
         return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     def training(self, on: bool) -> None:
         """Adapter dropout on or off; the base has none."""
         self.root.train(on)
+
+    def release(self) -> None:
+        """Give back the memory of the weights; nothing can be computed afterwards."""
+        nn.Module.to(self.root, "meta")
 
     def checkpointing(self, on: bool) -> None:
         """Activations are computed again in the backward pass, where the model can do that, or kept until then."""
@@ -129,7 +134,7 @@ def load_policy(
     else:
         root = new_adapter(base.causal, start, lora, seed)
     causal = base.causal
-    return Policy(root, causal.base_model, head_of(causal), base, device, kind)
+    return Policy(root, backbone_of(causal), head_of(causal), base, device, kind)
 
 
 def _save_model(model: PreTrainedModel, base: Base, folder: Path) -> None:

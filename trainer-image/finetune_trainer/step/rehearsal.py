@@ -117,6 +117,11 @@ class Rehearsal:
         return batch.tokens, torch.cuda.max_memory_allocated(device) - before
 
 
+def most_tokens(device: torch.device) -> int:
+    """More tokens than any micro-batch has on `device`, but for one of a single longer row."""
+    return MOST_GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
+
+
 def tokens_within(free: float, measured: Sequence[tuple[int, int]]) -> int:
     """Tokens of a micro-batch for which `free` bytes are enough, from (tokens, bytes) of at most two smaller ones."""
     if not measured:

@@ -17,7 +17,7 @@ from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.step.logps import Head
 
 PROBE_TOKENS = 8
-PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of a logit, as a share of the largest logit."""
 
 
@@ -49,8 +49,8 @@ class Base:
     """The attention that transformers loads the model with."""
 
 
-def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) -> Base:
-    """Load a causal language model from safetensors files; `uri` names it in errors.
+def load_base(folder: Path, uri: str, dtype: torch.dtype | None, device: torch.device) -> Base:
+    """Load a causal language model from safetensors files; `uri` names it in errors, no `dtype` is that of the files.
 
     Raises:
         RunFailed: ModelUnsupported: an architecture that transformers does not know, quantised or missing weights, a
@@ -63,7 +63,7 @@ def load_base(folder: Path, uri: str, dtype: torch.dtype, device: torch.device) 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype=dtype or published_dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -96,7 +96,7 @@ def _problem(causal: PreTrainedModel, loading: dict[str, Any]) -> str | None:
         return f"{len(missing)} weights are missing from its files, the first is {missing[0]}"
     if getattr(causal.config, "quantization_config", None) is not None:
         return "its weights are quantised; choose the unquantised model"
-    if causal.base_model is causal or not isinstance(causal.get_output_embeddings(), nn.Module):
+    if backbone_of(causal) is causal or not isinstance(causal.get_output_embeddings(), nn.Linear):
         return "it is no causal language model with a separate head"
     return None
 
@@ -117,8 +117,14 @@ def head_of(causal: PreTrainedModel) -> Head:
         scale /= divisor
     softcap = getattr(config, "final_logit_softcapping", None)
     module = causal.get_output_embeddings()
-    assert isinstance(module, nn.Module)
-    return Head(module, vocabulary=config.vocab_size, scale=scale, softcap=softcap)
+    assert isinstance(module, nn.Linear)
+    return Head(module, scale=scale, softcap=softcap)
+
+
+def backbone_of(causal: PreTrainedModel) -> nn.Module:
+    """The model without its head, whose output is the states that the head reads."""
+    inner = (child for child in causal.children() if isinstance(child, PreTrainedModel))
+    return next(inner, causal) if causal.base_model is causal else causal.base_model
 
 
 @torch.no_grad()
@@ -127,8 +133,9 @@ def head_is_exact(causal: PreTrainedModel) -> bool:
     causal.eval()
     head = head_of(causal)
     tokens = (torch.arange(PROBE_TOKENS, device=causal.device) % head.vocabulary)[None]
-    stock = causal(input_ids=tokens, use_cache=False).logits[0].float()
-    ours = head.logits(causal.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0])
+    stock = causal(input_ids=tokens, use_cache=False).logits[0]
+    states = backbone_of(causal)(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    ours = head.logits(states, head.module.weight)
     if stock.shape != ours.shape:
         return False
     tolerance = PROBE_TOLERANCE.get(causal.dtype, PROBE_TOLERANCE[torch.bfloat16])

@@ -13,7 +13,7 @@ from finetune_trainer.layout import Layout
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.prepare import prepare
 from finetune_trainer.run.train import train
-from training import conversation_rows, metrics_rows, preference_rows, shared_preferences, trainer_config, write_jsonl
+from training import metrics_rows, preference_rows, shared_preferences, trainer_config, write_jsonl
 
 SIMPO = {"beta": 2, "simpoGamma": 1}
 OPTIONS = [
@@ -25,6 +25,10 @@ OPTIONS = [
     SIMPO,
     {**SIMPO, "rpoAlpha": 1},
 ]
+KINDS = {
+    "LoRA": {"hyperparameters": {"nEpochs": 4, "learningRate": 1e-2, "seed": 7}},
+    "Full": {"hyperparameters": {"nEpochs": 4, "learningRate": 3e-3, "seed": 7}, "trainingKind": "Full", "lora": None},
+}
 OF_SMALL_RUNS = {"FewSteps"}
 """What applies to any run as short as these."""
 
@@ -57,14 +61,10 @@ class _Watching:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=json.dumps)
-@pytest.mark.parametrize("kind", ["LoRA", "Full"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_objective_learns_real_preferences_without_a_warning(tiny_model, tmp_path, options, kind):
-    changes = {} if kind == "LoRA" else {"trainingKind": "Full", "lora": None}
-    hyper = {"nEpochs": 4, "learningRate": 1e-2 if kind == "LoRA" else 3e-3, "seed": 7}
     rows = shared_preferences()[:8]
-    report, lines, referenced = run(
-        tiny_model, tmp_path, {"type": "DPO", "dpo": options}, rows, hyperparameters=hyper, **changes
-    )
+    report, lines, referenced = run(tiny_model, tmp_path, {"type": "DPO", "dpo": options}, rows, **KINDS[kind])
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert losses[-1] < losses[0]
     assert reasons(report) <= OF_SMALL_RUNS
@@ -88,7 +88,12 @@ def test_a_beta_that_does_not_fit_the_objective_is_told(tiny_model, tmp_path, op
     assert "set beta to 2 to 10" in told.message
 
 
-def test_sft_warns_of_no_beta(tiny_model, tmp_path):
-    report, lines, _ = run(tiny_model, tmp_path, {"type": "SFT"}, conversation_rows(4))
+@pytest.mark.parametrize("kind", KINDS)
+def test_sft_learns_the_preferred_answers_of_the_same_file(tiny_model, tmp_path, kind):
+    rows = shared_preferences()[:8]
+    report, lines, referenced = run(tiny_model, tmp_path, {"type": "SFT"}, rows, **KINDS[kind])
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert losses[-1] < losses[0]
     assert reasons(report) <= OF_SMALL_RUNS
+    assert not referenced
     assert not any("rewards" in name or "kl" in name for name in lines[0])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_api.method import Preference
+from finetune_api.evaluation import measured
+from finetune_api.method import Preference, TrainingMethod
 from finetune_api.metrics import STATUS_NAMES
 from finetune_trainer.data.tokens import CacheKind, Conversation, Pair, open_cache, write_cache
 from finetune_trainer.run.rows import ConversationRows, PreferenceRows
@@ -106,20 +107,21 @@ def test_sft_weighs_rows_and_divides_by_all_target_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("objective", "names"),
+    ("options", "names"),
     [
-        (Preference(), ALWAYS | KL),
-        (Preference(per_token=True), ALWAYS | KL),
-        (Preference(rpo_alpha=0.5), ALWAYS | KL | {"nll"}),
-        (Preference(reference_free=True), ALWAYS),
-        (SIMPO, ALWAYS),
-        (Preference(beta=2.0, per_token=True, reference_free=True, gamma=1.0, rpo_alpha=1.0), ALWAYS | {"nll"}),
+        ({}, ALWAYS | KL),
+        ({"normalizeLogratiosByLength": True}, ALWAYS | KL),
+        ({"rpoAlpha": 0.5}, ALWAYS | KL | {"nll"}),
+        ({"referenceFree": True}, ALWAYS),
+        ({"beta": 2, "simpoGamma": 1}, ALWAYS),
+        ({"beta": 2, "simpoGamma": 1, "rpoAlpha": 1}, ALWAYS | {"nll"}),
     ],
 )
-def test_each_objective_gives_the_values_of_the_table_that_it_has(tmp_path, sums, objective, names):
-    found = preference_rows(tmp_path / "cache", objective).metrics(sums, range(len(PAIRS))).read()
+def test_each_objective_gives_the_values_of_the_table_that_it_has(tmp_path, sums, options, names):
+    method = TrainingMethod.model_validate({"type": "DPO", "dpo": options})
+    found = preference_rows(tmp_path / "cache", method.preference).metrics(sums, range(len(PAIRS))).read()
     assert found.keys() == names
-    assert names <= STATUS_NAMES.keys()
+    assert {STATUS_NAMES[name] for name in names} == measured(method), "what early stopping may watch"
 
 
 @pytest.mark.parametrize("objective", [Preference(rpo_alpha=0.5), SIMPO])

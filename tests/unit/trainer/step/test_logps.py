@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -82,7 +83,7 @@ def test_the_probe_refuses_a_head_that_does_more_than_is_known():
 def problem():
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(50, 16, generator=generator).requires_grad_()
-    head = Head(torch.nn.Linear(16, 40), vocabulary=40, softcap=2.0)
+    head = Head(torch.nn.Linear(16, 40), scale=1.5, softcap=2.0)
     targets = torch.randint(0, 40, (50,), generator=generator)
     return hidden, head, targets, torch.arange(50) % 4
 
@@ -90,7 +91,7 @@ def problem():
 def test_chunks_change_neither_values_nor_gradients():
     hidden, head, targets, sequence = problem()
     results = []
-    for logits_bytes in (40 * 4 * 7, 40 * 4 * 1000, 1):
+    for logits_bytes in (40 * 8 * 7, 40 * 8 * 1000, 1):
         hidden.grad = head.module.weight.grad = None
         sums = sequence_logps(hidden, head, targets, sequence, 4, logits_bytes)
         (sums / 50).sum().backward()
@@ -100,21 +101,80 @@ def test_chunks_change_neither_values_nor_gradients():
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_no_more_logits_than_allowed_exist_at_once():
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_no_more_logits_than_allowed_exist_at_once(trained):
     hidden, head, targets, sequence = problem()
-    seen = []
-    head.module.register_forward_hook(lambda _module, _inputs, logits: seen.append(len(logits)))
-    sequence_logps(hidden, head, targets, sequence, 4, logits_bytes=40 * 4 * 7).sum().backward()
-    assert max(seen) == 7
-    assert sum(seen) == 2 * 50, "forward, and once more in backward"
+    head.module.requires_grad_(trained)
+    with Largest() as largest:
+        sequence_logps(hidden, head, targets, sequence, 4, logits_bytes=40 * 8 * 17).sum().backward()
+    assert largest.elements == max(17 * 40, 50 * 16)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_the_gradient_is_the_derivative(trained, bias, softcap):
+    torch.manual_seed(0)
+    head = Head(torch.nn.Linear(3, 5, bias=bias, dtype=torch.float64), scale=1.7, softcap=softcap)
+    head.module.requires_grad_(trained)
+    hidden = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    targets, sequence = torch.tensor([0, 4, 4, 1]), torch.tensor([0, 1, 1, 0])
+
+    def sums(hidden, *_weights):
+        return sequence_logps(hidden, head, targets, sequence, 2, logits_bytes=3 * 16 * 5)
+
+    assert torch.autograd.gradcheck(sums, (hidden, *(head.module.parameters() if trained else ())))
+
+
+def test_fp64_stays_fp64():
+    hidden, head, targets, sequence = problem()
+    head.module.double()
+    hidden = hidden.detach().double()
+    sums = sequence_logps(hidden, head, targets, sequence, 4)
+    logits = torch.tanh(head.module(hidden) * 1.5 / 2) * 2
+    expected = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(sums, torch.zeros(4).double().index_add(0, sequence, expected), rtol=0, atol=1e-13)
+
+
+def test_16_bit_weights_keep_32_bit_sums():
+    """Against fp32 arithmetic on the same rounded inputs: what is left is the rounding of a logit."""
+    hidden, head, targets, sequence = problem()
+    narrow = Head(head.module.bfloat16(), head.scale, head.softcap)
+    states = hidden.detach().bfloat16().requires_grad_()
+    sums = sequence_logps(states, narrow, targets, sequence, 4)
+    sums.sum().backward()
+    wide = torch.nn.Linear(16, 40)
+    wide.load_state_dict({name: value.float() for name, value in head.module.state_dict().items()})
+    exact = states.detach().float().requires_grad_()
+    expected = sequence_logps(exact, Head(wide, head.scale, head.softcap), targets, sequence, 4)
+    expected.sum().backward()
+    torch.testing.assert_close(sums, expected, rtol=0, atol=0.05)
+    torch.testing.assert_close(states.grad.float(), exact.grad, rtol=0.05, atol=0.01)
+    assert head.module.weight.grad.dtype is torch.bfloat16
 
 
 def test_a_frozen_head_gets_no_gradient():
     hidden, head, targets, sequence = problem()
+    sequence_logps(hidden, head, targets, sequence, 4, logits_bytes=40 * 8 * 7).sum().backward()
+    expected, hidden.grad = hidden.grad, None
+    head.module.weight.grad = None
     head.module.requires_grad_(False)
-    sequence_logps(hidden, head, targets, sequence, 4, logits_bytes=40 * 4 * 7).sum().backward()
+    sequence_logps(hidden, head, targets, sequence, 4, logits_bytes=40 * 8 * 7).sum().backward()
     assert head.module.weight.grad is None
-    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_sequence_without_targets_scores_zero():

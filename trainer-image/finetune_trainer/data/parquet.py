@@ -1,0 +1,89 @@
+"""Parquet as rows: the same columns as JSON Lines, read in small batches, every value a plain one of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from finetune_api.report import DataErrorCode
+from finetune_trainer.data.rows import Damaged, Line, Problem, Row
+
+BATCH_ROWS = 64
+BUFFER_BYTES = 1 << 20
+TOKEN_IDS = "input_ids"
+
+
+class ParquetRows:
+    """The rows of a file, and how much of it was read.
+
+    Columns that are not `known` are named in the rows but not read, whatever their type.
+
+    Raises:
+        Damaged, OSError: on opening and while rows are read.
+    """
+
+    def __init__(self, path: Path, known: frozenset[str]) -> None:
+        with _damage_named():
+            self._file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        names = self._file.schema_arrow.names
+        self._columns = [name for name in names if name in known]
+        self._others: Row = dict.fromkeys(name for name in names if name not in known)
+        self.number = 0
+
+    @property
+    def share(self) -> float:
+        """Part of the file that was read."""
+        return self.number / max(int(self._file.metadata.num_rows), 1)
+
+    def lines(self) -> Iterator[Line]:
+        """Every row with its number, from 1; token ids in place of text are refused at once."""
+        if TOKEN_IDS in self._others:
+            yield Line(1, Problem(TOKEN_IDS, DataErrorCode.PRETOKENISED))
+            return
+        if not self._columns:
+            yield from self._nameless()
+        for row in self._rows():
+            self.number += 1
+            yield Line(self.number, {**row, **self._others})
+
+    def _nameless(self) -> Iterator[Line]:
+        """Rows of which nothing is known but that they are there."""
+        for number in range(1, self._file.metadata.num_rows + 1):
+            yield Line(number, dict(self._others))
+
+    def _rows(self) -> Iterator[Row]:
+        with _damage_named():
+            if self._columns:
+                for batch in self._file.iter_batches(BATCH_ROWS, columns=self._columns, use_threads=False):
+                    yield from map(plain, batch.to_pylist())
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """The library raises a plain OSError without a number for pages that are no Parquet."""
+    try:
+        yield
+    except (pa.ArrowException, ValueError) as error:
+        raise Damaged from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise Damaged from error
+
+
+def plain(value: Any) -> Any:
+    """`value` with nothing in it that JSON does not have: bytes and times as text, maps and tuples as lists."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.decode()
+    return str(value) if isinstance(value, date | time | timedelta | Decimal) else value

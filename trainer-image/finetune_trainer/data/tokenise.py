@@ -1,0 +1,83 @@
+"""From an example to the tokens of a cache row: which renderer it takes, and which of its tokens are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune_api.method import TrainOnInputs
+from finetune_api.report import DataErrorCode as Code
+from finetune_trainer.data import plain, spans
+from finetune_trainer.data.chat import ChatTokenizer, Part, RowRefused, TokenisedPair
+from finetune_trainer.data.examples import ChatPair, Example, Talk, Text, TextPair
+from finetune_trainer.data.tokens import Conversation, IntArray, Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """A row, and whether it was one of those of which only the last answer can be trained."""
+
+    row: Pair | Conversation
+    last_turn_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tokeniser:
+    """How rows become tokens."""
+
+    chat: ChatTokenizer
+    vocab_size: int | None
+    """Rows of the model's embedding, where its configuration says."""
+    train_on_inputs: TrainOnInputs = TrainOnInputs.AUTO
+
+    def __call__(self, example: Example, line: int, weight: float) -> Tokenised:
+        """The row that `example` becomes.
+
+        Raises:
+            RowRefused: it cannot be rendered, has no clear answer, or a token that the model does not have.
+        """
+        if isinstance(example, ChatPair | Talk) and not self.chat.has_template:
+            raise RowRefused(Part.ROW, Code.NO_CHAT_TEMPLATE)
+        match example:
+            case ChatPair():
+                return self._pair(self.chat.pair(example), line, weight)
+            case TextPair():
+                return self._pair(plain.text_pair(self.chat, example), line, weight)
+            case Talk():
+                return self._conversation(self._talk(example), line, weight)
+            case Text():
+                return self._conversation(self._text(example), line, weight)
+
+    def learns(self, example: Example) -> bool:
+        """Whether there is anything to train on: of a conversation all answers may have weight 0."""
+        always = self.train_on_inputs is TrainOnInputs.ALWAYS
+        return always or not isinstance(example, Talk) or bool(example.learned)
+
+    def _pair(self, found: TokenisedPair, line: int, weight: float) -> Tokenised:
+        self._judge(found.prompt, found.preferred, found.non_preferred)
+        return Tokenised(Pair(line, found.prompt, found.preferred, found.non_preferred, weight))
+
+    def _conversation(self, found: spans.TokenisedTalk, line: int, weight: float) -> Tokenised:
+        self._judge(found.tokens)
+        return Tokenised(Conversation(line, found.tokens, found.targets, weight), found.last_turn_only)
+
+    def _talk(self, talk: Talk) -> spans.TokenisedTalk:
+        if self.train_on_inputs is TrainOnInputs.ALWAYS:
+            return spans.all_tokens(self.chat, talk)
+        return spans.answers(self.chat, talk)
+
+    def _text(self, text: Text) -> spans.TokenisedTalk:
+        """`text` is trained but for its first token; of prompt and completion the completion, or all of it."""
+        if text.stands_alone:
+            tokens, begin = plain.text(self.chat, text.answer), 1
+        else:
+            prompt, answer = plain.completion(self.chat, text.prompt, text.answer)
+            tokens, begin = np.concatenate([prompt, answer]), prompt.size
+        if self.train_on_inputs is TrainOnInputs.ALWAYS:
+            begin = 1
+        return spans.TokenisedTalk(tokens, np.arange(tokens.size) >= begin)
+
+    def _judge(self, *parts: IntArray) -> None:
+        if self.vocab_size is not None and any(part.size and part.max() >= self.vocab_size for part in parts):
+            raise RowRefused(Part.ROW, Code.TOKEN_OUT_OF_RANGE)
