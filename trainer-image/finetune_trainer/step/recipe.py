@@ -37,12 +37,13 @@ class Recipe:
     forward pass."""
 
     def easier(self, rows: int, tokens: int, *, pairs: bool, gradient: bool) -> Recipe | None:
-        """The recipe that needs less memory, after a micro-batch of so many rows and tokens did not fit; None: there is none.
+        """The recipe that needs less memory, after a micro-batch of `rows` rows did not fit; None: there is none.
 
         Smaller micro-batches cost next to nothing, computing activations again a third of a step, a split pair one
         more forward pass.
 
         Args:
+            tokens: of that micro-batch.
             pairs: rows have two sequences.
             gradient: the pass was to be followed by a backward pass; without one no activations are kept.
         """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from threading import Event
 
 import pytest
 import torch
 
-from finetune_api.report import FailureCode
 from finetune_api.trainer import Stage
 from finetune_trainer.data.prepared import TRAIN_FOLDER
 from finetune_trainer.data.tokens import open_cache
@@ -65,12 +65,11 @@ class Telling(Reporter):
 
 
 def run(config, stop_at=None):
-    """Train; the report, or why it ended early."""
+    """Train to the end, or to where it is stopped."""
     reporter = Telling(config, stop_at)
-    try:
+    stops = pytest.raises(RunFailed, match="stopped on request") if stop_at else nullcontext()
+    with stops:
         train(config, reporter, reporter.stopping)
-    except RunFailed as end:
-        assert end.failure.code is FailureCode.STOPPED
     return reporter
 
 
@@ -193,7 +192,7 @@ def test_a_level_that_is_no_more_possible_is_replaced_with_a_warning(config, mon
     broken = beside(config, "broken")
     run(broken, stop_at="2/6")
     real = start.choose_level
-    monkeypatch.setattr(start, "choose_level", lambda policy, _wanted, longest: real(policy, Level.SINGLE, longest))
+    monkeypatch.setattr(start, "choose_level", lambda policy, _wanted, *rest: real(policy, Level.SINGLE, *rest))
     told = run(broken)
     assert told.report.resumed_from_step == 2
     assert "at most 4096 tokens before, micro-batches of one row each from now on" in warned(told)["ResumeReplanned"]
@@ -252,9 +251,9 @@ def test_a_token_cache_that_prepare_did_not_write_is_refused(config):
     path.write_bytes(content)
     with pytest.raises(
         RunFailed, match=r"train/tokens.npy is not what prepare wrote: run `finetune-train prepare`"
-    ) as e:
+    ) as end:
         train(config, Telling(config), Event())
-    assert e.value.failure.exit_code == 10
+    assert end.value.failure.exit_code == 10
     path.unlink()
     with pytest.raises(RunFailed, match=r"train/tokens.npy is not what prepare wrote"):
         train(config, Telling(config), Event())

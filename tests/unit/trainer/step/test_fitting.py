@@ -54,8 +54,8 @@ def test_a_step_that_ran_out_of_memory_is_the_step_of_smaller_micro_batches(tiny
     sums, found = run.step(rows)
     assert run.fitter.recipe == replace(START, max_tokens=45)
     assert run.said == [
-        "memory ran out on a micro-batch of 5 rows, 90 tokens: micro-batches of at most 100 tokens before, micro-batches"
-        " of at most 45 tokens from now on"
+        "memory ran out on a micro-batch of 5 rows, 90 tokens: micro-batches of at most 100 tokens before,"
+        " micro-batches of at most 45 tokens from now on"
     ]
     other = load(tiny_model, lora=lora(dropout=0.5))
     disturb(other)
@@ -81,7 +81,7 @@ def test_a_row_alone_is_computed_again_then_split(policy, rows):
 
 def test_a_row_that_fits_in_no_way_ends_the_run_with_its_line(policy, rows):
     limit_memory(policy, 12)
-    with pytest.raises(RunFailed, match="the row of line 105 with 16 tokens .* rows of up to 12 tokens do") as caught:
+    with pytest.raises(RunFailed, match=r"the row of line 105 with 16 tokens .* rows of up to 12 tokens do") as caught:
         Run(policy).step(rows)
     assert caught.value.failure.exit_code == 14
 

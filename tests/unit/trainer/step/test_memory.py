@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finetune_trainer.failures import RunFailed
-from finetune_trainer.step.memory import random_state, random_state_kept, ran_out, set_random_state, weights_fit, within
+from finetune_trainer.step.memory import ran_out, random_state, random_state_kept, set_random_state, weights_fit, within
 
 CPU = torch.device("cpu")
 
@@ -66,9 +66,9 @@ def test_a_failed_attempt_holds_nothing():
 
 
 def test_where_no_row_is_to_blame_the_model_is():
-    with pytest.raises(RunFailed, match="does not fit into the memory of CPU: choose a smaller model") as caught:
-        with weights_fit(CPU):
-            allocate_everything()
+    sentence = "does not fit into the memory of CPU: choose a smaller model"
+    with pytest.raises(RunFailed, match=sentence) as caught, weights_fit(CPU):
+        allocate_everything()
     assert caught.value.failure.exit_code == 14
     with pytest.raises(RuntimeError, match="another"), weights_fit(CPU):
         raise RuntimeError("another")

@@ -93,7 +93,7 @@ def test_what_does_not_fit_at_all_names_its_line_and_the_length_that_does(policy
 
 def test_of_a_conversation_too_the_longest_length_that_fits_is_found(policy, conversations):
     limit_memory(policy, 17)
-    with pytest.raises(RunFailed, match="line 3 with 32 tokens .* rows of up to 17 tokens do"):
+    with pytest.raises(RunFailed, match=r"line 3 with 32 tokens .* rows of up to 17 tokens do"):
         plan(policy, conversations, level=Level.PACKED)
 
 
