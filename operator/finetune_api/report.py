@@ -39,6 +39,7 @@ class DataErrorCode(StrEnum):
     NOT_AN_OBJECT = "NotAnObject"
     UNKNOWN_FORMAT = "UnknownFormat"
     MIXED_FORMATS = "MixedFormats"
+    NOT_PREFERENCE = "NotPreference"
     PRETOKENISED = "Pretokenised"
     EXTRA_COLUMN = "ExtraColumn"
     MISSING_FIELD = "MissingField"
@@ -72,6 +73,7 @@ DATA_SENTENCES: dict[DataErrorCode, str] = {
     DataErrorCode.UNKNOWN_FORMAT: "the row has the columns of no known format: give input, preferred_output and"
     " non_preferred_output; prompt, chosen and rejected; messages; prompt and completion; or text",
     DataErrorCode.MIXED_FORMATS: "the row has another format than the first row: use one format per file",
+    DataErrorCode.NOT_PREFERENCE: "DPO needs preference rows: two answers to the same prompt",
     DataErrorCode.PRETOKENISED: "the file holds token ids, which fit one tokenizer only: give the text itself",
     DataErrorCode.EXTRA_COLUMN: "the column is not part of the format: remove it, or set data.extraColumns to Ignore",
     DataErrorCode.MISSING_FIELD: "the field is missing: add it",
@@ -147,6 +149,7 @@ class FailureCode(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     MODEL_TOO_LARGE = "ModelTooLarge"
     DIVERGED = "Diverged"
+    NEVER_FINITE = "NeverFinite"
     CHECKPOINT_MISSING = "CheckpointMissing"
     CHECKPOINT_CHANGED = "CheckpointChanged"
     ADAPTER_UNSUPPORTED = "AdapterUnsupported"
@@ -212,7 +215,14 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     ),
     FailureCode.DIVERGED: (
         ExitCode.DIVERGED,
-        "loss or gradients were not finite at step {step}: lower learningRate (now {learningRate})",
+        "the gradients of {skipped} steps were not finite, the last at step {step}: lower learningRate (it is"
+        " {learningRate}, try {advised}); the {norms} finite gradients before had norms of {typicalNorm} as a rule and"
+        " {largestNorm} at most, with maxGradNorm {maxGradNorm}, under {objective}",
+    ),
+    FailureCode.NEVER_FINITE: (
+        ExitCode.DIVERGED,
+        "no gradient was finite from step 1 to {step}, so it is not learningRate: the starting weights are damaged, or"
+        " do not compute in this precision; the last step held lines {lines} of trainingFile",
     ),
     FailureCode.CHECKPOINT_MISSING: (ExitCode.CHECKPOINT_INVALID, "the checkpoint {uri} does not exist any more"),
     FailureCode.CHECKPOINT_CHANGED: (
@@ -272,6 +282,14 @@ class WarningCode(StrEnum):
     """Of some conversations only the last answer is trained, as the chat template renders earlier ones anew."""
     STEP_SKIPPED = "StepSkipped"
     """A step changed nothing because its gradient was not finite."""
+    FEW_STEPS = "FewSteps"
+    """The run has fewer than 50 optimiser steps."""
+    CHOSEN_LOGPS_FALLING = "ChosenLogpsFalling"
+    """The preferred answers became less likely while the margin grew."""
+    TOO_EASY = "TooEasy"
+    """Nearly every pair was right before a tenth of the run."""
+    NO_LEARNING = "NoLearning"
+    """After a third of the run the margin cannot be told from 0."""
     RESUME_REPLANNED = "ResumeReplanned"
     """Micro-batches as they were planned before a restart do not fit any more; they are smaller or slower now."""
     MICRO_BATCH_HALVED = "MicroBatchHalved"
@@ -294,8 +312,8 @@ class EarlyStop(ApiModel):
     evaluations: Integer
     """Evaluations in a row without improvement."""
     best_step: Integer
-    """Step of the best evaluation."""
-    best_value: Number
+    """Step of the best evaluation; 0 where no evaluation had a finite value."""
+    best_value: Number | None = None
     """The metric's value there."""
 
 

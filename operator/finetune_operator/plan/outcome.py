@@ -97,7 +97,7 @@ def _early(stop: EarlyStop, status: JobStatus) -> str:
     total = status.progress.total_steps if status.progress else None
     end = f"step {stop.step} of {total}" if total else f"step {stop.step}"
     waited = f"{stop.evaluations} evaluation{'s' if stop.evaluations > 1 else ''}"
-    best = f"best {stop.best_value:g} at step {stop.best_step}"
+    best = "none was finite" if stop.best_value is None else f"best {stop.best_value:g} at step {stop.best_step}"
     return f"stopped early after {end}: {stop.metric} did not improve in {waited}, {best}"
 
 

@@ -48,6 +48,7 @@ class RecoveryStore:
         self._saved = saved
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recovery")
         self._pending: Future[None] | None = None
+        self._pending_step: int | None = None
 
     def save(self, state: RecoveryState) -> None:
         """Copy `state` and write the copy in the background, after any earlier one.
@@ -57,6 +58,7 @@ class RecoveryStore:
         """
         self.wait()
         copied = {file: {k: t.detach().cpu().clone() for k, t in part.items()} for file, part in state.tensors.items()}
+        self._pending_step = state.step
         self._pending = self._writer.submit(self._write, RecoveryState(state.step, copied, dict(state.facts)))
 
     def wait(self) -> None:
@@ -65,7 +67,7 @@ class RecoveryStore:
         Raises:
             OSError, SafetensorError: it could not be written.
         """
-        pending, self._pending = self._pending, None
+        pending, self._pending, self._pending_step = self._pending, None, None
         if pending is not None:
             pending.result()
 
@@ -83,9 +85,14 @@ class RecoveryStore:
                 skipped.append(f"the recovery state {folder.name} was skipped: {problem}")
         return None, skipped
 
+    def steps(self) -> frozenset[int]:
+        """Steps of the states that a restart may go on from, the one that is being written among them."""
+        written = {_step_of(folder) for folder in self._folders()}
+        return frozenset(written if self._pending_step is None else written | {self._pending_step})
+
     def _folders(self) -> list[Path]:
         found = (folder for folder in self._folder.glob("step-*") if folder.name.removeprefix("step-").isdecimal())
-        return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))
+        return sorted(found, key=_step_of)
 
     def _write(self, state: RecoveryState) -> None:
         final = self._folder / f"step-{state.step}"
@@ -119,3 +126,7 @@ class RecoveryStore:
         weights = [name for name in digests if name.endswith(".safetensors")]
         tensors = {name.removesuffix(".safetensors"): load_file(folder / name) for name in weights}
         return RecoveryState(facts["step"], tensors, facts["facts"])
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

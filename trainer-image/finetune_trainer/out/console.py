@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from time import monotonic
 
-from finetune_api.report import Report
+from finetune_api.report import EarlyStop, Report
 from finetune_api.status import Checkpoint, DataStatus, Progress
 
 SHOWN = {
@@ -47,9 +47,12 @@ class Console:
         for warning in report.warnings:
             if warning not in before.warnings:
                 _print(f"warning {warning.reason}: {warning.message}")
+        known = {(c.uri, c.time) for c in before.checkpoints}
         for checkpoint in report.checkpoints:
-            if checkpoint not in before.checkpoints:
+            if (checkpoint.uri, checkpoint.time) not in known:
                 _print(checkpoint_line(checkpoint))
+        if report.early_stop is not None and before.early_stop is None:
+            _print(early_stop_line(report.early_stop))
 
     def _before_steps(self, progress: Progress) -> None:
         """What is done before the first step says itself how far it is."""
@@ -90,7 +93,16 @@ def data_line(data: DataStatus) -> str:
 
 def checkpoint_line(checkpoint: Checkpoint) -> str:
     """A published checkpoint, in one line."""
-    return f"published {checkpoint.name} ({checkpoint.type}): {checkpoint.uri}"
+    best = ", the best so far" if checkpoint.best else ""
+    return f"published {checkpoint.name} ({checkpoint.type}{best}): {checkpoint.uri}"
+
+
+def early_stop_line(stop: EarlyStop) -> str:
+    """Why training ended before its last step, in one line."""
+    best = f", best {stop.best_value:.4g} at step {stop.best_step}" if stop.best_value is not None else ""
+    return (
+        f"stopped early after step {stop.step}: {stop.metric} did not improve in {stop.evaluations} evaluations{best}"
+    )
 
 
 def _values(metrics: Mapping[str, float]) -> str:

@@ -14,4 +14,4 @@ def evaluate(fitter: Fitter, validation: Validation, before_each: Callable[[], N
     """The metric table's values over all rows; `before_each` is called before each micro-batch and may raise."""
     rows = validation.rows
     sums = torch.cat([fitter.scores(rows, group, before_each) for group in validation.groups])
-    return rows.metrics(sums.cpu(), [row for group in validation.groups for row in group]).read()
+    return rows.metrics(sums, [row for group in validation.groups for row in group]).read()

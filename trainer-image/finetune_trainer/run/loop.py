@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from finetune_api.metrics import checkpoint_values
-from finetune_api.report import FailureCode, WarningCode
+import torch
+
+from finetune_api.metrics import STATUS_NAMES, checkpoint_values
+from finetune_api.report import EarlyStop, FailureCode
 from finetune_api.schedule import spaced
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.failures import failed
 from finetune_trainer.out.metrics import MetricsLog
+from finetune_trainer.run.best import Best, Judge
 from finetune_trainer.run.evaluate import evaluate
-from finetune_trainer.run.optim import clip, learning_rate, make_adamw, set_learning_rate
+from finetune_trainer.run.late import Late
+from finetune_trainer.run.ledger import Entry, Ledger
+from finetune_trainer.run.optim import clip, learning_rate, make_adamw, update
 from finetune_trainer.run.start import Work
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.recipe import Recipe
-
-log = logging.getLogger(__name__)
-
-MOST_SKIPPED, MOST_SKIPPED_IN_A_ROW = 10, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +35,13 @@ class Position:
     """Whether what is due after that step, evaluation and checkpoint, is done too."""
     tokens: int = 0
     """Tokens trained on."""
-    skipped: int = 0
-    """Steps without an update because the gradient was not finite."""
-    skipped_in_a_row: int = 0
     evaluation: dict[str, float] = field(default_factory=dict)
     """The newest evaluation, by metric name."""
+    best: Best = field(default_factory=Best)
 
 
 class Loop:
-    """Training from `position` to the last step."""
+    """Training from `position` to the last step, or to where the evaluations stop improving."""
 
     def __init__(
         self, config: TrainerConfig, work: Work, metrics: MetricsLog, teller: Teller, before_each: Callable[[], None]
@@ -55,17 +52,24 @@ class Loop:
         self.optimizer = make_adamw(self.parameters, config.hyperparameters.weight_decay)
         self.metrics = metrics
         self.teller = teller
+        self.total_steps = work.plan.total_steps
+        self.ledger = Ledger(config, self.total_steps, metrics, teller, work.rows.cache.lines)
         self._config, self._work, self._before_each = config, work, before_each
-        total = work.plan.total_steps
+        self._judge = Judge.of(config.evaluation)
         evaluations = config.evaluation.n_evals if work.validation else 0
-        self._evaluations = spaced(evaluations, total) | {0} if evaluations else frozenset[int]()
-        self._checkpoints = spaced(config.checkpointing.n_checkpoints, total) - {total}
+        self._evaluations = spaced(evaluations, self.total_steps) | {0} if evaluations else frozenset[int]()
+        self._checkpoints = spaced(config.checkpointing.n_checkpoints, self.total_steps)
         self._row_tokens = work.rows.cache.lengths
 
     @property
     def recipe(self) -> Recipe:
         """How micro-batches are computed at present."""
         return self._work.fitter.recipe
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no step follows; evaluation and checkpoint may still be due."""
+        return self.position.step >= self.total_steps or self._judge.is_enough(self.position.best)
 
     def run(self, after_each: Callable[[], None]) -> None:
         """All steps that are left; `after_each` is called when a step and what was due after it are done.
@@ -75,50 +79,37 @@ class Loop:
         """
         self.teller.begins(self.position.step, self.position.tokens)
         self._settle()
-        while self.position.step < self._work.plan.total_steps:
+        while not self.has_ended:
             self._step()
             self._settle()
             after_each()
+        self.ledger.settle()
+        self.ledger.check()
+        self._tell_end()
 
     def _step(self) -> None:
-        """One optimiser step: gradients over all its micro-batches, clip, update, one line of metrics."""
+        """One optimiser step: gradients over all its micro-batches, clip, update; its numbers follow a step later."""
         hyper, plan, position = self._config.hyperparameters, self._work.plan, self.position
         rate = learning_rate(position.step, plan.total_steps, hyper)
         rows = plan.step(position.step)
         seed = _seed_of(hyper.seed, position.step)
         sums = self._work.fitter.gradients(self._work.rows, rows, seed, self._before_each)
         norm = clip(self.parameters, hyper.max_grad_norm)
-        update = math.isfinite(norm)
-        if update:
-            set_learning_rate(self.optimizer, rate)
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        update(self.optimizer, rate, norm)
         tokens = int(self._row_tokens[list(rows)].sum())
-        self.position = _after(position, tokens, update)
-        values = self._work.rows.metrics(sums, rows).read() | {"grad_norm": norm, "learning_rate": rate}
-        self._tell_step(values, tokens)
-        if not update:
-            self._skipped(rows, rate)
-
-    def _tell_step(self, values: dict[str, float], tokens: int) -> None:
-        position = self.position
-        values |= {
-            "epoch": self.teller.epoch(position.step),
-            "num_tokens": position.tokens,
+        done = replace(position, step=position.step + 1, settled=False, tokens=position.tokens + tokens)
+        self.position = done
+        measured = self._work.rows.metrics(sums, rows)
+        numbers = torch.cat([measured.values, norm.double().view(1)])
+        known = {
+            "learning_rate": rate,
+            "epoch": self.teller.epoch(done.step),
+            "num_tokens": done.tokens,
             "tokens_per_second": self.teller.speed(tokens),
         }
-        self.metrics.append(position.step, "train", values)
-        self.teller.stepped(position.step, position.tokens, values)
-
-    def _skipped(self, rows: tuple[int, ...], rate: float) -> None:
-        """Say which rows the step held, and give up when it happens too often."""
-        position = self.position
-        lines = sorted(self._work.rows.cache.lines[list(rows)].tolist())
-        log.warning("step %d skipped: its gradient is not finite; lines of trainingFile: %s", position.step, lines)
-        message = f"{position.skipped} steps changed nothing because their gradients were not finite"
-        self.teller.warn(WarningCode.STEP_SKIPPED, message, position.step)
-        if position.skipped >= MOST_SKIPPED or position.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise failed(FailureCode.DIVERGED, step=position.step, learningRate=f"{rate:g}")
+        late = Late.of((*measured.names, "grad_norm"), numbers)
+        self.ledger.book(Entry(done.step, done.tokens, rows, late, known))
+        self.ledger.check()
 
     def _settle(self) -> None:
         """What is due after the current step: an evaluation, then a checkpoint that carries it."""
@@ -127,36 +118,56 @@ class Loop:
         step = self.position.step
         if step in self._evaluations:
             self._evaluate()
-        if step in self._checkpoints:
+        is_best = 0 < step == self.position.best.step
+        if (step in self._checkpoints or is_best) and not self.has_ended:
             self.publish(CheckpointType.INTERMEDIATE)
         self.position = replace(self.position, settled=True)
         self.teller.begins(step, self.position.tokens)
 
     def _evaluate(self) -> None:
-        validation = self._work.validation
+        """Measure the validation rows, and compare with the evaluations before; step 0 is the baseline alone."""
+        self.ledger.settle()
+        self.ledger.check()
+        validation, step = self._work.validation, self.position.step
         assert validation is not None
         values = evaluate(self._work.fitter, validation, self._before_each)
-        self.metrics.append(self.position.step, "eval", values)
-        self.position = replace(self.position, evaluation=values)
+        watched = self._watched(values)
+        best = self._judge.after(self.position.best, step, watched) if step else self.position.best
+        self.metrics.append(step, "eval", values)
+        self.position = replace(self.position, evaluation=values, best=best)
         self.teller.evaluated(values)
+
+    def _watched(self, values: dict[str, float]) -> float:
+        """Raises: RunFailed: ConfigInvalid: the method does not measure what is to be watched."""
+        by_name = {STATUS_NAMES[name]: value for name, value in values.items()}
+        metric = self._judge.metric
+        if metric not in by_name:
+            problem = f"{metric} is not measured by this method, which has {', '.join(by_name)}"
+            raise failed(FailureCode.CONFIG_INVALID, field="evaluation.earlyStopping.metric", problem=problem)
+        return by_name[metric]
+
+    def _tell_end(self) -> None:
+        """Say so if training ended before its last step."""
+        best, step = self.position.best, self.position.step
+        if step < self.total_steps:
+            stop = EarlyStop(
+                metric=self._judge.metric,
+                step=step,
+                evaluations=best.waited,
+                best_step=best.step,
+                best_value=best.value,
+            )
+            self.teller.stopped_early(stop, self.position.tokens)
 
     def publish(self, kind: CheckpointType) -> None:
         """Publish the current weights."""
+        self.ledger.settle()
+        self.ledger.check()
+        position = self.position
         published = self._work.publisher.publish(
-            self.position.step, kind, checkpoint_values(self.position.evaluation), self._work.policy.save
+            position.step, kind, checkpoint_values(position.evaluation), self._work.policy.save, position.best.step
         )
         self.teller.published(published)
-
-
-def _after(position: Position, tokens: int, updated: bool) -> Position:
-    return replace(
-        position,
-        step=position.step + 1,
-        settled=False,
-        tokens=position.tokens + tokens,
-        skipped=position.skipped + (not updated),
-        skipped_in_a_row=0 if updated else position.skipped_in_a_row + 1,
-    )
 
 
 def _seed_of(seed: int, step: int) -> int:

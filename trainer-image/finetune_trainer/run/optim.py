@@ -1,4 +1,8 @@
-"""AdamW and its learning rate: the same numbers as Hugging Face's schedules, as a pure function of the step."""
+"""AdamW and its learning rate: the same numbers as Hugging Face's schedules, as a pure function of the step.
+
+Whether a step is taken at all is decided where the gradients are, on the device: the fused AdamW leaves weights,
+moments and step counts as they are where its `found_inf` is 1, as `torch.amp.GradScaler` uses it, on GPU and CPU alike.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ def make_adamw(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> t
     decaying = [p for p in parameters.values() if p.ndim >= 2]
     others = [p for p in parameters.values() if p.ndim < 2]
     groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=BETAS, eps=EPSILON)
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=BETAS, eps=EPSILON, fused=True)
 
 
 def learning_rate(step: int, total: int, hyperparameters: Hyperparameters) -> float:
@@ -42,16 +46,22 @@ def _multiplier(progress: float, scheduler: LrScheduler) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * scheduler.num_cycles * 2.0 * progress)))
 
 
-def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
-    """Use `rate` from the next step on."""
+def update(optimizer: torch.optim.AdamW, rate: float, norm: Tensor) -> None:
+    """One step with learning rate `rate`, or none at all where `norm` is not finite; the gradients are dropped.
+
+    Args:
+        norm: of the gradients, 0-d, on their device; nothing waits for it.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate
+    optimizer.found_inf = 1.0 - norm.isfinite().float()  # type: ignore[attr-defined]  # as GradScaler sets it
+    optimizer.step()
+    optimizer.zero_grad()
 
 
-def clip(parameters: Mapping[str, nn.Parameter], max_norm: float) -> float:
-    """Scale the gradients down to `max_norm` (0 = never) and return their norm before."""
-    norm: Tensor = nn.utils.clip_grad_norm_(list(parameters.values()), max_norm or math.inf)
-    return float(norm)
+def clip(parameters: Mapping[str, nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients down to `max_norm` (0 = never) and return their norm before, 0-d, on their device."""
+    return nn.utils.clip_grad_norm_(list(parameters.values()), max_norm or math.inf)
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -70,5 +80,4 @@ def restore_optimizer(
     for key, value in tensors.items():
         kind, _, name = key.partition(":")
         parameter = parameters[name]
-        device = torch.device("cpu") if kind == "step" else parameter.device
-        optimizer.state[parameter][kind] = value.to(device)
+        optimizer.state[parameter][kind] = value.to(parameter.device)

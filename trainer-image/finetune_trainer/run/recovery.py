@@ -5,23 +5,30 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import torch
+from pydantic import TypeAdapter
 
 from finetune_api.status import JobWarning, Recovery
 from finetune_trainer.out.checkpoint import RecoveryState
 from finetune_trainer.out.clock import now
+from finetune_trainer.run.ledger import Account
 from finetune_trainer.run.loop import Loop, Position
 from finetune_trainer.run.optim import optimizer_tensors, restore_optimizer
 from finetune_trainer.step.recipe import Level, Recipe
 
 
 def snapshot(loop: Loop) -> RecoveryState:
-    """All that the loop needs to go on. Data order, learning rate and dropout follow from the step."""
+    """All that the loop needs to go on. Data order, learning rate and dropout follow from the step.
+
+    Every step before it is closed first, so that metrics.jsonl, counts and warnings are those of this very step.
+    """
+    loop.ledger.settle()
     return RecoveryState(
         step=loop.position.step,
         tensors={"weights": loop.parameters, "optimizer": optimizer_tensors(loop.optimizer, loop.parameters)},
         facts={
             "recipe": asdict(loop.recipe),
             "position": asdict(loop.position),
+            "account": asdict(loop.ledger.account),
             "metrics": loop.metrics.position(),
             "warnings": [warning.to_json() for warning in loop.teller.warnings],
             "time": now(),
@@ -42,13 +49,19 @@ def metrics_position(state: RecoveryState | None) -> int:
     return state.facts["metrics"] if state else 0
 
 
+def position_of(state: RecoveryState | None) -> Position:
+    """How far the run of `state` was."""
+    return TypeAdapter(Position).validate_python(state.facts["position"]) if state else Position()
+
+
 @torch.no_grad()
 def restore(loop: Loop, state: RecoveryState) -> None:
     """Put the loop where `snapshot` found it; the metrics log is cut back by whoever opens it."""
     for name, parameter in loop.parameters.items():
         parameter.copy_(state.tensors["weights"][name])
     restore_optimizer(loop.optimizer, loop.parameters, state.tensors["optimizer"])
-    loop.position = Position(**state.facts["position"])
+    loop.position = position_of(state)
+    loop.ledger.account = TypeAdapter(Account).validate_python(state.facts["account"])
     loop.teller.take_up(
         Recovery(step=state.step, time=state.facts["time"]),
         loop.position.evaluation,

@@ -239,7 +239,7 @@ def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start:
     return Publisher(
         config=config,
         layout=layout,
-        tokenizer=start.base,
+        tokenizer=start.adapter or start.base,
         card=model_card(config, start.base_name, start.base_revision, digests),
         planned=spaced(config.checkpointing.n_checkpoints, plan.total_steps),
     )

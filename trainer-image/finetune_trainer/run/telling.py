@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 
 from finetune_api.metrics import status_values
-from finetune_api.report import WarningCode
+from finetune_api.report import EarlyStop, WarningCode
 from finetune_api.status import Checkpoint, JobWarning, Metrics, Progress, Recovery
 from finetune_trainer.out.clock import now
 
 RECENT_STEPS = 20
+EPOCH_DIGITS, SPEED_DIGITS = 3, 1
+"""Decimals that a person reads in a status; metrics.jsonl holds every value in full."""
 
 
 class Teller:
@@ -57,6 +59,10 @@ class Teller:
         self._metrics = self._metrics.model_copy(update={"eval": status_values(values)})
         self._tell(metrics=self._metrics)
 
+    def stopped_early(self, stop: EarlyStop, tokens: int) -> None:
+        """Training has ended before its last step: so it stays."""
+        self._tell(early_stop=stop, progress=self._progress(stop.step, tokens, left=0))
+
     def published(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         """These checkpoints are complete."""
         self._tell(checkpoints=checkpoints)
@@ -82,16 +88,17 @@ class Teller:
         self.warnings = (*others, JobWarning(reason=code, message=message, step=step))
         self._tell(warnings=self.warnings)
 
-    def _progress(self, step: int, tokens: int) -> Progress:
+    def _progress(self, step: int, tokens: int, left: int | None = None) -> Progress:
+        """`left`: steps that follow; absent = all that were planned."""
         seconds = sum(self._seconds)
-        left = self._total - step
+        left = self._total - step if left is None else left
         return Progress(
             display=f"{step}/{self._total}",
             step=step,
             total_steps=self._total,
-            epoch=self.epoch(step),
+            epoch=round(self.epoch(step), EPOCH_DIGITS),
             percentage=100 * step // self._total,
             tokens=tokens,
-            tokens_per_second=sum(self._tokens) / seconds if seconds else None,
+            tokens_per_second=round(sum(self._tokens) / seconds, SPEED_DIGITS) if seconds else None,
             estimated_remaining_seconds=round(left * seconds / len(self._seconds)) if seconds else None,
         )

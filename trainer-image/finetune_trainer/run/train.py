@@ -19,17 +19,18 @@ from finetune_trainer.layout import Layout, claimed
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
-from finetune_trainer.out.publish import MERGE_ERROR, tidy
+from finetune_trainer.out.publish import MERGE_ERROR, Publisher, tidy
+from finetune_trainer.run.health import few_steps
 from finetune_trainer.run.loop import Loop
 from finetune_trainer.run.merging import Merging, lossy
-from finetune_trainer.run.recovery import metrics_position, recipe_of, restore, snapshot
+from finetune_trainer.run.recovery import metrics_position, position_of, recipe_of, restore, snapshot
 from finetune_trainer.run.start import Work, identity_of, load_work, plan_of, verified
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.memory import weights_fit
 
 OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"})
 """Fields of a report that belong to the process that made it."""
-STATE_STANDS = frozenset({FailureCode.STOPPED, FailureCode.DIVERGED})
+STATE_STANDS = frozenset({FailureCode.STOPPED, FailureCode.DIVERGED, FailureCode.NEVER_FINITE})
 """Ends that leave the last completed step worth saving."""
 
 
@@ -52,6 +53,10 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
     teller = Teller(reporter.update, plan.total_steps, plan.steps_per_epoch)
     if beta := beta_warning(config.training_method):
         teller.warn(*beta)
+    for warning in prepared.warnings:
+        teller.warn(WarningCode(warning.reason), warning.message)
+    if short := few_steps(plan.total_steps, config.batch_size, prepared.rows):
+        teller.warn(short.code, short.message, 0)
     with ExitStack() as open_files:
         with writing_to(layout.uri):
             store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved)
@@ -60,12 +65,12 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
         work = load_work(config, layout, prepared, recipe_of(state), teller, lambda: _go_on(stopping, 0))
         open_files.enter_context(writing_to(layout.uri))
         open_files.enter_context(weights_fit(work.policy.device))
-        teller.published(work.publisher.forget_after(state.step if state else 0))
+        teller.published(work.publisher.forget_after(state.step if state else 0, position_of(state).best.step))
         with MetricsLog(layout.metrics, metrics_position(state)) as metrics:
             loop = Loop(config, work, metrics, teller, lambda: _go_on(stopping, loop.position.step))
             if state:
                 restore(loop, state)
-            _steps(loop, store, config.checkpointing.recovery_period_seconds)
+            _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds)
         reporter.update(publishing=True)
         loop.publish(CheckpointType.FINAL)
         if work.merging:
@@ -109,7 +114,7 @@ def _newest(store: RecoveryStore, teller: Teller) -> RecoveryState | None:
     return state
 
 
-def _steps(loop: Loop, store: RecoveryStore, period: int) -> None:
+def _steps(loop: Loop, store: RecoveryStore, publisher: Publisher, period: int) -> None:
     """Run the loop, saving its state every `period` seconds, at the end, and when it is stopped."""
     saved, since = loop.position, monotonic()
 
@@ -119,12 +124,21 @@ def _steps(loop: Loop, store: RecoveryStore, period: int) -> None:
             store.save(snapshot(loop))
             saved, since = loop.position, monotonic()
 
+    def after_each() -> None:
+        is_due = monotonic() - since >= period
+        if is_due:
+            save()
+            loop.ledger.check()
+        if is_due or loop.position.best.step == loop.position.step:
+            publisher.remove_superseded(store.steps())
+
     try:
-        loop.run(lambda: save() if monotonic() - since >= period else None)
+        loop.run(after_each)
     except RunFailed as end:
         if end.failure.code in STATE_STANDS and loop.position.step > 0:
             save()
         store.wait()
+        loop.ledger.check()
         raise
     save()
     store.wait()

@@ -49,6 +49,11 @@ def run(model, folder, method, rows, **changes):
     return reporter.report, metrics_rows(Layout.of(config).metrics), any(state)
 
 
+def short_preferences():
+    """The shortest real preferences there are: enough of them to learn from, few tokens to wait for."""
+    return sorted(shared_preferences(), key=lambda row: len(json.dumps(row)))[:6]
+
+
 class _Watching:
     """A reporter that looks around whenever it is told something."""
 
@@ -63,7 +68,7 @@ class _Watching:
 @pytest.mark.parametrize("options", OPTIONS, ids=json.dumps)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_objective_learns_real_preferences_without_a_warning(tiny_model, tmp_path, options, kind):
-    rows = shared_preferences()[:8]
+    rows = short_preferences()
     report, lines, referenced = run(tiny_model, tmp_path, {"type": "DPO", "dpo": options}, rows, **KINDS[kind])
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert losses[-1] < losses[0]
@@ -90,7 +95,7 @@ def test_a_beta_that_does_not_fit_the_objective_is_told(tiny_model, tmp_path, op
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sft_learns_the_preferred_answers_of_the_same_file(tiny_model, tmp_path, kind):
-    rows = shared_preferences()[:8]
+    rows = short_preferences()
     report, lines, referenced = run(tiny_model, tmp_path, {"type": "SFT"}, rows, **KINDS[kind])
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert losses[-1] < losses[0]

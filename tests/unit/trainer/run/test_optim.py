@@ -16,7 +16,7 @@ from finetune_trainer.run.optim import (
     make_adamw,
     optimizer_tensors,
     restore_optimizer,
-    set_learning_rate,
+    update,
 )
 
 TOTAL = 23
@@ -69,10 +69,9 @@ def test_a_step_is_adamw_and_norms_and_biases_do_not_decay():
     _, parameters = module()
     before = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = make_adamw(parameters, weight_decay=0.1)
-    set_learning_rate(optimizer, 0.01)
     for parameter in parameters.values():
         parameter.grad = torch.full_like(parameter, 2.0)
-    optimizer.step()
+    update(optimizer, 0.01, torch.tensor(1.0))
     for name, parameter in parameters.items():
         decay = 0.1 if name == "0.weight" else 0.0
         expected = before[name] * (1 - 0.01 * decay) - 0.01 * 2.0 / (2.0 + 1e-8)
@@ -84,7 +83,7 @@ def test_gradients_are_clipped_to_the_norm_and_zero_means_never():
     for limit, norm_after in ((1.0, 1.0), (0.0, 2 * math.sqrt(24))):
         for parameter in parameters.values():
             parameter.grad = torch.full_like(parameter, 2.0)
-        assert clip(parameters, limit) == pytest.approx(2 * math.sqrt(24))
+        assert float(clip(parameters, limit)) == pytest.approx(2 * math.sqrt(24))
         after = math.sqrt(sum(float((p.grad**2).sum()) for p in parameters.values()))
         assert after == pytest.approx(norm_after, rel=1e-5)
 
@@ -99,9 +98,34 @@ def test_a_restored_optimizer_makes_the_same_next_step():
                 kept = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, parameters).items()}
                 optimizer = make_adamw(parameters, 0.1)
                 restore_optimizer(optimizer, parameters, kept)
-            set_learning_rate(optimizer, 0.1 / (step + 1))
             for number, parameter in enumerate(parameters.values()):
                 parameter.grad = torch.full_like(parameter, 0.3 * (step + 1) * (-1) ** number)
-            optimizer.step()
+            update(optimizer, 0.1 / (step + 1), torch.tensor(1.0))
         results.append(torch.cat([p.detach().flatten() for p in parameters.values()]))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("before", [0, 3], ids=["first step", "later step"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_whose_gradient_is_not_finite_is_as_if_it_never_was(bad, before):
+    """Weights, moments and step counts, and so every step after it, bit for bit."""
+    ends = []
+    for skips in (False, True):
+        _, parameters = module()
+        optimizer = make_adamw(parameters, 0.1)
+        for step in range(before + 3):
+            if skips and step == before:
+                for parameter in parameters.values():
+                    parameter.grad = torch.full_like(parameter, 1.0)
+                next(iter(parameters.values())).grad[0, 0] = bad
+                update(optimizer, 0.05, clip(parameters, 1.0))
+                assert all(parameter.grad is None for parameter in parameters.values())
+            for number, parameter in enumerate(parameters.values()):
+                parameter.grad = torch.full_like(parameter, 0.3 * (step + 1) * (-1) ** number)
+            update(optimizer, 0.1, clip(parameters, 1.0))
+        ends.append((parameters, optimizer_tensors(optimizer, parameters)))
+    (weights, state), (skipped_weights, skipped_state) = ends
+    assert {float(value) for name, value in state.items() if name.startswith("step:")} == {before + 3.0}
+    for plain, skipped in ((weights, skipped_weights), (state, skipped_state)):
+        assert plain.keys() == skipped.keys()
+        assert all(torch.equal(plain[name], skipped[name]) for name in plain)
