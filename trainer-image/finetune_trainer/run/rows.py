@@ -114,8 +114,11 @@ class PreferenceRows:
 
     def _terms(self, sums: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor]:
         """Policy, reference and lengths of `rows`, each [rows, 2], on the device of `sums`."""
-        reference = None if self.reference is None else self.reference[torch.as_tensor(rows)].to(sums.device)
-        return sums.view(-1, 2), reference, torch.from_numpy(self.lengths[list(rows)]).to(sums.device)
+        reference = (
+            None if self.reference is None else self.reference[torch.as_tensor(rows)].to(sums.device, non_blocking=True)
+        )
+        lengths = torch.from_numpy(self.lengths[list(rows)]).to(sums.device, non_blocking=True)
+        return sums.view(-1, 2), reference, lengths
 
 
 def _divergence(divergence: Tensor, lengths: Tensor) -> dict[str, Tensor]:
@@ -177,7 +180,7 @@ class ConversationRows:
 
 
 def _weights(cache: TokenCache, rows: Sequence[int], sums: Tensor) -> Tensor:
-    return torch.from_numpy(cache.weights[list(rows)]).to(sums.device)
+    return torch.from_numpy(cache.weights[list(rows)]).to(sums.device, non_blocking=True)
 
 
 MethodRows: TypeAlias = PreferenceRows | ConversationRows

@@ -147,5 +147,5 @@ def _each(
 def _in_order(sums: Tensor, micro_batches: Sequence[MicroBatchRows], rows: Sequence[int]) -> Tensor:
     """Sums in the order of the micro-batches as sums in the order of `rows`."""
     place = {row: at for at, row in enumerate(row for some in micro_batches for row in some)}
-    order = torch.tensor([place[row] for row in rows], device=sums.device)
+    order = torch.tensor([place[row] for row in rows]).to(sums.device, non_blocking=True)
     return sums.view(len(place), -1)[order].flatten()
