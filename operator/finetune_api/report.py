@@ -39,6 +39,7 @@ class DataErrorCode(StrEnum):
     NOT_AN_OBJECT = "NotAnObject"
     UNKNOWN_FORMAT = "UnknownFormat"
     MIXED_FORMATS = "MixedFormats"
+    NOT_PREFERENCE = "NotPreference"
     PRETOKENISED = "Pretokenised"
     EXTRA_COLUMN = "ExtraColumn"
     MISSING_FIELD = "MissingField"
@@ -72,6 +73,7 @@ DATA_SENTENCES: dict[DataErrorCode, str] = {
     DataErrorCode.UNKNOWN_FORMAT: "the row has the columns of no known format: give input, preferred_output and"
     " non_preferred_output; prompt, chosen and rejected; messages; prompt and completion; or text",
     DataErrorCode.MIXED_FORMATS: "the row has another format than the first row: use one format per file",
+    DataErrorCode.NOT_PREFERENCE: "DPO needs preference rows: two answers to the same prompt",
     DataErrorCode.PRETOKENISED: "the file holds token ids, which fit one tokenizer only: give the text itself",
     DataErrorCode.EXTRA_COLUMN: "the column is not part of the format: remove it, or set data.extraColumns to Ignore",
     DataErrorCode.MISSING_FIELD: "the field is missing: add it",

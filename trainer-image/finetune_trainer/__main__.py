@@ -1,4 +1,4 @@
-"""finetune-train: `prepare CONFIG`, `train CONFIG` in a pod, `local JOB.yaml --output DIR` on a laptop.
+"""finetune-train: `prepare CONFIG`, `train CONFIG` in a pod; `check FILE`, `local JOB.yaml --output DIR` on a laptop.
 
 The only place that reads the environment, takes signals and turns a named cause into an exit code. An exception that
 has no name here ends with Python's own exit code 1 and its traceback, which the operator counts as worth a retry.
@@ -19,6 +19,8 @@ from types import FrameType
 from pydantic import ValidationError
 
 from finetune_api import names
+from finetune_api.data import DataOptions, Duplicates, ExtraColumns, Overlong
+from finetune_api.method import MethodType, TrainOnInputs
 from finetune_api.report import Failure, FailureCode
 from finetune_api.trainer import Stage, TrainerConfig
 from finetune_trainer.failures import RunFailed, failed
@@ -58,7 +60,36 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=_mapping, action="append", default=[], metavar="JOB=DIR", help="output of an earlier job"
     )
     local.set_defaults(command=_local)
+    _add_check(commands.add_parser("check", help="check a data file: what a job would say of it"))
     return parser
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    """Options are named as the fields of a job that they stand for."""
+    check.add_argument("file", metavar="FILE", help="JSON Lines (also .gz, .zst) or Parquet; or hf://datasets/...")
+    check.add_argument("--model", help="folder, Hub id or URI: its tokenizer and template render the rows")
+    check.add_argument("--method", type=MethodType, choices=list(MethodType), help="absent: what the format is for")
+    check.add_argument("--max-seq-length", type=_length, metavar="N", help="absent: the model's own limit")
+    check.add_argument("--overlong", type=Overlong, choices=list(Overlong), default=Overlong.DROP)
+    check.add_argument("--extra-columns", type=ExtraColumns, choices=list(ExtraColumns), default=ExtraColumns.REJECT)
+    check.add_argument("--duplicates", type=Duplicates, choices=list(Duplicates), default=Duplicates.WARN)
+    check.add_argument("--chat-template", type=_template, metavar="JINJA", help="file that takes the template's place")
+    check.add_argument("--train-on-inputs", type=TrainOnInputs, choices=list(TrainOnInputs), default=TrainOnInputs.AUTO)
+    check.add_argument("--json", action="store_true", help="print data-report.json, every finding in it")
+    check.set_defaults(command=_check)
+
+
+def _length(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+    return int(text)
+
+
+def _template(text: str) -> str:
+    try:
+        return Path(text).read_text()
+    except (OSError, UnicodeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be read: {error}") from error
 
 
 def _mapping(text: str) -> tuple[str, Path]:
@@ -106,6 +137,19 @@ def _local(given: argparse.Namespace) -> int:
         checkpoints=dict(given.checkpoint),
     )
     return run.run(stopping)
+
+
+def _check(given: argparse.Namespace) -> int:
+    from finetune_trainer.check import CheckRun
+
+    options = DataOptions(
+        overlong=given.overlong,
+        extra_columns=given.extra_columns,
+        duplicates=given.duplicates,
+        chat_template=given.chat_template,
+    )
+    method, length, inputs = given.method, given.max_seq_length, given.train_on_inputs
+    return CheckRun(given.file, given.model, method, length, options, inputs, given.json).run()
 
 
 def _stop_on(*signals: signal.Signals) -> Event:

@@ -198,6 +198,25 @@ def test_a_published_adapter_answers_as_plain_peft_says(tmp_path, tiny_model, tr
     assert checkpoint["metrics"]["evalLoss"] == pytest.approx(last["eval/loss"], rel=1e-5)
 
 
+def test_merged_weights_are_told_with_their_error_and_are_a_model_to_go_on_from(
+    tmp_path, tiny_model, training_file, capsys
+):
+    job = manifest(tiny_model, training_file, output={"merge": True}, hyperparameters=QUICK)
+    assert local(tmp_path, job) == 0
+    told = capsys.readouterr().out
+    assert "mergeError " in told
+    assert f"merged: file://{tmp_path}/out/dpo/merged" in told
+    again = manifest(tmp_path / "out" / "dpo" / "merged", training_file, "again", hyperparameters=QUICK)
+    assert local(tmp_path, again) == 0
+    continued = manifest(tiny_model, training_file, "continued", fromCheckpoint="dpo:2", hyperparameters=QUICK)
+    del continued["spec"]["model"]
+    del continued["spec"]["trainingType"]
+    assert local(tmp_path, continued, "--checkpoint", f"dpo={tmp_path}/out/dpo") == 0, (
+        "the adapter, not its merged form"
+    )
+    assert (tmp_path / "out" / "continued" / "adapter").is_dir()
+
+
 def test_claims_are_folders_and_the_runtime_fills_in(tmp_path, tiny_model, training_file):
     runtime = {
         "apiVersion": "finetune.dev/v1alpha1",

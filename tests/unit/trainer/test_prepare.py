@@ -20,7 +20,7 @@ from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout
 from finetune_trainer.prepare import prepare
 from hub import serving
-from rows import LIGHT_PARAMETERS, conversation, preference, write_rows
+from rows import LIGHT_PARAMETERS, LLAMA_LIKE, THINKING, conversation, preference, write_rows
 
 
 @pytest.fixture
@@ -194,6 +194,50 @@ def test_a_continued_checkpoint_is_resolved_and_held_to_its_digest(config, tmp_p
     resolved = prepare(config(start={**start, "sha256": digest}), quiet).resolved
     assert (resolved.model.checkpoint, resolved.model.checkpoint_sha256) == (f"file://{adapter}", digest)
     assert failure_of(config(start={**start, "sha256": "0" * 64})).code is Code.CHECKPOINT_CHANGED
+
+
+def test_a_template_of_the_job_or_of_the_adapter_that_it_continues_renders_the_rows(config, tmp_path, light_model):
+    """SFT with a template of its own, then DPO: the second job need not say it again."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    (adapter / "chat_template.jinja").write_text(LLAMA_LIKE)
+    start = {"model": f"file://{light_model}"}
+    plain = prepare(config(), quiet)
+    own = prepare(config(data={"chatTemplate": LLAMA_LIKE}), quiet)
+    inherited = prepare(config(start={**start, "adapter": f"file://{adapter}"}), quiet)
+    assert plain.digests != own.digests == inherited.digests
+    failure = failure_of(config(data={"chatTemplate": "{% for %}"}))
+    assert (failure.exit_code, failure.args["field"]) == (10, "data.chatTemplate")
+
+
+def test_options_of_the_data_decide_the_tokens_and_are_counted(config, tmp_path):
+    rows = [
+        preference("x" * 300),
+        preference("x" * 300),
+        {**preference("y"), "weight": 0},
+        preference("z"),
+        preference("z"),
+    ]
+    file = write_rows(tmp_path / "mixed.jsonl", *rows)
+    asked = {"training_file": f"file://{file}", "max_seq_length": 100}
+    data = prepare(config(**asked), quiet).data
+    assert (data.rows, data.pairs, data.dropped, data.duplicates, data.weightless) == (5, 2, 2, 2, 1)
+    assert data.max_tokens == data.tokens["prompt"].max + data.tokens["preferred"].max
+    again = prepare(config(**asked, data={"duplicates": "Drop"}), quiet)
+    assert (again.data.pairs, again.data.dropped, again.data.duplicates) == (1, 1, 2)
+    failure = failure_of(config(**asked, data={"overlong": "Fail"}))
+    assert (failure.code, failure.args["count"]) == (Code.DATA_INVALID, "2")
+
+
+def test_what_changes_the_training_is_told_now_and_when_it_goes_on(config, tmp_path):
+    rows = write_rows(tmp_path / "talk.jsonl", conversation("a", "b", "c", "d"), conversation("e", "f"))
+    asked = config(training_file=f"file://{rows}", training_method={"type": "SFT"}, data={"chatTemplate": THINKING})
+    for _ in range(2):
+        told = {}
+        prepared = prepare(asked, lambda told=told, **fields: told.update(fields))
+        assert [warning.reason for warning in told["warnings"]] == ["LastTurnOnly"]
+        assert told["warnings"] == prepared.warnings
 
 
 def test_the_output_of_another_job_is_not_touched(config):

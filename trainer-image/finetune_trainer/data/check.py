@@ -61,6 +61,8 @@ class Tally:
     """What was counted in a file, beside its findings."""
 
     rows: int = 0
+    line: int = 0
+    """The one that was read last."""
     used: int = 0
     """Rows for the cache; a text that was split gives several."""
 
@@ -112,6 +114,7 @@ class FileCheck:
         file = DataFile(self.path, COLUMNS)
         for line in self._lines(file):
             self.tally.rows += 1
+            self.tally.line = line.number
             for row in self._row(line):
                 self.tally.used += 1
                 self.lengths.add(row)

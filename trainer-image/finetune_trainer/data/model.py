@@ -12,16 +12,18 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from finetune_api.report import FailureCode
+from finetune_api.resolve import source_uri
 from finetune_api.trainer import Start
 from finetune_api.uris import parse_uri
 from finetune_trainer.data import hub
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.data.hub import HubFailed
-from finetune_trainer.data.sources import FetchedModel, fetch_model, model_failure
+from finetune_trainer.data.sources import FetchedModel, fetch_model, fetch_tokenizer, model_failure
 from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.files import weight_files, weights_digest
 from finetune_trainer.volumes import OutsideVolume, locate_folder
 
+TEMPLATE_FILE = "chat_template.jinja"
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 SANE_LENGTH = 10**9
 """Tokenizers without a limit of their own carry a huge number in its place."""
@@ -51,8 +53,6 @@ def read_model(uri: str, mounts: Mapping[str, str], offline: bool, template: str
     """
     model = fetch_model(uri, mounts, offline, tokenizer_only=True)
     config = _read_config(uri, model.path)
-    if not (model.path / "tokenizer.json").is_file():
-        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no tokenizer.json")
     chat = read_tokenizer(uri, model.path, template)
     parts = parse_uri(uri)
     return StartModel(
@@ -63,6 +63,20 @@ def read_model(uri: str, mounts: Mapping[str, str], offline: bool, template: str
         vocab_size=_positive(config.get("vocab_size")),
         chat=chat,
     )
+
+
+def read_without_weights(model: str, template: str | None) -> StartModel:
+    """What is known of a model that is a folder here, a Hub id or a URI, whether or not it has weights.
+
+    Raises:
+        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable; ConfigInvalid for a template that is none.
+    """
+    uri = f"file://{Path(model).resolve()}" if Path(model).is_dir() else source_uri(model)
+    folder, revision = fetch_tokenizer(uri)
+    config = _read_config(uri, folder) if (folder / "config.json").exists() else {}
+    chat = read_tokenizer(uri, folder, template)
+    longest = _longest(config, chat)
+    return StartModel(model, revision, None, longest, _positive(config.get("vocab_size")), chat)
 
 
 def resolve_length(asked: int | None, model: StartModel) -> int:
@@ -97,6 +111,22 @@ def check_checkpoint(start: Start, mounts: Mapping[str, str]) -> str | None:
     return digest
 
 
+def inherited_template(start: Start, mounts: Mapping[str, str]) -> str | None:
+    """The chat template that was published with the adapter that the job continues; None if it continues none.
+
+    Raises:
+        RunFailed: CheckpointMissing.
+    """
+    if start.adapter is None:
+        return None
+    try:
+        return (locate_folder(start.adapter, mounts) / TEMPLATE_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OutsideVolume, OSError, ValueError) as error:
+        raise failed(FailureCode.CHECKPOINT_MISSING, uri=start.adapter) from error
+
+
 def _read_config(uri: str, folder: Path) -> dict[str, Any]:
     """config.json, or the part of it that speaks of text where there are several."""
     try:
@@ -115,6 +145,8 @@ def read_tokenizer(uri: str, folder: Path, template: str | None) -> ChatTokenize
     Raises:
         RunFailed: ModelUnsupported; ConfigInvalid for a template that is none.
     """
+    if not (folder / "tokenizer.json").is_file():
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no tokenizer.json")
     try:
         return ChatTokenizer(folder, template)
     except TemplateSyntaxError as error:

@@ -15,11 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TextIO
 
-from finetune_api.report import DATA_SENTENCES, DATA_WARNINGS, DataWarningCode
+from finetune_api.report import DATA_SENTENCES, DATA_WARNINGS, DataErrorCode, DataWarningCode
 from finetune_api.status import MAX_DATA_ERRORS, DataError
 from finetune_trainer.data.rows import Problem
 
 MAX_FIELD = 128
+MAX_LINES = 5
+"""Lines that are remembered of each code."""
 COPY_CHARACTERS = 1 << 16
 
 
@@ -32,6 +34,9 @@ class Findings:
         self.error_count = 0
         self.bad_rows = 0
         self.warned: Counter[DataWarningCode] = Counter()
+        self.broken: Counter[DataErrorCode] = Counter()
+        self.lines: dict[str, list[int]] = {}
+        """The first lines of each code."""
         self._files = ExitStack()
         self._errors, self._warnings = (self._files.enter_context(_spool(scratch)) for _ in range(2))
 
@@ -45,11 +50,19 @@ class Findings:
                 self.first.append(DataError(file=self.name, **error))
             _append(self._errors, self.error_count, error)
             self.error_count += 1
+            self.broken[problem.code] += 1
+            self._note(problem.code, line)
 
     def warning(self, line: int, code: DataWarningCode) -> None:
         """A row that is odd."""
         _append(self._warnings, self.warned.total(), {"line": line, "code": code, "message": DATA_WARNINGS[code]})
         self.warned[code] += 1
+        self._note(code, line)
+
+    def _note(self, code: str, line: int) -> None:
+        lines = self.lines.setdefault(code, [])
+        if len(lines) < MAX_LINES and line not in lines:
+            lines.append(line)
 
     def write(self, out: TextIO, head: dict[str, Any], tail: dict[str, Any]) -> None:
         """The report of this file as a JSON object: `head`, the count, errors, warnings, `tail`."""

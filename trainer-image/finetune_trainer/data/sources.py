@@ -89,6 +89,24 @@ def fetch_model(
     return FetchedModel(path, None)
 
 
+def fetch_tokenizer(uri: str) -> tuple[Path, str | None]:
+    """The folder that holds a model's tokenizer, and its commit on the Hub; weights are not asked for.
+
+    Raises:
+        RunFailed: ModelNotFound, ModelUnreachable.
+    """
+    try:
+        parts = parse_uri(uri)
+        if parts.scheme == "file" and Path(parts.path).is_dir():
+            return Path(parts.path), None
+        if parts.scheme != "hf" or "/" not in parts.root:
+            raise failed(FailureCode.MODEL_NOT_FOUND, uri=uri)
+        path = Path(hub.fetch_snapshot(parts.root, parts.revision, weights=False, offline=False))
+        return path, path.name
+    except HubFailed as problem:
+        raise model_failure(uri, problem) from problem
+
+
 def _model_from_hub(parts: UriParts, revision: str | None, offline: bool, tokenizer_only: bool) -> FetchedModel:
     if not offline and not hub.has_weights(parts.root, revision):
         raise HubFailed(Trouble.UNSUPPORTED, NO_WEIGHTS)

@@ -20,7 +20,8 @@ from finetune_trainer.data.tokens import open_cache
 from finetune_trainer.failures import failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout
-from finetune_trainer.out.publish import Publisher, model_card
+from finetune_trainer.out.card import Card
+from finetune_trainer.out.publish import Publisher
 from finetune_trainer.run.merging import Merging, prepare_merging
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows
 from finetune_trainer.run.telling import Teller
@@ -239,7 +240,7 @@ def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start:
     return Publisher(
         config=config,
         layout=layout,
-        tokenizer=start.base,
-        card=model_card(config, start.base_name, start.base_revision, digests),
+        tokenizer=start.tokenizer,
+        card=Card(config, start.base_name, start.base_revision, digests),
         planned=spaced(config.checkpointing.n_checkpoints, plan.total_steps),
     )
