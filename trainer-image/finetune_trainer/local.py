@@ -34,6 +34,7 @@ from finetune_api.trainer import ExitCode, JobIdentity, LoraConfig, Stage, Start
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import ADAPTER_WEIGHTS
 from finetune_trainer.layout import Layout, OutputManifest, claimed
+from finetune_trainer.out.card import MERGE_ERROR
 from finetune_trainer.out.console import Console
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.prepare import prepare
@@ -245,8 +246,11 @@ def _summary(report: Report) -> list[str]:
     lines += [f"{c.name}  {_shown(c.metrics)}  {c.uri}" for c in report.checkpoints]
     if output:
         lines.append(f"result: {output.adapter_uri or output.model_uri}")
+        lines += [f"merged: {output.merged_uri}"] if output.merged_uri else []
     return lines
 
 
 def _shown(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {metrics[name]:.4g}" for name in ("evalLoss", "evalRewardAccuracy") if name in metrics)
+    return "  ".join(
+        f"{name} {metrics[name]:.4g}" for name in ("evalLoss", "evalRewardAccuracy", MERGE_ERROR) if name in metrics
+    )

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.method import TrainingKind
-from finetune_api.names import METRICS_FILE
 from finetune_api.report import Report
 from finetune_api.schedule import offered
 from finetune_api.status import Checkpoint, CheckpointType, OutputStatus
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.files import replace, weights_digest, write_atomically, writing_to
 from finetune_trainer.layout import Layout, OutputManifest, claimed
+from finetune_trainer.out.card import MERGE_ERROR, Card, Kind
 from finetune_trainer.out.clock import now
 
+TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -34,12 +35,10 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     "chat_template.json",
     "generation_config.json",
 )
-MERGE_ERROR = "mergeError"
-"""Metric of merged weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Publisher:
     layout: Layout
     tokenizer: Path
     """Folder whose tokenizer and template go with the weights."""
-    card: str
+    card: Card
     """README.md of every published folder."""
     planned: frozenset[int]
     """Steps of the checkpoints that the job asks for; any other is published for being the best."""
@@ -78,10 +77,12 @@ class Publisher:
             RunFailed: OutputNotWritable, StorageFull, OutputTaken.
         """
         folder = self._folder(step)
+        full = self.config.training_kind is TrainingKind.FULL
+        card = self.card.text(Kind.MODEL if full else Kind.ADAPTER, step, metrics)
         with writing_to(self.layout.uri):
-            self._write_folder(folder, save)
+            self._write_folder(folder, save, lambda: card)
             if kind is CheckpointType.FINAL:
-                self._write_folder(self.layout.final, lambda new: _copy(folder, new, folder.iterdir()))
+                self._write_folder(self.layout.final, lambda new: _copy(folder, new, folder.iterdir()), lambda: card)
             entry = self._entry(step, kind, folder, metrics)
             return self._list((*(c for c in self._published() if c.uri != entry.uri), entry), best)
 
@@ -94,12 +95,16 @@ class Publisher:
         Raises:
             RunFailed: OutputNotWritable, StorageFull, OutputTaken, or what `save` raises.
         """
-        folder, errors = self.layout.merged, list[float]()
+        folder = self.layout.merged
         with writing_to(self.layout.uri):
-            self._write_folder(folder, lambda new: errors.append(save(new)))
             others = tuple(c for c in self._published() if c.type is not CheckpointType.FINAL_MERGED)
             final, best = others[-1], next((c.step for c in others if c.best), 0)
-            metrics = final.metrics | {MERGE_ERROR: errors[0]}
+            metrics = dict(final.metrics)
+
+            def merge(new: Path) -> None:
+                metrics[MERGE_ERROR] = save(new)
+
+            self._write_folder(folder, merge, lambda: self.card.text(Kind.MERGED, final.step, metrics))
             return self._list((*others, self._entry(final.step, CheckpointType.FINAL_MERGED, folder, metrics)), best)
 
     def _entry(self, step: int, kind: CheckpointType, folder: Path, metrics: dict[str, float]) -> Checkpoint:
@@ -181,8 +186,12 @@ class Publisher:
         manifest = OutputManifest(job=self.config.job, start=self.config.start, checkpoints=checkpoints, last=last)
         write_atomically(self.layout.manifest, json.dumps(manifest.to_json(), indent=1) + "\n")
 
-    def _write_folder(self, folder: Path, save: Callable[[Path], None]) -> None:
-        """Write a folder under a temporary name, then put it in place of an earlier one with other weights."""
+    def _write_folder(self, folder: Path, save: Callable[[Path], None], card: Callable[[], str]) -> None:
+        """Write a folder under a temporary name, then put it in place of an earlier one with other weights.
+
+        Args:
+            card: asked for its README.md once `save` is done.
+        """
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -190,12 +199,19 @@ class Publisher:
             left_over.callback(shutil.rmtree, temporary, ignore_errors=True)
             save(temporary)
             _copy(self.tokenizer, temporary, (self.tokenizer / name for name in TOKENIZER_FILES))
-            (temporary / "README.md").write_text(self.card, encoding="utf-8")
+            self._put_template(temporary)
+            (temporary / "README.md").write_text(card(), encoding="utf-8")
             if folder.exists() and weights_digest(folder) == weights_digest(temporary):
                 return
             if folder.exists():
                 shutil.rmtree(folder)
             replace(temporary, folder)
+
+    def _put_template(self, folder: Path) -> None:
+        """Put the job's own chat template where it is read before any that the tokenizer has."""
+        if self.config.data.chat_template is not None:
+            (folder / "chat_template.json").unlink(missing_ok=True)
+            (folder / TEMPLATE_FILE).write_text(self.config.data.chat_template, encoding="utf-8")
 
 
 def tidy(layout: Layout, last: Report) -> None:
@@ -208,35 +224,6 @@ def tidy(layout: Layout, last: Report) -> None:
         shutil.rmtree(layout.private)
     with suppress(OSError):
         layout.private.parent.rmdir()
-
-
-def model_card(config: TrainerConfig, base_name: str, revision: str | None, digests: dict[str, str]) -> str:
-    """README.md of what is published: what it is, and everything it was made from."""
-    lora = config.training_kind is TrainingKind.LORA
-    front = {
-        "base_model": base_name,
-        "library_name": "peft" if lora else "transformers",
-        "tags": ["finetune-operator", config.training_method.type.value.lower()],
-    }
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
-    what = "LoRA adapter" if lora else "Model"
-    lines += [
-        f"# {config.job.name}",
-        "",
-        f"{what} trained with {config.training_method.type} by finetune-operator.",
-        "",
-    ]
-    made_from = {
-        "job": config.job.to_json(),
-        "start": config.start.to_json() | {"revision": revision},
-        "data": {"trainingFile": config.training_file, "validationFile": config.validation_file, "sha256": digests},
-        "trainingMethod": config.training_method.to_json(),
-        "lora": config.lora.to_json() if config.lora else None,
-        "hyperparameters": config.hyperparameters.to_json() | {"batchSize": config.batch_size},
-    }
-    lines += ["## Provenance", "", "```json", json.dumps(made_from, indent=2), "```", ""]
-    lines += [f"The metrics of every step are in `{METRICS_FILE}` of the job's output.", ""]
-    return "\n".join(lines)
 
 
 def _copy(source: Path, target: Path, paths: Iterable[Path]) -> None:

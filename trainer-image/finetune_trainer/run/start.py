@@ -20,7 +20,8 @@ from finetune_trainer.data.tokens import open_cache
 from finetune_trainer.failures import failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout
-from finetune_trainer.out.publish import Publisher, model_card
+from finetune_trainer.out.card import Card
+from finetune_trainer.out.publish import Publisher
 from finetune_trainer.run.merging import Merging, prepare_merging
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows
 from finetune_trainer.run.telling import Teller
@@ -117,8 +118,8 @@ def load_work(
         before_each: called before each micro-batch; may raise to end the scoring.
 
     Raises:
-        RunFailed: the weights are missing, changed or unsupported, no GPU, unknown modules, too little memory, the
-            reference cannot be written.
+        RunFailed: the weights are missing, changed or unsupported, no GPU, unknown modules, layers that cannot be
+            merged though they shall be, too little memory, the reference cannot be written.
     """
     check_checkpoint(config.start, config.mounts)
     device = choose_device(config.gpus)
@@ -127,6 +128,7 @@ def load_work(
     with weights_fit(device):
         policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device)
         rows = _rows(config, layout, TRAIN_FOLDER)
+        merging = prepare_merging(config, layout, policy, start, rows.cache)
         choice = _level(config, layout, prepared, policy, teller)
         policy = choice.policy
         recipe = _recipe(config, policy, rows, choice.level, stored, teller)
@@ -140,7 +142,7 @@ def load_work(
             rows=reference.scored(rows, plan.first_epoch(), TRAIN_FOLDER),
             validation=_validation(config, layout, prepared, reference),
             publisher=_publisher(config, layout, prepared, start, plan),
-            merging=prepare_merging(config, layout, policy, start, rows.cache),
+            merging=merging,
         )
 
 
@@ -239,7 +241,7 @@ def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start:
     return Publisher(
         config=config,
         layout=layout,
-        tokenizer=start.adapter or start.base,
-        card=model_card(config, start.base_name, start.base_revision, digests),
+        tokenizer=start.tokenizer,
+        card=Card(config, start.base_name, start.base_revision, digests),
         planned=spaced(config.checkpointing.n_checkpoints, plan.total_steps),
     )

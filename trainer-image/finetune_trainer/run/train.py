@@ -16,10 +16,11 @@ from finetune_api.trainer import TrainerConfig
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout, claimed
+from finetune_trainer.out.card import MERGE_ERROR
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
-from finetune_trainer.out.publish import MERGE_ERROR, Publisher, tidy
+from finetune_trainer.out.publish import Publisher, tidy
 from finetune_trainer.run.health import few_steps
 from finetune_trainer.run.loop import Loop
 from finetune_trainer.run.merging import Merging, lossy

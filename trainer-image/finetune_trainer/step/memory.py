@@ -33,8 +33,8 @@ def within(device: torch.device, attempt: Callable[[], Result]) -> Result | None
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
     return None
 

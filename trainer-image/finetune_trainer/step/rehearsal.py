@@ -35,6 +35,7 @@ SHARE = 0.85
 """Of the memory that is free, how much micro-batches are planned to take: the rest is for fragments."""
 ROUNDED_TO = 1024
 """The measured size is rounded down to a multiple, so that a little less free memory gives the same plan."""
+MOST_BEGINNINGS = 64
 MOST_TRIES = 8
 """Tries by which the longest row that fits is found, to 1/256 of the row that does not."""
 SHORTEST = 2
@@ -62,7 +63,7 @@ class Rehearsal:
         Raises:
             RunFailed: OutOfMemory, ModelTooLarge: the longest row does not fit at all.
         """
-        return self.fitting(Recipe(level, self._tokens(level)))
+        return self.fitting(Recipe(level, self._most_tokens(level)))
 
     def fitting(self, recipe: Recipe) -> Recipe:
         """`recipe`, or the first easier one by which the most expensive micro-batch fits.
@@ -72,23 +73,27 @@ class Rehearsal:
         """
         with no_trace(self.policy), _optimizer_room(self.policy):
             while not self._fits(recipe, rows := self._most_expensive(recipe)):
-                easier = recipe.easier(len(rows), pairs=self.table.pairs, gradient=True)
+                tokens = self._tokens_of(recipe, rows)
+                easier = recipe.easier(len(rows), tokens, pairs=self.table.pairs, gradient=True)
                 if easier is None:
                     raise too_long(self.policy, self.table, rows[0], recipe)
                 if easier.checkpointing > recipe.checkpointing:
-                    easier = replace(easier, max_tokens=self._tokens(recipe.level, checkpointing=True))
+                    easier = replace(easier, max_tokens=self._most_tokens(recipe.level, checkpointing=True))
                 recipe = easier
         return recipe
 
     def _most_expensive(self, recipe: Recipe) -> MicroBatchRows:
         return most_expensive(self.table.widths(recipe.level), recipe.max_tokens, self.batch_size)
 
+    def _tokens_of(self, recipe: Recipe, rows: MicroBatchRows) -> int:
+        return int(self.table.widths(recipe.level)[list(rows)].sum())
+
     def _fits(self, recipe: Recipe, rows: MicroBatchRows) -> bool:
-        split = recipe.splits(int(self.table.widths(recipe.level)[list(rows)].sum()))
+        split = recipe.splits(self._tokens_of(recipe, rows))
         self.policy.checkpointing(recipe.checkpointing)
         return _runs(self.policy, self.table.batch(rows, Level.SINGLE if split else recipe.level), split=split)
 
-    def _tokens(self, level: Level, *, checkpointing: bool = False) -> int:
+    def _most_tokens(self, level: Level, *, checkpointing: bool = False) -> int:
         """Most tokens of a micro-batch: a constant on a CPU, on a GPU what measured memory has room for."""
         if level is Level.SINGLE or not self.packing:
             return ROW_ALONE
@@ -130,22 +135,28 @@ def tokens_within(free: float, measured: Sequence[tuple[int, int]]) -> int:
 
 
 def most_expensive(widths: Widths, max_tokens: int, most_rows: int) -> MicroBatchRows:
-    """Rows of a micro-batch that costs as much memory and attention as any of any epoch.
+    """Rows of a micro-batch that takes about as much memory, and then attention, as any of any epoch.
 
-    The widest row, then always the widest for which there is room: attention costs more the longer rows are. No plan is
-    looked at, because every epoch has another one.
+    No plan is looked at, because every epoch has another one. Beginning at one row or another, always the widest row is
+    taken for which there is room; the fullest of these micro-batches is returned, of equal ones that with longer rows.
     """
     order = np.argsort(-widths, kind="stable")
     falling = -widths[order]
-    rows, place, room = [int(order[0])], 1, max_tokens + int(falling[0])
-    while len(rows) < most_rows:
-        place = max(place, int(np.searchsorted(falling, -room)))
-        if place >= len(order) or falling[place] == 0:
+    beginnings = np.unique(falling, return_index=True)[1][:MOST_BEGINNINGS]
+    found = [order[_filled(falling, int(first), max_tokens, most_rows)] for first in beginnings]
+    return tuple(max(found, key=lambda rows: (widths[rows].sum(), np.square(widths[rows]).sum())).tolist())
+
+
+def _filled(falling: Widths, first: int, max_tokens: int, most_rows: int) -> list[int]:
+    """Places of rows that fill a micro-batch, `falling` being their widths, negated, the widest first."""
+    places, room = [first], max_tokens + int(falling[first])
+    while len(places) < most_rows:
+        place = max(places[-1] + 1, int(np.searchsorted(falling, -room)))
+        if place >= len(falling) or falling[place] == 0:
             break
-        rows.append(int(order[place]))
+        places.append(place)
         room += int(falling[place])
-        place += 1
-    return tuple(rows)
+    return places
 
 
 def too_long(policy: Policy, table: Table, row: int, recipe: Recipe) -> RunFailed:

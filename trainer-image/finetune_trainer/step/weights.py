@@ -34,6 +34,12 @@ class StartFolders:
     adapter: Path | None
     """The adapter to go on with, or to merge for full training."""
 
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer and template that go with the weights: a published adapter brings its own."""
+        own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
+        return self.adapter if self.adapter and own else self.base
+
 
 @dataclass(frozen=True, slots=True)
 class Base:

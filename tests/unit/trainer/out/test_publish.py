@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 
 import pytest
+from transformers import AutoTokenizer
 
 from finetune_api.report import FailureCode, Report
 from finetune_api.status import CheckpointType
@@ -13,7 +15,9 @@ from finetune_api.trainer import Stage
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout
-from finetune_trainer.out.publish import Publisher, model_card
+from finetune_trainer.out.card import Card
+from finetune_trainer.out.publish import Publisher
+from tiny import save_tokenizer
 from training import trainer_config
 
 PLANNED = (2, 4, 5, 6, 9)
@@ -29,7 +33,7 @@ def publisher(tmp_path):
     layout = Layout.of(config)
     for folder in (layout.private, layout.output):
         folder.mkdir(parents=True, exist_ok=True)
-    return Publisher(config, layout, base, "# card\n", frozenset(PLANNED))
+    return Publisher(config, layout, base, Card(config, "org/name", "abc", {}), frozenset(PLANNED))
 
 
 def saving(content):
@@ -67,6 +71,64 @@ def test_the_final_one_is_the_adapter_too(publisher):
         p.name: p.read_bytes() for p in (publisher.layout.checkpoints / "step-9").iterdir()
     }
     assert publisher.output().adapter_uri == f"{publisher.layout.uri}/adapter"
+
+
+def card_of(folder):
+    return (folder / "README.md").read_text()
+
+
+def test_each_card_tells_its_own_step_and_metrics(publisher):
+    publisher.publish(5, CheckpointType.INTERMEDIATE, {"evalLoss": 0.5}, saving("five"))
+    publisher.publish(9, CheckpointType.FINAL, {"evalLoss": 0.25}, saving("nine"))
+    publisher.publish_merged(merging("merged", 0.0625))
+    layout = publisher.layout
+    five, nine, adapter = (
+        card_of(f) for f in (layout.checkpoints / "step-5", layout.checkpoints / "step-9", layout.final)
+    )
+    assert ("after step 5" in five, "| evalLoss | 0.5 |" in five) == (True, True)
+    assert ("after step 9" in nine, "| evalLoss | 0.25 |" in nine, nine == adapter) == (True, True, True)
+    merged = card_of(layout.merged)
+    assert ("| evalLoss | 0.25 |" in merged, "| mergeError | 0.0625 |" in merged) == (True, True)
+    assert "merged into its base" in merged
+
+
+def merging(content, error):
+    def save(folder):
+        (folder / "model.safetensors").write_text(content)
+        return error
+
+    return save
+
+
+def test_merged_weights_stand_beside_the_final_ones_and_are_listed_once(publisher):
+    publisher.publish(5, CheckpointType.FINAL, {"evalLoss": 0.5}, saving("five"), best=5)
+    for _ in range(2):
+        entries = publisher.publish_merged(merging("merged", 0.001))
+    assert [(c.step, c.type, c.best) for c in entries] == [(5, "Final", True), (5, "FinalMerged", False)]
+    assert entries[-1].uri == f"{publisher.layout.uri}/merged"
+    assert entries[-1].sha256 == sha256_of(publisher.layout.merged / "model.safetensors")
+    assert entries[-1].metrics == {"evalLoss": 0.5, "mergeError": 0.001}
+    again = publisher.publish(5, CheckpointType.FINAL, {"evalLoss": 0.5}, saving("five"), best=5)
+    assert [c.type for c in again] == ["FinalMerged", "Final"], "it stays listed while the final one is published again"
+    publisher.conclude(Report(job_uid=publisher.config.job.uid, stage=Stage.TRAIN, checkpoints=entries))
+    assert publisher.layout.merged.is_dir()
+    assert publisher.forget_after(4) == ()
+
+
+@pytest.mark.parametrize("embedded", ["another", [{"name": "default", "template": "another"}]])
+def test_the_jobs_own_template_is_published_in_place_of_the_tokenizers(publisher, tmp_path, embedded):
+    base = tmp_path / "base"
+    save_tokenizer(base)
+    described = json.loads((base / "tokenizer_config.json").read_text()) | {"chat_template": embedded}
+    (base / "tokenizer_config.json").write_text(json.dumps(described))
+    (base / "chat_template.json").write_text('{"chat_template": "a third"}')
+    own = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]\n{% endfor %}\n"
+    config = publisher.config.model_copy(
+        update={"data": publisher.config.data.model_copy(update={"chat_template": own})}
+    )
+    replace(publisher, config=config).publish(5, CheckpointType.FINAL, {}, saving("five"))
+    for folder in (publisher.layout.final, publisher.layout.checkpoints / "step-5"):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == own
 
 
 def test_publishing_again_replaces_what_differs_and_lists_it_once(publisher):
@@ -127,17 +189,6 @@ def test_the_private_state_of_other_jobs_stays(publisher):
     publisher.conclude(Report(job_uid=publisher.config.job.uid, stage=Stage.TRAIN))
     assert other.is_dir()
     assert not publisher.layout.private.exists()
-
-
-def test_the_card_tells_what_the_weights_were_made_from(publisher):
-    card = model_card(publisher.config, "org/name", "abc123", {"trainingFile": "d1"})
-    head, _, rest = card.removeprefix("---\n").partition("---\n")
-    assert 'base_model: "org/name"' in head
-    made_from = json.loads(rest.split("```json\n")[1].split("```")[0])
-    assert made_from["start"]["revision"] == "abc123"
-    assert made_from["data"]["sha256"] == {"trainingFile": "d1"}
-    assert made_from["trainingMethod"]["dpo"]["beta"] == 0.1
-    assert made_from["hyperparameters"]["batchSize"] == 4
 
 
 def publish_bests(publisher, *steps):
