@@ -180,12 +180,9 @@ def too_long(policy: Policy, table: Table, row: int, recipe: Recipe) -> RunFaile
 
 
 def _runs(policy: Policy, batch: MicroBatch, *, split: bool) -> bool:
-    """Whether there is memory for a pass over `batch`, forward and backward."""
+    """Whether there is memory for a pass over `batch`, forward and backward; what it adds to gradients remains."""
     policy.training(True)
-    done = within(policy.device, lambda: backward(policy, batch, torch.sum, split=split))
-    if done is None:
-        _clear_gradients(policy)
-    return done is not None
+    return within(policy.device, lambda: backward(policy, batch, torch.sum, split=split)) is not None
 
 
 @contextmanager
@@ -195,24 +192,23 @@ def no_trace(policy: Policy) -> Iterator[None]:
         try:
             yield
         finally:
-            _clear_gradients(policy)
-
-
-def _clear_gradients(policy: Policy) -> None:
-    for parameter in policy.trainable.values():
-        parameter.grad = None
+            for parameter in policy.trainable.values():
+                parameter.grad = None
 
 
 @contextmanager
 def _as_in_training(policy: Policy) -> Iterator[None]:
-    """With as much memory taken on a GPU as the optimizer will take; afterwards there is no trace of what ran.
+    """With as much memory taken on a GPU as in any later step; afterwards there is no trace of what ran.
 
-    A CPU hands out memory that it may not have, so that taking it would say nothing.
+    The optimizer has its tensors, and gradients of earlier micro-batches are there. A CPU hands out memory that it may
+    not have, so that taking it would say nothing.
     """
     held: list[Tensor] = []
     with no_trace(policy):
         if policy.device.type == "cuda":
-            held += [torch.empty_like(p) for p in policy.trainable.values() for _ in range(OPTIMIZER_STATES)]
+            for parameter in policy.trainable.values():
+                parameter.grad = torch.zeros_like(parameter)
+                held += [torch.empty_like(parameter) for _ in range(OPTIMIZER_STATES)]
         try:
             yield
         finally:
