@@ -72,6 +72,10 @@ chart: setup cluster-build ## lint the chart and test what it renders
 	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator
 	$(PY) -m pytest tests/chart
 
+.PHONY: bench-data
+bench-data: setup ## rows per second and memory of the data gate, up to a million rows
+	$(PY) benchmarks/data_gate.py
+
 .PHONY: demo demo-down
 demo: setup ## SFT, then DPO, on a real cluster; MODEL=org/name takes a Hub model; the cluster stays
 	$(PY) hack/demo/run.py $(if $(MODEL),--model $(MODEL))

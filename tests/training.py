@@ -131,3 +131,23 @@ def write_manifest(path: Path, document: dict) -> Path:
     """A manifest file; JSON is YAML."""
     path.write_text(json.dumps(document))
     return path
+
+
+def limit_memory(policy: Policy, tokens: int, checkpointed: int | None = None, *, always: bool = False) -> list[int]:
+    """Passes with gradients (or all of them) over more than `tokens` tokens run out of memory from now on.
+
+    `checkpointed` is the limit while activations are computed again. Returns a list of the sizes of all passes to come.
+    """
+    passes: list[int] = []
+    forward = policy.backbone.forward
+
+    def limited(*args: object, **kwargs: object) -> object:
+        count = kwargs["input_ids"].numel()
+        passes.append(count)
+        again = policy.base.causal.is_gradient_checkpointing and checkpointed is not None
+        if (always or torch.is_grad_enabled()) and count > (checkpointed if again else tokens):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, **kwargs)
+
+    policy.backbone.forward = limited
+    return passes

@@ -57,7 +57,7 @@ class CheckRun:
         try:
             uri = self.file if "://" in self.file else f"file://{Path(self.file).resolve()}"
             path, rules = fetch_file(uri, {}, offline=False, field="FILE"), self._rules()
-            with Findings(FILE) as findings, Seen() as seen:
+            with Findings(FILE) as findings, Seen(prompts=False) as seen:
                 check = FileCheck(path, self.file, rules, findings, seen)
                 self._pass(check)
                 self._print(check)

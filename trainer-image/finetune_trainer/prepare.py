@@ -184,8 +184,8 @@ def _checks(inputs: Inputs, open_files: ExitStack) -> list[FileCheck]:
     checks: list[FileCheck] = []
     for file in inputs.files:
         findings = open_files.enter_context(Findings(file.name, inputs.layout.prepared))
-        seen = open_files.enter_context(Seen())
         training = checks[0].seen if checks else None
+        seen = open_files.enter_context(Seen(prompts=training is None and len(inputs.files) > 1))
         checks.append(FileCheck(file.path, file.uri, inputs.rules, findings, seen, training))
     return checks
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from finetune_api.names import PROGRESS_BYTES
-from finetune_api.report import DATA_SENTENCES, FAILURES, DataErrorCode, Failure, FailureCode, Report
+from finetune_api.report import DATA_SENTENCES, FAILURES, DataErrorCode, Failure, FailureCode, Report, WarningCode
 from finetune_api.status import MAX_CHECKPOINTS, MAX_METRICS, Checkpoint, CheckpointType, Metrics
 from finetune_api.trainer import NOT_RETRIED, ExitCode, Stage
+from manifests import ROOT
 
 RETRIED = {ExitCode.DATA_UNREACHABLE, ExitCode.MODEL_UNREACHABLE, ExitCode.PUBLISH_FAILED}
 
@@ -23,6 +24,12 @@ def test_every_failure_has_an_exit_code_and_a_sentence(code) -> None:
     assert exit_code is not ExitCode.DONE
     assert sentence
     assert (exit_code in NOT_RETRIED) == (exit_code not in RETRIED | {ExitCode.STOPPED})
+
+
+@pytest.mark.parametrize("code", WarningCode)
+def test_every_warning_is_explained_in_the_operations_page(code) -> None:
+    warnings = (ROOT / "docs" / "operations.md").read_text().partition("### Warnings")[2].partition("\n## ")[0]
+    assert code.value in warnings
 
 
 def test_a_sentence_is_rendered_from_its_values() -> None:

@@ -96,21 +96,23 @@ def check(capsys):
 
 def test_each_rule_broken_once_is_found_once_with_its_line(check, strict_model, tmp_path):
     odd = [preference("again"), preference("again"), preference("w") | {"weight": 0}, preference("x" * 600)]
+    odd.append(preference("end<|end|>"))
     file = write_rows(tmp_path / "rows.jsonl", *odd, b"", *(row for row, _, _ in EVERY_RULE), preference("last"))
     code, out, _ = check(file, "--model", strict_model, "--method", "DPO", "--max-seq-length", 200, "--json")
     report = json.loads(out)
     assert code == 11
     assert list(report) == ["format", "rows", "errorCount", "errors", "warnings", "tokens"]
     assert [(e["line"], e["field"], e["code"]) for e in report["errors"]] == [
-        (line, field, expected) for line, (_, field, expected) in enumerate(EVERY_RULE, start=6)
+        (line, field, expected) for line, (_, field, expected) in enumerate(EVERY_RULE, start=7)
     ]
     assert [(w["line"], w["code"]) for w in report["warnings"]] == [
         (2, "DuplicateRow"),
         (3, "NothingToTrain"),
         (4, "PromptTooLong"),
+        (5, "ControlToken"),
     ]
     assert (report["format"], report["rows"], report["errorCount"]) == (
-        "preference", len(EVERY_RULE) + 5, len(EVERY_RULE)
+        "preference", len(EVERY_RULE) + 6, len(EVERY_RULE)
     )  # fmt: skip
     assert all(len(finding["message"]) > 20 for finding in (*report["errors"], *report["warnings"]))
     assert set(report["tokens"]) == {"prompt", "preferred", "nonPreferred"}
@@ -239,6 +241,15 @@ def test_real_rows_are_clean_but_for_those_that_repeat(check, tmp_path, light_mo
         assert [(w["line"], w["code"]) for w in report["warnings"]] == [(line, "DuplicateRow") for line in repeated]
 
 
+NOISE = 2**19
+"""By which the peaks of two processes that do the same may differ."""
+PEAK = """
+import re, sys
+from pathlib import Path
+from finetune_trainer.__main__ import main
+main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1], file=sys.stderr)
+"""
 ALONE = """
 import json, sys
 from finetune_trainer.__main__ import main
@@ -324,3 +335,24 @@ def test_no_row_brings_the_gate_down(check, light_model, tmp_path, rows, sft):
     report = json.loads(out)
     assert (code, report["rows"]) == (11 if report["errors"] else 0, len(rows))
     assert {error["line"] for error in report["errors"]} <= set(range(1, len(rows) + 1))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """The kernel's own peak of a process that reads ever more rows; `make bench-data` does the same to a million.
+
+    Not getrusage's, which a process inherits from the one that started it.
+    """
+    peaks = []
+    for count in (2_000, 20_000):
+        file = tmp_path / f"{count}.jsonl"
+        with file.open("w") as out:
+            out.writelines(json.dumps(preference(f"question {number}")) + "\n" for number in range(count))
+        source = os.pathsep.join(path for path in sys.path if path)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, "check", str(file), "--json"],
+            env={**os.environ, "PYTHONPATH": source}, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert json.loads(done.stdout)["rows"] == count, done.stderr
+        peaks.append(int(done.stderr.splitlines()[-1]) * 1024)
+    assert peaks[1] < 500 * 2**20
+    assert peaks[1] - peaks[0] < 18_000 * 32 + NOISE

@@ -199,7 +199,9 @@ class FileCheck:
 
     def _repeats(self, line: int, example: Example, weight: float) -> bool:
         """Note the row and its prompt, report what was there before; True if an earlier row is the same."""
-        row, prompt = digest_of(example, weight), prompt_digest_of(example)
+        row = digest_of(example, weight)
+        wanted = self.training is not None or self.seen.keeps_prompts
+        prompt = prompt_digest_of(example) if wanted else None
         first = self.seen.add_row(row)
         if not first:
             self.findings.warning(line, Odd.DUPLICATE_ROW)
@@ -218,6 +220,8 @@ class FileCheck:
         rows = self._fitting(found.row, example)
         if rows and found.last_turn_only:
             self.findings.warning(line, Odd.LAST_TURN_ONLY)
+        if rows and self.rules.tokenise.holds_mark(example):
+            self.findings.warning(line, Odd.CONTROL_TOKEN)
         return rows
 
     def _fitting(self, row: CacheRow, example: Example) -> list[CacheRow]:

@@ -15,19 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-CACHE_KIB = 16384
+CACHE_KIB = 8192
 PRAGMAS = ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{CACHE_KIB}")
 """No crash has to be survived and nobody shares the file."""
 
 
 class Seen:
-    """Digests of rows and of prompts.
+    """Digests of rows and, where another file is to be compared with this one, of prompts.
 
     Raises:
         OSError: the temporary folder is full.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, prompts: bool = True) -> None:
+        self.keeps_prompts = prompts
         self._folder = tempfile.TemporaryDirectory(prefix="finetune-seen-")
         self._table = sqlite3.connect(Path(self._folder.name) / "digests", isolation_level=None)
         for pragma in PRAGMAS:

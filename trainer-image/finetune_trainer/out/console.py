@@ -29,11 +29,14 @@ class Console:
     def __call__(self, report: Report) -> None:
         """Print what `report` says beyond the one before it."""
         seen, self._seen = self._seen, report
-        before = seen or report.model_copy(update={"data": None, "checkpoints": (), "warnings": (), "metrics": None})
+        nothing = {"data": None, "checkpoints": (), "warnings": (), "metrics": None, "progress": None}
+        before = seen or report.model_copy(update=nothing)
         if report.data is not None and report.data != before.data:
             _print(data_line(report.data))
         if report.resumed_from_step and report.resumed_from_step != before.resumed_from_step:
             _print(f"going on after step {report.resumed_from_step}")
+        if report.progress is not None and report.progress != before.progress:
+            self._before_steps(report.progress)
         if report.metrics is not None:
             old_eval = before.metrics.eval if before.metrics else {}
             if report.metrics.eval and report.metrics.eval != old_eval:
@@ -51,11 +54,20 @@ class Console:
         if report.early_stop is not None and before.early_stop is None:
             _print(early_stop_line(report.early_stop))
 
-    def _step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+    def _before_steps(self, progress: Progress) -> None:
+        """What is done before the first step says itself how far it is."""
+        if progress.display != f"{progress.step}/{progress.total_steps}" and self._due():
+            _print(progress.display)
+
+    def _due(self) -> bool:
         now = monotonic()
-        if now - self._last_step < self._period and progress.step < progress.total_steps:
+        due = now - self._last_step >= self._period
+        self._last_step = now if due else self._last_step
+        return due
+
+    def _step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        if not self._due() and progress.step < progress.total_steps:
             return
-        self._last_step = now
         speed = f"  {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
         left = progress.estimated_remaining_seconds
         remaining = f"  {left // 3600}:{left % 3600 // 60:02}:{left % 60:02} left" if left else ""

@@ -116,7 +116,8 @@ class Ledger:
         log.warning("step %d skipped: its gradient is not finite; lines of trainingFile: %s", entry.step, lines)
         message = f"{account.skipped} steps changed nothing because their gradients were not finite"
         self._teller.warn(WarningCode.STEP_SKIPPED, message, entry.step)
-        if account.skipped >= MOST_SKIPPED or account.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+        too_many = account.skipped >= MOST_SKIPPED or account.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW
+        if too_many and self.diverged is None:
             self.diverged = self._advice(entry, lines)
 
     def _advice(self, entry: Entry, lines: list[int]) -> RunFailed:

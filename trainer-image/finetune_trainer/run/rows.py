@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune_api.method import Preference
 from finetune_trainer.data.tokens import TokenCache
-from finetune_trainer.step.batch import MicroBatch, conversation_batch, pair_batch
+from finetune_trainer.step.batch import MicroBatch, conversation_batch, pair_batch, sent
 from finetune_trainer.step.losses import preference_loss, preference_rewards, preferred_nll, sft_loss
 from finetune_trainer.step.recipe import Level
 
@@ -114,8 +114,8 @@ class PreferenceRows:
 
     def _terms(self, sums: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor]:
         """Policy, reference and lengths of `rows`, each [rows, 2], on the device of `sums`."""
-        reference = None if self.reference is None else self.reference[torch.as_tensor(rows)].to(sums.device)
-        return sums.view(-1, 2), reference, torch.from_numpy(self.lengths[list(rows)]).to(sums.device)
+        reference = None if self.reference is None else sent(self.reference[torch.as_tensor(rows)], sums.device)
+        return sums.view(-1, 2), reference, sent(torch.from_numpy(self.lengths[list(rows)]), sums.device)
 
 
 def _divergence(divergence: Tensor, lengths: Tensor) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ class ConversationRows:
 
 
 def _weights(cache: TokenCache, rows: Sequence[int], sums: Tensor) -> Tensor:
-    return torch.from_numpy(cache.weights[list(rows)]).to(sums.device)
+    return sent(torch.from_numpy(cache.weights[list(rows)]), sums.device)
 
 
 MethodRows: TypeAlias = PreferenceRows | ConversationRows

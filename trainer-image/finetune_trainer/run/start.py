@@ -118,8 +118,8 @@ def load_work(
         before_each: called before each micro-batch; may raise to end the scoring.
 
     Raises:
-        RunFailed: the weights are missing, changed or unsupported, no GPU, unknown modules, too little memory, the
-            reference cannot be written.
+        RunFailed: the weights are missing, changed or unsupported, no GPU, unknown modules, layers that cannot be
+            merged though they shall be, too little memory, the reference cannot be written.
     """
     check_checkpoint(config.start, config.mounts)
     device = choose_device(config.gpus)
@@ -128,10 +128,11 @@ def load_work(
     with weights_fit(device):
         policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device)
         rows = _rows(config, layout, TRAIN_FOLDER)
+        merging = prepare_merging(config, layout, policy, start, rows.cache)
         choice = _level(config, layout, prepared, policy, teller)
         policy = choice.policy
         recipe = _recipe(config, policy, rows, choice.level, stored, teller)
-        fitter = Fitter(policy, recipe, lambda sentence: teller.warn(WarningCode.MICRO_BATCH_HALVED, sentence))
+        fitter = Fitter(policy, recipe, lambda said: teller.warn(WarningCode.MICRO_BATCH_HALVED, said, teller.step))
         plan = plan_of(config, prepared)
         folder = layout.reference / _reference_key(config, prepared, policy)
         reference = _Reference(fitter, folder, layout.uri, teller, before_each)
@@ -141,7 +142,7 @@ def load_work(
             rows=reference.scored(rows, plan.first_epoch(), TRAIN_FOLDER),
             validation=_validation(config, layout, prepared, reference),
             publisher=_publisher(config, layout, prepared, start, plan),
-            merging=prepare_merging(config, layout, policy, start, rows.cache),
+            merging=merging,
         )
 
 

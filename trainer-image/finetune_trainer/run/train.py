@@ -136,6 +136,7 @@ def _steps(loop: Loop, store: RecoveryStore, publisher: Publisher, period: int) 
     try:
         loop.run(after_each)
     except RunFailed as end:
+        loop.ledger.settle()
         if end.failure.code in STATE_STANDS and loop.position.step > 0:
             save()
         store.wait()

@@ -46,6 +46,13 @@ class ConversationTokens(Protocol):
     def targets(self) -> Booleans: ...
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same on `device`; to a GPU it is copied while the program goes on."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """One forward pass. `sequence` counts over the whole micro-batch."""
@@ -73,12 +80,12 @@ class Pass:
         if device.type == "cpu":
             return self
         return Pass(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
+            input_ids=sent(self.input_ids, device),
+            position_ids=sent(self.position_ids, device),
             layout=self.layout and self.layout.to(device),
-            predictors=self.predictors.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            sequence=self.sequence.to(device, non_blocking=True),
+            predictors=sent(self.predictors, device),
+            targets=sent(self.targets, device),
+            sequence=sent(self.sequence, device),
         )
 
     def pinned(self) -> Pass:

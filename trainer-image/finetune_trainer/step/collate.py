@@ -21,10 +21,8 @@ def collated(
     What `make` raises is raised where its micro-batch would have come. Close the iterator to end the thread early.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate") as thread:
-        pending = thread.submit(make, micro_batches[0]) if micro_batches else None
-        for rows, following in zip(micro_batches, [*micro_batches[1:], None], strict=True):
-            assert pending is not None
-            batch = pending.result()
-            if following is not None:
-                pending = thread.submit(make, following)
+        pending = [thread.submit(make, rows) for rows in micro_batches[:1]]
+        for place, rows in enumerate(micro_batches, start=1):
+            batch = pending.pop().result()
+            pending += [thread.submit(make, following) for following in micro_batches[place : place + 1]]
             yield rows, batch

@@ -61,7 +61,7 @@ class Fitter:
 
     def _ease(self, table: Table, rows: tuple[int, ...], *, gradient: bool) -> None:
         tokens = int(table.widths(self.recipe.level)[list(rows)].sum())
-        easier = self.recipe.easier(len(rows), pairs=table.pairs, gradient=gradient)
+        easier = self.recipe.easier(len(rows), tokens, pairs=table.pairs, gradient=gradient)
         if easier is None:
             raise too_long(self.policy, table, rows[0], self.recipe)
         what = f"memory ran out on a micro-batch of {len(rows)} rows, {tokens} tokens"

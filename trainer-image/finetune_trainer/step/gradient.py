@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from finetune_trainer.step.batch import MicroBatch
+from finetune_trainer.step.batch import MicroBatch, sent
 from finetune_trainer.step.collate import collated
 from finetune_trainer.step.memory import random_state, set_random_state, within
 from finetune_trainer.step.model import Policy
@@ -147,5 +147,5 @@ def _each(
 def _in_order(sums: Tensor, micro_batches: Sequence[MicroBatchRows], rows: Sequence[int]) -> Tensor:
     """Sums in the order of the micro-batches as sums in the order of `rows`."""
     place = {row: at for at, row in enumerate(row for some in micro_batches for row in some)}
-    order = torch.tensor([place[row] for row in rows], device=sums.device)
+    order = sent(torch.tensor([place[row] for row in rows]), sums.device)
     return sums.view(len(place), -1)[order].flatten()

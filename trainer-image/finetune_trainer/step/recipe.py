@@ -36,22 +36,23 @@ class Recipe:
     """Pairs longer than `max_tokens` go through the model one sequence after the other: half the memory, one more
     forward pass."""
 
-    def easier(self, rows: int, *, pairs: bool, gradient: bool) -> Recipe | None:
-        """The recipe that needs less memory, after a micro-batch of so many rows did not fit; None: there is none.
+    def easier(self, rows: int, tokens: int, *, pairs: bool, gradient: bool) -> Recipe | None:
+        """The recipe that needs less memory, after a micro-batch of `rows` rows did not fit; None: there is none.
 
         Smaller micro-batches cost next to nothing, computing activations again a third of a step, a split pair one
         more forward pass.
 
         Args:
+            tokens: of that micro-batch.
             pairs: rows have two sequences.
             gradient: the pass was to be followed by a backward pass; without one no activations are kept.
         """
         if rows > 1:
-            return replace(self, max_tokens=max(ROW_ALONE, self.max_tokens // 2))
+            return replace(self, max_tokens=max(ROW_ALONE, min(tokens, self.max_tokens) // 2))
         if gradient and not self.checkpointing:
             return replace(self, checkpointing=True)
-        if pairs and not self.split:
-            return replace(self, split=True)
+        if pairs and not self.splits(tokens):
+            return replace(self, split=True, max_tokens=min(self.max_tokens, tokens - 1))
         return None
 
     def splits(self, tokens: int) -> bool:

@@ -20,21 +20,23 @@ from finetune_api.report import FailureCode
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.step.batch import MicroBatch
 from finetune_trainer.step.gradient import Table, backward
-from finetune_trainer.step.memory import named, random_state_kept, within
+from finetune_trainer.step.memory import free, measurable, named, peak, random_state_kept, within
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.packing import MicroBatchRows
 from finetune_trainer.step.recipe import ROW_ALONE, Level, Recipe
 
 CPU_TOKENS = 4096
 """Most tokens of a micro-batch on a CPU, whose free memory cannot be known."""
-MEASURED_TOKENS = 2048, 6144
-"""Sizes of the two micro-batches from which memory per token is measured on a GPU."""
+MEASURED_TOKENS = 6144, 2048
+"""Sizes of the two micro-batches from which memory per token is measured on a GPU; what only the first pass of all
+takes counts for the larger one, so that the estimate errs on the safe side."""
 MOST_GPU_TOKENS = 65536
 """More than this makes no step faster."""
 SHARE = 0.85
 """Of the memory that is free, how much micro-batches are planned to take: the rest is for fragments."""
 ROUNDED_TO = 1024
 """The measured size is rounded down to a multiple, so that a little less free memory gives the same plan."""
+MOST_BEGINNINGS = 64
 MOST_TRIES = 8
 """Tries by which the longest row that fits is found, to 1/256 of the row that does not."""
 SHORTEST = 2
@@ -62,7 +64,8 @@ class Rehearsal:
         Raises:
             RunFailed: OutOfMemory, ModelTooLarge: the longest row does not fit at all.
         """
-        return self.fitting(Recipe(level, self._tokens(level)))
+        with _as_in_training(self.policy):
+            return self._fitting(Recipe(level, self._most_tokens(level)))
 
     def fitting(self, recipe: Recipe) -> Recipe:
         """`recipe`, or the first easier one by which the most expensive micro-batch fits.
@@ -70,46 +73,47 @@ class Rehearsal:
         Raises:
             RunFailed: OutOfMemory, ModelTooLarge.
         """
-        with no_trace(self.policy), _optimizer_room(self.policy):
-            while not self._fits(recipe, rows := self._most_expensive(recipe)):
-                easier = recipe.easier(len(rows), pairs=self.table.pairs, gradient=True)
-                if easier is None:
-                    raise too_long(self.policy, self.table, rows[0], recipe)
-                if easier.checkpointing > recipe.checkpointing:
-                    easier = replace(easier, max_tokens=self._tokens(recipe.level, checkpointing=True))
-                recipe = easier
+        with _as_in_training(self.policy):
+            return self._fitting(recipe)
+
+    def _fitting(self, recipe: Recipe) -> Recipe:
+        while not self._fits(recipe, rows := self._most_expensive(recipe)):
+            easier = recipe.easier(len(rows), self._tokens_of(recipe, rows), pairs=self.table.pairs, gradient=True)
+            if easier is None:
+                raise too_long(self.policy, self.table, rows[0], recipe)
+            if easier.checkpointing > recipe.checkpointing:
+                easier = replace(easier, max_tokens=self._most_tokens(recipe.level, checkpointing=True))
+            recipe = easier
         return recipe
 
     def _most_expensive(self, recipe: Recipe) -> MicroBatchRows:
         return most_expensive(self.table.widths(recipe.level), recipe.max_tokens, self.batch_size)
 
+    def _tokens_of(self, recipe: Recipe, rows: MicroBatchRows) -> int:
+        return int(self.table.widths(recipe.level)[list(rows)].sum())
+
     def _fits(self, recipe: Recipe, rows: MicroBatchRows) -> bool:
-        split = recipe.splits(int(self.table.widths(recipe.level)[list(rows)].sum()))
+        split = recipe.splits(self._tokens_of(recipe, rows))
         self.policy.checkpointing(recipe.checkpointing)
         return _runs(self.policy, self.table.batch(rows, Level.SINGLE if split else recipe.level), split=split)
 
-    def _tokens(self, level: Level, *, checkpointing: bool = False) -> int:
+    def _most_tokens(self, level: Level, *, checkpointing: bool = False) -> int:
         """Most tokens of a micro-batch: a constant on a CPU, on a GPU what measured memory has room for."""
         if level is Level.SINGLE or not self.packing:
             return ROW_ALONE
-        if self.policy.device.type != "cuda":
+        if not measurable(self.policy.device):
             return CPU_TOKENS
         self.policy.checkpointing(checkpointing)
-        with no_trace(self.policy), _optimizer_room(self.policy):
-            measured = [self._measured(level, size) for size in MEASURED_TOKENS]
-            return tokens_within(SHARE * _free(self.policy.device), [point for point in measured if point])
+        measured = [self._measured(level, size) for size in MEASURED_TOKENS]
+        return tokens_within(SHARE * free(self.policy.device), [point for point in measured if point])
 
     def _measured(self, level: Level, size: int) -> tuple[int, int] | None:
         """Tokens and bytes of a pass over a micro-batch of about `size` tokens; None: it does not fit."""
         widths = self.table.widths(level)
         narrow = np.where(widths <= max(size, int(widths.min())), widths, 0)
         batch = self.table.batch(most_expensive(narrow, size, self.batch_size), level)
-        device = self.policy.device
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        if not _runs(self.policy, batch, split=False):
-            return None
-        return batch.tokens, torch.cuda.max_memory_allocated(device) - before
+        fits, used = peak(self.policy.device, lambda: _runs(self.policy, batch, split=False))
+        return (batch.tokens, used) if fits else None
 
 
 def most_tokens(device: torch.device) -> int:
@@ -121,7 +125,7 @@ def tokens_within(free: float, measured: Sequence[tuple[int, int]]) -> int:
     """Tokens of a micro-batch for which `free` bytes are enough, from (tokens, bytes) of at most two smaller ones."""
     if not measured:
         return ROUNDED_TO
-    (tokens, used), (more_tokens, more_used) = measured[0], measured[-1]
+    (tokens, used), (more_tokens, more_used) = min(measured), max(measured)
     linear = more_tokens > tokens and more_used > used
     per_token = (more_used - used) / (more_tokens - tokens) if linear else more_used / more_tokens
     constant = max(0.0, more_used - per_token * more_tokens)
@@ -130,22 +134,28 @@ def tokens_within(free: float, measured: Sequence[tuple[int, int]]) -> int:
 
 
 def most_expensive(widths: Widths, max_tokens: int, most_rows: int) -> MicroBatchRows:
-    """Rows of a micro-batch that costs as much memory and attention as any of any epoch.
+    """Rows of a micro-batch that takes about as much memory, and then attention, as any of any epoch.
 
-    The widest row, then always the widest for which there is room: attention costs more the longer rows are. No plan is
-    looked at, because every epoch has another one.
+    No plan is looked at, because every epoch has another one. Beginning at one row or another, always the widest row is
+    taken for which there is room; the fullest of these micro-batches is returned, of equal ones that with longer rows.
     """
     order = np.argsort(-widths, kind="stable")
     falling = -widths[order]
-    rows, place, room = [int(order[0])], 1, max_tokens + int(falling[0])
-    while len(rows) < most_rows:
-        place = max(place, int(np.searchsorted(falling, -room)))
-        if place >= len(order) or falling[place] == 0:
+    beginnings = np.unique(falling, return_index=True)[1][:MOST_BEGINNINGS]
+    found = [order[_filled(falling, int(first), max_tokens, most_rows)] for first in beginnings]
+    return tuple(max(found, key=lambda rows: (widths[rows].sum(), np.square(widths[rows]).sum())).tolist())
+
+
+def _filled(falling: Widths, first: int, max_tokens: int, most_rows: int) -> list[int]:
+    """Places of rows that fill a micro-batch, `falling` being their widths, negated, the widest first."""
+    places, room = [first], max_tokens + int(falling[first])
+    while len(places) < most_rows:
+        place = max(places[-1] + 1, int(np.searchsorted(falling, -room)))
+        if place >= len(falling) or falling[place] == 0:
             break
-        rows.append(int(order[place]))
+        places.append(place)
         room += int(falling[place])
-        place += 1
-    return tuple(rows)
+    return places
 
 
 def too_long(policy: Policy, table: Table, row: int, recipe: Recipe) -> RunFailed:
@@ -170,12 +180,9 @@ def too_long(policy: Policy, table: Table, row: int, recipe: Recipe) -> RunFaile
 
 
 def _runs(policy: Policy, batch: MicroBatch, *, split: bool) -> bool:
-    """Whether there is memory for a pass over `batch`, forward and backward."""
+    """Whether there is memory for a pass over `batch`, forward and backward; what it adds to gradients remains."""
     policy.training(True)
-    done = within(policy.device, lambda: backward(policy, batch, torch.sum, split=split))
-    if done is None:
-        _clear_gradients(policy)
-    return done is not None
+    return within(policy.device, lambda: backward(policy, batch, torch.sum, split=split)) is not None
 
 
 @contextmanager
@@ -185,27 +192,26 @@ def no_trace(policy: Policy) -> Iterator[None]:
         try:
             yield
         finally:
-            _clear_gradients(policy)
-
-
-def _clear_gradients(policy: Policy) -> None:
-    for parameter in policy.trainable.values():
-        parameter.grad = None
+            for parameter in policy.trainable.values():
+                parameter.grad = None
 
 
 @contextmanager
-def _optimizer_room(policy: Policy) -> Iterator[None]:
-    """On a GPU, holds as much memory as the optimizer will; a CPU hands out memory that it may not have."""
+def _as_in_training(policy: Policy) -> Iterator[None]:
+    """With as much memory taken on a GPU as in any later step; afterwards there is no trace of what ran.
+
+    The optimizer has its tensors, and gradients of earlier micro-batches are there. A CPU hands out memory that it may
+    not have, so that taking it would say nothing.
+    """
     held: list[Tensor] = []
+    with no_trace(policy):
+        if policy.device.type == "cuda":
+            for parameter in policy.trainable.values():
+                parameter.grad = torch.zeros_like(parameter)
+                held += [torch.empty_like(parameter) for _ in range(OPTIMIZER_STATES)]
+        try:
+            yield
+        finally:
+            held.clear()
     if policy.device.type == "cuda":
-        held += [torch.empty_like(p) for p in policy.trainable.values() for _ in range(OPTIMIZER_STATES)]
-    try:
-        yield
-    finally:
-        held.clear()
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that a pass may still take."""
-    free, _total = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        torch.cuda.empty_cache()

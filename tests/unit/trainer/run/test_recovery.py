@@ -20,6 +20,7 @@ from finetune_api.report import FailureCode
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout
+from finetune_trainer.out.publish import Publisher
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step import reference as reference_module
 from runs import (
@@ -107,6 +108,26 @@ def whole_early(early, tmp_path_factory):
         return made[key]
 
     return output
+
+
+def test_the_best_that_the_saved_state_knows_stays_published_until_a_newer_state_is_saved(early, tmp_path):
+    hourly = {"nCheckpoints": 1, "recoveryPeriodSeconds": 3600}
+    config = early(tmp_path / "out")
+    config = prepared(config.model_copy(update={"checkpointing": type(config.checkpointing).model_validate(hourly)}))
+    folders = Layout.of(config).checkpoints
+    stopped = struck(config, Blow(signal.SIGTERM, Teller, "stepped", lambda _teller, step, *_: step == 5))
+    assert os.waitstatus_to_exitcode(stopped) == 3
+    known = json.loads((newest_folder(config) / "state.json").read_text())["facts"]["position"]["best"]["step"]
+    assert 0 < known < 8
+
+    def is_surpassed(_publisher, _states):
+        return (folders / "step-10").exists()
+
+    assert struck(config, Blow(signal.SIGKILL, Publisher, "remove_superseded", is_surpassed)) == signal.SIGKILL
+    assert (folders / f"step-{known}").is_dir()
+    assert not (folders / "step-8").exists(), "no state knows it as the best"
+    run(config)
+    assert not (folders / f"step-{known}").exists()
 
 
 def test_killed_while_the_reference_is_scored_it_is_scored_on(config, whole, tmp_path, monkeypatch):

@@ -124,6 +124,29 @@ def test_a_split_pair_has_the_gradients_and_the_dropout_of_a_whole_one(tiny_mode
     assert drawn == split_drawn, "what is drawn next is the same too"
 
 
+SINGLE, NARROW = Recipe(Level.SINGLE, ROW_ALONE), Recipe(Level.SHARED, 60)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "Full"])
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [
+        (SINGLE, replace(SINGLE, split=True)),
+        (SINGLE, Recipe(Level.SHARED, ROW_ALONE, checkpointing=True, split=True)),
+        (NARROW, replace(NARROW, checkpointing=True)),
+    ],
+    ids=["split", "split and computed again", "computed again"],
+)
+def test_in_fp64_splitting_and_checkpointing_agree_to_ten_digits(tiny_model, preference, kind, plain, other):
+    policy = load(tiny_model, lora=lora() if kind == "LoRA" else None)
+    disturb(policy)
+    policy.root.double()
+    expected_sums, expected = gradients(policy, preference, plain)
+    sums, found = gradients(policy, preference, other)
+    torch.testing.assert_close(sums, expected_sums, rtol=0, atol=1e-10)
+    assert_same(found, expected, 1e-10)
+
+
 def test_a_split_pair_keeps_the_activations_of_one_sequence_at_a_time(policy, preference):
     batch = preference.batch((4,), Level.SINGLE)
     alive, most = {}, []

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.step.logps import sequence_logps
 from finetune_trainer.step.model import choose_device
-from training import disturb, load, lora
+from training import disturb, load, lora, start_folders
 
 LINES = torch.randint(10, 300, (3, 12), generator=torch.Generator().manual_seed(0))
 
@@ -130,3 +130,12 @@ def test_a_gpu_that_is_not_there_is_missed():
     else:
         with pytest.raises(RunFailed, match="gpusPerNode is 1 but the pod sees 0 GPUs that do bf16"):
             choose_device(1)
+
+
+def test_a_published_adapter_brings_its_own_tokenizer(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    adapter.mkdir()
+    assert start_folders(base).tokenizer == base
+    assert start_folders(base, adapter).tokenizer == base, "an adapter of PEFT alone has none"
+    (adapter / "tokenizer.json").write_text("{}")
+    assert start_folders(base, adapter).tokenizer == adapter
