@@ -72,9 +72,15 @@ chart: setup cluster-build ## lint the chart and test what it renders
 	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator
 	$(PY) -m pytest tests/chart
 
-.PHONY: bench-data
+.PHONY: bench-data bench-cpu bench-gpu
 bench-data: setup ## rows per second and memory of the data gate, up to a million rows
 	$(PY) benchmarks/data_gate.py
+
+bench-cpu: setup ## shared prompts against unshared ones, plain transformers and TRL; wants an idle machine
+	$(PY) benchmarks/cpu.py
+
+bench-gpu: setup ## the same and more on a GPU; MODEL=8b or 0.6b
+	$(PY) benchmarks/gpu.py $(if $(MODEL),--model $(MODEL))
 
 .PHONY: demo demo-down
 demo: setup ## SFT, then DPO, on a real cluster; MODEL=org/name takes a Hub model; the cluster stays

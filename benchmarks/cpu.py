@@ -110,9 +110,9 @@ def written(results: list[Result]) -> str:
         f"{date.today()}; {versions()}. Written by `make bench-cpu`.",
         "",
         f"Forward and backward of {PAIRS} pairs, Llama of 4 layers, LoRA of rank 16, fp32, reference cached. Plain:"
-        " stock transformers, all logits. Unshared: stock sdpa, each sequence alone, our head. Peak: live tensors without"
-        " weights. TRL scores every position on a CPU (its kernel for answers alone needs a GPU), so its column says"
-        " nothing about GPUs.",
+        " stock transformers, all logits. Unshared: stock sdpa, each sequence alone, our head. Peak: live tensors"
+        " without weights. TRL scores every position on a CPU (its kernel for answers alone needs a GPU), so its column"
+        " says nothing about GPUs.",
         "",
         "| P, C, R | tokens, unshared / shared | time, unshared / shared | unshared / plain | TRL / shared"
         " | shared | peak, unshared | peak, shared |",

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 PREF_VARLEN = "pref_varlen"
 ASKS_FOR_MORE = ("softcap", "s_aux", "position_bias")
 """Arguments by which a layer asks for more than masked softmax attention."""
+KERNEL_TYPES = torch.bfloat16, torch.float16
 
 
 class AttentionUnsupported(Exception):
@@ -130,8 +131,11 @@ def attention(
     if "pref_segments" not in given:
         raise AttentionUnsupported("its attention gets no layout")
     window = given.get("sliding_window")
-    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, scaling, window, given), None
+    if query.device.type == "cuda":
+        computed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+        if computed in KERNEL_TYPES:
+            query, key, value = query.to(computed), key.to(computed), value.to(computed)
+            return _varlen(query, key, value, scaling, window, given), None
     return _sliced(query, key, value, scaling, window, given["pref_segments"]), None
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from finetune_api.report import FailureCode
 from finetune_trainer.failures import failed
@@ -167,12 +169,18 @@ def _stock_scores(policy: Policy, row: Probe) -> Tensor:
     for answer in (row.preferred, row.non_preferred):
         tokens = torch.from_numpy(np.concatenate([row.prompt, answer]))[None].to(policy.device)
         with policy.precision():
-            logits = causal(input_ids=tokens, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
-        logps = torch.log_softmax(logits.double(), dim=-1)
+            logits = causal(input_ids=tokens, use_cache=False, **_last(causal, len(answer) + 1)).logits
+        logps = torch.log_softmax(logits[0, -len(answer) - 1 : -1].double(), dim=-1)
         parts.append(logps.gather(1, tokens[0, len(row.prompt) :, None])[:, 0])
     return torch.cat(parts).cpu()
 
 
+def _last(causal: PreTrainedModel, tokens: int) -> dict[str, int]:
+    """Asks for the logits of the last `tokens` alone, where the model can be asked."""
+    return {"logits_to_keep": tokens} if "logits_to_keep" in signature(causal.forward).parameters else {}
+
+
 def _differ(policy: Policy, ours: Tensor, theirs: Tensor) -> bool:
-    tolerance = TOLERANCE_16_BIT if policy.device.type == "cuda" else TOLERANCE[policy.base.causal.dtype]
+    on_cpu = policy.device.type == "cpu"
+    tolerance = TOLERANCE.get(policy.base.causal.dtype, TOLERANCE_16_BIT) if on_cpu else TOLERANCE_16_BIT
     return not bool((ours - theirs).square().mean().sqrt() <= tolerance)

@@ -7,6 +7,7 @@ from threading import Event
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from finetune_api.trainer import Stage
 from finetune_trainer.data.prepared import TRAIN_FOLDER
@@ -19,8 +20,10 @@ from finetune_trainer.run import start
 from finetune_trainer.run.train import train
 from finetune_trainer.step import reference, rehearsal
 from finetune_trainer.step.fitting import Fitter
+from finetune_trainer.step.levels import Choice
 from finetune_trainer.step.recipe import ROW_ALONE, Level, Recipe
 from finetune_trainer.step.rehearsal import Rehearsal
+from tiny import save_tokenizer
 from training import limit_memory, metrics_rows, preference_rows, trainer_config, write_jsonl
 
 ROWS, STEPS = 10, 6
@@ -257,3 +260,27 @@ def test_a_token_cache_that_prepare_did_not_write_is_refused(config):
     path.unlink()
     with pytest.raises(RunFailed, match=r"train/tokens.npy is not what prepare wrote"):
         train(config, Telling(config), Event())
+
+
+def test_a_model_that_cannot_share_is_trained_all_the_same_with_a_warning(config, tmp_path):
+    """BLOOM has positions in its attention and lets nobody replace it."""
+    model = tmp_path / "bloom"
+    save_tokenizer(model)
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(model)
+    source = config.start.model_copy(update={"model": f"file://{model}"})
+    changed = config.model_copy(update={"start": source, "max_seq_length": 256})
+    told = run(beside(changed, "alone"))
+    assert "each sequence is computed alone: its attention cannot be replaced" in warned(told)["SharedPrefixOff"]
+    assert told.report.checkpoints
+
+
+@pytest.mark.parametrize("level", [Level.PACKED, Level.SINGLE])
+def test_the_level_changes_nothing_but_the_speed(config, monkeypatch, level):
+    """Without dropout, which is drawn for the tokens as they lie."""
+    still = config.model_copy(update={"lora": config.lora.model_copy(update={"dropout": 0.0})})
+    shared, other = (beside(still, name) for name in ("shared", "other"))
+    assert not warned(run(shared))
+    monkeypatch.setattr(start, "choose_level", lambda policy, *_about: Choice(level, policy))
+    run(other)
+    assert_close(other, shared)

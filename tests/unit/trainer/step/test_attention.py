@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention
 
 from architectures import build, policy_of
 from finetune_trainer.data.tokens import Conversation
+from finetune_trainer.step import attention as attention_module
 from finetune_trainer.step.attention import AttentionUnsupported, attention
 from finetune_trainer.step.batch import conversation_batch, pair_batch
 from finetune_trainer.step.recipe import Level
@@ -68,3 +73,36 @@ def test_what_a_layer_needs_beyond_masks_is_refused_by_name(name):
     one = torch.zeros(1, 1, 1, 4)
     with pytest.raises(AttentionUnsupported, match=name):
         attention(torch.nn.Module(), one, one, one, None, pref_segments=(), **{name: 1.0})
+
+
+def kernel(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+    """What torch's variable-length attention promises, written out: causal, aligned at the last query and key."""
+    assert (cu_q[-1], cu_k[-1], cu_k[-1]) == (len(query), len(key), len(value))
+    parts = []
+    for (q, q_end), (k, k_end) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+        assert q_end - q <= max_q
+        assert k_end - k <= max_k
+        places = torch.arange(k_end - k - (q_end - q), k_end - k)[:, None] - torch.arange(k_end - k)
+        seen = (places >= 0) & ((places <= window_size[0]) | (window_size[0] < 0))
+        of_head = (t.transpose(0, 1) for t in (query[q:q_end], key[k:k_end], value[k:k_end]))
+        out = scaled_dot_product_attention(*of_head, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        parts.append(out.transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("level", [Level.SHARED, Level.PACKED])
+def test_the_kernel_of_a_gpu_is_told_the_same(monkeypatch, level, window):
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    attention_module._varlen_arguments.cache_clear()
+    (one,) = pair_batch(pairs(), level).passes
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, one.tokens, 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)
+    )
+    told = attention_module._varlen(query, key, value, 0.3, window, one.layout.arguments())
+    ours, _ = attention(
+        torch.nn.Module(), query, key, value, None, scaling=0.3, sliding_window=window, **one.layout.arguments()
+    )
+    attention_module._varlen_arguments.cache_clear()
+    torch.testing.assert_close(told, ours, rtol=0, atol=1e-12)

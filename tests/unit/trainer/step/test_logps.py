@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +23,12 @@ from transformers import (
     PhiForCausalLM,
 )
 
+from architectures import policy_of
+from finetune_trainer.data.tokens import Pair
+from finetune_trainer.step import model as model_module
+from finetune_trainer.step.batch import pair_batch
 from finetune_trainer.step.logps import Head, sequence_logps
+from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.weights import head_is_exact, head_of
 
 SMALL = {
@@ -121,6 +129,22 @@ def test_no_more_logits_than_allowed_exist_at_once(trained):
     with Largest() as largest:
         sequence_logps(hidden, head, targets, sequence, 4, logits_bytes=40 * 8 * 17).sum().backward()
     assert largest.elements == max(17 * 40, 50 * 16)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_no_tensor_of_a_step_is_larger_than_a_chunk_of_logits_or_a_parameter(monkeypatch, tied, frozen):
+    """A whole step, forward and backward, with a vocabulary of 128k: 32 tokens of 200 may have logits at once."""
+    vocabulary, rows = 131_072, 32
+    config = LlamaConfig(**SMALL | {"vocab_size": vocabulary, "hidden_size": 16}, tie_word_embeddings=tied)
+    policy = policy_of(LlamaForCausalLM(config))
+    policy.base.causal.get_output_embeddings().weight.requires_grad_(not frozen)
+    monkeypatch.setattr(model_module, "sequence_logps", partial(sequence_logps, logits_bytes=8 * rows * vocabulary))
+    answers = np.arange(3, 203, dtype=np.int32)
+    batch = pair_batch([Pair(1, answers[:20], answers[:100], answers[100:])], Level.SHARED)
+    with Largest() as largest:
+        policy.score(batch).sum().backward()
+    assert largest.elements == rows * vocabulary > vocabulary * 16
 
 
 @pytest.mark.parametrize("trained", [True, False])
