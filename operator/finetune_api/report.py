@@ -114,6 +114,7 @@ class DataWarningCode(StrEnum):
     TRUNCATED = "Truncated"
     NOTHING_TO_TRAIN = "NothingToTrain"
     LAST_TURN_ONLY = "LastTurnOnly"
+    CONTROL_TOKEN = "ControlToken"
 
 
 DATA_WARNINGS: dict[DataWarningCode, str] = {
@@ -125,6 +126,8 @@ DATA_WARNINGS: dict[DataWarningCode, str] = {
     DataWarningCode.TRUNCATED: "the row is longer than maxSeqLength and is cut",
     DataWarningCode.NOTHING_TO_TRAIN: "the row has weight 0 or no token to train on, and is left out",
     DataWarningCode.LAST_TURN_ONLY: "only the last answer is trained: the chat template renders earlier ones anew",
+    DataWarningCode.CONTROL_TOKEN: "the text itself holds the tokenizer's begin or end token, which then stands twice:"
+    " remove it",
 }
 
 

@@ -96,21 +96,23 @@ def check(capsys):
 
 def test_each_rule_broken_once_is_found_once_with_its_line(check, strict_model, tmp_path):
     odd = [preference("again"), preference("again"), preference("w") | {"weight": 0}, preference("x" * 600)]
+    odd.append(preference("end<|end|>"))
     file = write_rows(tmp_path / "rows.jsonl", *odd, b"", *(row for row, _, _ in EVERY_RULE), preference("last"))
     code, out, _ = check(file, "--model", strict_model, "--method", "DPO", "--max-seq-length", 200, "--json")
     report = json.loads(out)
     assert code == 11
     assert list(report) == ["format", "rows", "errorCount", "errors", "warnings", "tokens"]
     assert [(e["line"], e["field"], e["code"]) for e in report["errors"]] == [
-        (line, field, expected) for line, (_, field, expected) in enumerate(EVERY_RULE, start=6)
+        (line, field, expected) for line, (_, field, expected) in enumerate(EVERY_RULE, start=7)
     ]
     assert [(w["line"], w["code"]) for w in report["warnings"]] == [
         (2, "DuplicateRow"),
         (3, "NothingToTrain"),
         (4, "PromptTooLong"),
+        (5, "ControlToken"),
     ]
     assert (report["format"], report["rows"], report["errorCount"]) == (
-        "preference", len(EVERY_RULE) + 5, len(EVERY_RULE)
+        "preference", len(EVERY_RULE) + 6, len(EVERY_RULE)
     )  # fmt: skip
     assert all(len(finding["message"]) > 20 for finding in (*report["errors"], *report["warnings"]))
     assert set(report["tokens"]) == {"prompt", "preferred", "nonPreferred"}

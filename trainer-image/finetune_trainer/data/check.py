@@ -220,6 +220,8 @@ class FileCheck:
         rows = self._fitting(found.row, example)
         if rows and found.last_turn_only:
             self.findings.warning(line, Odd.LAST_TURN_ONLY)
+        if rows and self.rules.tokenise.holds_mark(example):
+            self.findings.warning(line, Odd.CONTROL_TOKEN)
         return rows
 
     def _fitting(self, row: CacheRow, example: Example) -> list[CacheRow]:

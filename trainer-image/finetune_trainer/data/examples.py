@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -124,6 +125,19 @@ def _parsed(arguments: Any) -> Any:
         return json.loads(arguments)
     except (ValueError, RecursionError):
         return arguments
+
+
+def texts(example: Example) -> Iterator[str]:
+    """What the example says, message by message."""
+    match example:
+        case ChatPair():
+            yield from (message["content"] for message in (*example.messages, example.preferred, example.non_preferred))
+        case Talk():
+            yield from (message["content"] for message in example.messages)
+        case TextPair():
+            yield from (example.prompt, example.preferred, example.non_preferred)
+        case Text():
+            yield from (example.prompt, example.answer)
 
 
 def digest_of(example: Example, weight: float) -> bytes:

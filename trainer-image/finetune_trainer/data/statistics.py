@@ -20,6 +20,7 @@ ODDITIES: dict[Code, str] = {
     Code.NOTHING_TO_TRAIN: "{count} rows of {name} have weight 0 or no token to train on and are left out",
     Code.LAST_TURN_ONLY: "of {count} conversations of {name} only the last answer is trained: the chat template renders"
     " earlier answers differently once the conversation goes on",
+    Code.CONTROL_TOKEN: "{count} rows of {name} hold the tokenizer's begin or end token in their text",
 }
 """Sentences for a whole file, in the order in which they are told."""
 

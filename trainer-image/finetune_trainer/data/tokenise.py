@@ -10,7 +10,7 @@ from finetune_api.method import TrainOnInputs
 from finetune_api.report import DataErrorCode as Code
 from finetune_trainer.data import plain, spans
 from finetune_trainer.data.chat import ChatTokenizer, Part, RowRefused, TokenisedPair
-from finetune_trainer.data.examples import ChatPair, Example, Talk, Text, TextPair
+from finetune_trainer.data.examples import ChatPair, Example, Talk, Text, TextPair, texts
 from finetune_trainer.data.tokens import Conversation, IntArray, Pair
 
 
@@ -53,6 +53,16 @@ class Tokeniser:
         """Whether there is anything to train on: of a conversation all answers may have weight 0."""
         always = self.train_on_inputs is TrainOnInputs.ALWAYS
         return always or not isinstance(example, Talk) or bool(example.learned)
+
+    def holds_mark(self, example: Example) -> bool:
+        """Whether what is said holds BOS or EOS, beside the one that a text may bring at its own begin and end."""
+        begin, end = self.chat.tokenizer.bos_token or "", self.chat.tokenizer.eos_token or ""
+        for text in texts(example):
+            if isinstance(example, Text | TextPair):
+                text = text.removeprefix(begin).removesuffix(end)
+            if any(mark and mark in text for mark in (begin, end)):
+                return True
+        return False
 
     def _pair(self, found: TokenisedPair, line: int, weight: float) -> Tokenised:
         self._judge(found.prompt, found.preferred, found.non_preferred)

@@ -27,11 +27,13 @@ class Teller:
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
         self._tokens: deque[int] = deque(maxlen=RECENT_STEPS)
         self._since = monotonic()
+        self.step = 0
+        """Steps done when the present one began."""
         self.warnings: tuple[JobWarning, ...] = ()
 
     def begins(self, step: int, tokens: int) -> None:
         """Steps follow on `step`; the next one is timed from here."""
-        self._since = monotonic()
+        self._since, self.step = monotonic(), step
         self._tell(progress=self._progress(step, tokens))
 
     def epoch(self, step: int) -> float:

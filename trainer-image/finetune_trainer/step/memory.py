@@ -62,6 +62,25 @@ def named(device: torch.device) -> str:
     return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
 
 
+def measurable(device: torch.device) -> bool:
+    """Whether it can be known how much memory a pass takes, and how much there is."""
+    return device.type == "cuda"
+
+
+def free(device: torch.device) -> int:
+    """Bytes of a GPU that a pass may still take, those included that torch holds in reserve."""
+    available, _total = torch.cuda.mem_get_info(device)
+    return available + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def peak(device: torch.device, attempt: Callable[[], Result]) -> tuple[Result, int]:
+    """What `attempt` returns, and the most bytes of a GPU that it took at once."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = attempt()
+    return result, torch.cuda.max_memory_allocated(device) - before
+
+
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
     """Whatever is drawn inside, the generators go on afterwards as if nothing had been."""

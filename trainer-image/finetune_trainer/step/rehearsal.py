@@ -20,15 +20,16 @@ from finetune_api.report import FailureCode
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.step.batch import MicroBatch
 from finetune_trainer.step.gradient import Table, backward
-from finetune_trainer.step.memory import named, random_state_kept, within
+from finetune_trainer.step.memory import free, measurable, named, peak, random_state_kept, within
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.packing import MicroBatchRows
 from finetune_trainer.step.recipe import ROW_ALONE, Level, Recipe
 
 CPU_TOKENS = 4096
 """Most tokens of a micro-batch on a CPU, whose free memory cannot be known."""
-MEASURED_TOKENS = 2048, 6144
-"""Sizes of the two micro-batches from which memory per token is measured on a GPU."""
+MEASURED_TOKENS = 6144, 2048
+"""Sizes of the two micro-batches from which memory per token is measured on a GPU; what only the first pass of all
+takes counts for the larger one, so that the estimate errs on the safe side."""
 MOST_GPU_TOKENS = 65536
 """More than this makes no step faster."""
 SHARE = 0.85
@@ -63,7 +64,8 @@ class Rehearsal:
         Raises:
             RunFailed: OutOfMemory, ModelTooLarge: the longest row does not fit at all.
         """
-        return self.fitting(Recipe(level, self._most_tokens(level)))
+        with _as_in_training(self.policy):
+            return self._fitting(Recipe(level, self._most_tokens(level)))
 
     def fitting(self, recipe: Recipe) -> Recipe:
         """`recipe`, or the first easier one by which the most expensive micro-batch fits.
@@ -71,15 +73,17 @@ class Rehearsal:
         Raises:
             RunFailed: OutOfMemory, ModelTooLarge.
         """
-        with no_trace(self.policy), _optimizer_room(self.policy):
-            while not self._fits(recipe, rows := self._most_expensive(recipe)):
-                tokens = self._tokens_of(recipe, rows)
-                easier = recipe.easier(len(rows), tokens, pairs=self.table.pairs, gradient=True)
-                if easier is None:
-                    raise too_long(self.policy, self.table, rows[0], recipe)
-                if easier.checkpointing > recipe.checkpointing:
-                    easier = replace(easier, max_tokens=self._most_tokens(recipe.level, checkpointing=True))
-                recipe = easier
+        with _as_in_training(self.policy):
+            return self._fitting(recipe)
+
+    def _fitting(self, recipe: Recipe) -> Recipe:
+        while not self._fits(recipe, rows := self._most_expensive(recipe)):
+            easier = recipe.easier(len(rows), self._tokens_of(recipe, rows), pairs=self.table.pairs, gradient=True)
+            if easier is None:
+                raise too_long(self.policy, self.table, rows[0], recipe)
+            if easier.checkpointing > recipe.checkpointing:
+                easier = replace(easier, max_tokens=self._most_tokens(recipe.level, checkpointing=True))
+            recipe = easier
         return recipe
 
     def _most_expensive(self, recipe: Recipe) -> MicroBatchRows:
@@ -97,24 +101,19 @@ class Rehearsal:
         """Most tokens of a micro-batch: a constant on a CPU, on a GPU what measured memory has room for."""
         if level is Level.SINGLE or not self.packing:
             return ROW_ALONE
-        if self.policy.device.type != "cuda":
+        if not measurable(self.policy.device):
             return CPU_TOKENS
         self.policy.checkpointing(checkpointing)
-        with no_trace(self.policy), _optimizer_room(self.policy):
-            measured = [self._measured(level, size) for size in MEASURED_TOKENS]
-            return tokens_within(SHARE * _free(self.policy.device), [point for point in measured if point])
+        measured = [self._measured(level, size) for size in MEASURED_TOKENS]
+        return tokens_within(SHARE * free(self.policy.device), [point for point in measured if point])
 
     def _measured(self, level: Level, size: int) -> tuple[int, int] | None:
         """Tokens and bytes of a pass over a micro-batch of about `size` tokens; None: it does not fit."""
         widths = self.table.widths(level)
         narrow = np.where(widths <= max(size, int(widths.min())), widths, 0)
         batch = self.table.batch(most_expensive(narrow, size, self.batch_size), level)
-        device = self.policy.device
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        if not _runs(self.policy, batch, split=False):
-            return None
-        return batch.tokens, torch.cuda.max_memory_allocated(device) - before
+        fits, used = peak(self.policy.device, lambda: _runs(self.policy, batch, split=False))
+        return (batch.tokens, used) if fits else None
 
 
 def most_tokens(device: torch.device) -> int:
@@ -126,7 +125,7 @@ def tokens_within(free: float, measured: Sequence[tuple[int, int]]) -> int:
     """Tokens of a micro-batch for which `free` bytes are enough, from (tokens, bytes) of at most two smaller ones."""
     if not measured:
         return ROUNDED_TO
-    (tokens, used), (more_tokens, more_used) = measured[0], measured[-1]
+    (tokens, used), (more_tokens, more_used) = min(measured), max(measured)
     linear = more_tokens > tokens and more_used > used
     per_token = (more_used - used) / (more_tokens - tokens) if linear else more_used / more_tokens
     constant = max(0.0, more_used - per_token * more_tokens)
@@ -181,12 +180,9 @@ def too_long(policy: Policy, table: Table, row: int, recipe: Recipe) -> RunFaile
 
 
 def _runs(policy: Policy, batch: MicroBatch, *, split: bool) -> bool:
-    """Whether there is memory for a pass over `batch`, forward and backward."""
+    """Whether there is memory for a pass over `batch`, forward and backward; what it adds to gradients remains."""
     policy.training(True)
-    done = within(policy.device, lambda: backward(policy, batch, torch.sum, split=split))
-    if done is None:
-        _clear_gradients(policy)
-    return done is not None
+    return within(policy.device, lambda: backward(policy, batch, torch.sum, split=split)) is not None
 
 
 @contextmanager
@@ -196,27 +192,26 @@ def no_trace(policy: Policy) -> Iterator[None]:
         try:
             yield
         finally:
-            _clear_gradients(policy)
-
-
-def _clear_gradients(policy: Policy) -> None:
-    for parameter in policy.trainable.values():
-        parameter.grad = None
+            for parameter in policy.trainable.values():
+                parameter.grad = None
 
 
 @contextmanager
-def _optimizer_room(policy: Policy) -> Iterator[None]:
-    """On a GPU, holds as much memory as the optimizer will; a CPU hands out memory that it may not have."""
+def _as_in_training(policy: Policy) -> Iterator[None]:
+    """With as much memory taken on a GPU as in any later step; afterwards there is no trace of what ran.
+
+    The optimizer has its tensors, and gradients of earlier micro-batches are there. A CPU hands out memory that it may
+    not have, so that taking it would say nothing.
+    """
     held: list[Tensor] = []
+    with no_trace(policy):
+        if policy.device.type == "cuda":
+            for parameter in policy.trainable.values():
+                parameter.grad = torch.zeros_like(parameter)
+                held += [torch.empty_like(parameter) for _ in range(OPTIMIZER_STATES)]
+        try:
+            yield
+        finally:
+            held.clear()
     if policy.device.type == "cuda":
-        held += [torch.empty_like(p) for p in policy.trainable.values() for _ in range(OPTIMIZER_STATES)]
-    try:
-        yield
-    finally:
-        held.clear()
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that a pass may still take."""
-    free, _total = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        torch.cuda.empty_cache()

@@ -61,6 +61,24 @@ def test_a_token_beyond_the_embedding_is_refused(chat_with):
     assert refused.value.code is Code.TOKEN_OUT_OF_RANGE
 
 
+@pytest.mark.parametrize(
+    ("example", "held"),
+    [
+        (talk([user("a"), assistant("b")]), False),
+        (talk([user("a"), assistant("b<|end|>")]), True),
+        (ChatPair((user("<|begin|>a"),), None, assistant("b"), assistant("c")), True),
+        (ChatPair((user("a"),), None, assistant("b"), assistant("c<|end|>")), True),
+        (Text("", "<|begin|>abc<|end|>", stands_alone=True), False),
+        (Text("", "a<|end|>b", stands_alone=True), True),
+        (TextPair("a", "b<|end|>", "c"), False),
+        (TextPair("a", "b<|end|>", "c<|end|><|end|>"), True),
+    ],
+)
+def test_an_end_that_stands_in_the_text_itself_is_noticed(chat_with, example, held):
+    """The template or the tokeniser writes its own: the model would learn to stop at either."""
+    assert Tokeniser(chat_with(CHAT_TEMPLATE), None).holds_mark(example) is held
+
+
 def test_rows_of_which_only_the_last_answer_counts_are_marked(chat_with):
     assert Tokeniser(chat_with(THINKING), None)(talk(TALK), 1, 1.0).last_turn_only
 

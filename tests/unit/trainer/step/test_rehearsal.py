@@ -150,6 +150,52 @@ def test_a_wide_row_alone_is_compared_with_narrow_ones_together():
 GIB = 2**30
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """Memory that is measured as on a GPU: 3 GiB for anything, 10 MiB a token, half of it when computed again."""
+
+    class Gpu:
+        free = 100 * GIB
+
+    Gpu.seen = []
+
+    def peak(_device, attempt):
+        Gpu.passes.clear()
+        fits = attempt()
+        Gpu.seen.append(sum(Gpu.passes))
+        per_token = 5 if Gpu.policy.base.causal.is_gradient_checkpointing else 10
+        return fits, 3 * GIB + per_token * 2**20 * sum(Gpu.passes)
+
+    monkeypatch.setattr(rehearsal, "measurable", lambda _device: True)
+    monkeypatch.setattr(rehearsal, "free", lambda _device: Gpu.free)
+    monkeypatch.setattr(rehearsal, "peak", peak)
+    monkeypatch.setattr(rehearsal, "MEASURED_TOKENS", (60, 30))
+    monkeypatch.setattr(rehearsal, "ROUNDED_TO", 8)
+    return Gpu
+
+
+def on(gpu, policy, limit=10_000, **limits):
+    gpu.policy, gpu.passes = policy, limit_memory(policy, limit, **limits)
+    return policy
+
+
+def test_on_a_gpu_the_size_follows_from_two_measured_passes(gpu, policy, pairs):
+    assert plan(on(gpu, policy), pairs) == Recipe(Level.SHARED, int((85 - 3) * 1024 / 10) // 8 * 8)
+    assert gpu.seen == [60, 30], "the widest rows that fit into 60 and 30 tokens"
+
+
+def test_on_a_gpu_it_is_measured_anew_once_activations_are_computed_again(gpu, policy, pairs):
+    gpu.free = 4 * GIB
+    recipe = plan(on(gpu, policy, LONGEST - 1, checkpointed=10_000), pairs)
+    assert recipe == Recipe(Level.SHARED, int((0.85 * 4 - 3) * 1024 / 5) // 8 * 8, checkpointing=True)
+
+
+def test_where_every_row_is_longer_than_what_is_to_be_measured_the_shortest_is(gpu, policy, conversations, monkeypatch):
+    monkeypatch.setattr(rehearsal, "MEASURED_TOKENS", (20, 10))
+    assert plan(on(gpu, policy), conversations, level=Level.PACKED).max_tokens > 500
+    assert gpu.seen == [30, 30]
+
+
 @pytest.mark.parametrize(
     ("free", "measured", "expected"),
     [
