@@ -40,9 +40,9 @@ class Teller:
         """Passes over the data after `step` steps."""
         return step / self._per_epoch
 
-    def speed(self, tokens: int) -> float:
-        """Tokens per second since this was last asked, which is one step."""
-        before, self._since = self._since, monotonic()
+    def speed(self, tokens: int, done: float) -> float:
+        """Tokens per second of a step that was done at `done`, by `monotonic`, since the one before it or `begins`."""
+        before, self._since = self._since, done
         self._seconds.append(self._since - before)
         self._tokens.append(tokens)
         return tokens / max(self._seconds[-1], 1e-9)
