@@ -16,10 +16,13 @@ def spaced(count: int, total: int) -> frozenset[int]:
 def offered(checkpoints: Iterable[Checkpoint], planned: Collection[int]) -> tuple[Checkpoint, ...]:
     """Those of `checkpoints` that another job may start from, in their order.
 
-    Left out is what was published only because it was the best, and is so no more: its folder goes as soon as no
-    restart can need it.
+    Left out is what was published only because it was the best, and is so no more, and what an attempt published
+    beyond the end that a later one came to: their folders are removed.
 
     Args:
         planned: steps of the checkpoints that were asked for.
     """
-    return tuple(c for c in checkpoints if c.best or c.step in planned or c.type is not CheckpointType.INTERMEDIATE)
+    every = tuple(checkpoints)
+    end = max((c.step for c in every if c.type is not CheckpointType.INTERMEDIATE), default=math.inf)
+    wanted = (c for c in every if c.best or c.step in planned or c.type is not CheckpointType.INTERMEDIATE)
+    return tuple(c for c in wanted if c.step <= end)

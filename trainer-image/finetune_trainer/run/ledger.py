@@ -49,12 +49,14 @@ class Entry:
     step: int
     """Counted from 1."""
     tokens: int
+    """Of this step."""
+    tokens_so_far: int
     """Trained on up to and including it."""
     rows: tuple[int, ...]
     late: Late
     """The metrics and `grad_norm`."""
     known: dict[str, float]
-    """What needs no device: learning rate, epoch, tokens, speed."""
+    """What needs no device: learning rate, epoch, tokens."""
 
 
 class Ledger:
@@ -94,9 +96,10 @@ class Ledger:
             raise self.diverged
 
     def _close(self, entry: Entry) -> None:
-        values = {**entry.late.read(), **entry.known}
+        measured, done = entry.late.read()
+        values = {**measured, **entry.known, "tokens_per_second": self._teller.speed(entry.tokens, done)}
         self._metrics.append(entry.step, "train", values)
-        self._teller.stepped(entry.step, entry.tokens, values)
+        self._teller.stepped(entry.step, entry.tokens_so_far, values)
         health, findings = observe(self.account.health, entry.step, self._total, len(entry.rows), values)
         updated = math.isfinite(values["grad_norm"])
         self.account = Account(

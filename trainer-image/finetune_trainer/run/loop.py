@@ -105,10 +105,9 @@ class Loop:
             "learning_rate": rate,
             "epoch": self.teller.epoch(done.step),
             "num_tokens": done.tokens,
-            "tokens_per_second": self.teller.speed(tokens),
         }
         late = Late.of((*measured.names, "grad_norm"), numbers)
-        self.ledger.book(Entry(done.step, done.tokens, rows, late, known))
+        self.ledger.book(Entry(done.step, tokens, done.tokens, rows, late, known))
         self.ledger.check()
 
     def _settle(self) -> None:
@@ -121,8 +120,9 @@ class Loop:
         is_best = 0 < step == self.position.best.step
         if (step in self._checkpoints or is_best) and not self.has_ended:
             self.publish(CheckpointType.INTERMEDIATE)
+        if step in self._evaluations or step in self._checkpoints:
+            self.teller.begins(step, self.position.tokens)
         self.position = replace(self.position, settled=True)
-        self.teller.begins(step, self.position.tokens)
 
     def _evaluate(self) -> None:
         """Measure the validation rows, and compare with the evaluations before; step 0 is the baseline alone."""

@@ -132,7 +132,7 @@ def load_work(
         choice = _level(config, layout, prepared, policy, teller)
         policy = choice.policy
         recipe = _recipe(config, policy, rows, choice.level, stored, teller)
-        fitter = Fitter(policy, recipe, lambda sentence: teller.warn(WarningCode.MICRO_BATCH_HALVED, sentence))
+        fitter = Fitter(policy, recipe, lambda said: teller.warn(WarningCode.MICRO_BATCH_HALVED, said, teller.step))
         plan = plan_of(config, prepared)
         folder = layout.reference / _reference_key(config, prepared, policy)
         reference = _Reference(fitter, folder, layout.uri, teller, before_each)

@@ -27,20 +27,22 @@ class Teller:
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
         self._tokens: deque[int] = deque(maxlen=RECENT_STEPS)
         self._since = monotonic()
+        self.step = 0
+        """Steps done when the present one began."""
         self.warnings: tuple[JobWarning, ...] = ()
 
     def begins(self, step: int, tokens: int) -> None:
         """Steps follow on `step`; the next one is timed from here."""
-        self._since = monotonic()
+        self._since, self.step = monotonic(), step
         self._tell(progress=self._progress(step, tokens))
 
     def epoch(self, step: int) -> float:
         """Passes over the data after `step` steps."""
         return step / self._per_epoch
 
-    def speed(self, tokens: int) -> float:
-        """Tokens per second since this was last asked, which is one step."""
-        before, self._since = self._since, monotonic()
+    def speed(self, tokens: int, done: float) -> float:
+        """Tokens per second of a step that was done at `done`, by `monotonic`, since the one before it or `begins`."""
+        before, self._since = self._since, done
         self._seconds.append(self._since - before)
         self._tokens.append(tokens)
         return tokens / max(self._seconds[-1], 1e-9)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,27 +89,47 @@ def _logits(model: nn.Module, rows: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _in_fp32(model: nn.Module) -> Iterator[None]:
-    """Every module computes in fp32, its own weights widened while it does: no second copy of the model."""
-    kept: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
+    """Passes compute in fp32, the weights of one layer at a time widened for it: no second copy of the model."""
+    kept: dict[tuple[nn.Module, str], nn.Parameter] = {}
 
-    def widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        kept[module] = dict(module._parameters)
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point():
-                module._parameters[name] = nn.Parameter(parameter.float(), requires_grad=False)
-        return tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+    def widen(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, members: list[nn.Module]) -> Any:
+        for member in members:
+            for name, parameter in member._parameters.items():
+                if parameter is not None and parameter.is_floating_point():
+                    kept[member, name] = parameter
+                    member._parameters[name] = nn.Parameter(parameter.float(), requires_grad=False)
+        return tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
 
-    def narrow(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        module._parameters.update(kept.pop(module))
+    def narrow(*_call: Any, members: list[nn.Module]) -> None:
+        for member in members:
+            for name in member._parameters:
+                member._parameters[name] = kept.pop((member, name), member._parameters[name])
 
-    owners = [m for m in model.modules() if any(p is not None for p in m._parameters.values())]
-    hooks = [m.register_forward_pre_hook(widen) for m in owners]
-    hooks += [m.register_forward_hook(narrow, always_call=True) for m in owners]
+    hooks = []
+    for module, members in _layers(model):
+        hooks.append(module.register_forward_pre_hook(partial(widen, members=members), with_kwargs=True))
+        hooks.append(module.register_forward_hook(partial(narrow, members=members), always_call=True))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _layers(model: nn.Module) -> list[tuple[nn.Module, list[nn.Module]]]:
+    """The parts of a model that compute one after another, each with all modules whose weights it may read.
+
+    A decoder layer is one part, because some read the weights of their children without calling them.
+    """
+    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = [lists[path] for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+    blocks = [(layer, list(layer.modules())) for each in outer for layer in each]
+    inside = {member for _, members in blocks for member in members}
+    return blocks + [(module, [module]) for module in model.modules() if module not in inside and module._parameters]
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _norm(rows: list[Tensor], without: list[Tensor] | None = None) -> float:

@@ -146,3 +146,12 @@ def test_what_is_no_state_is_left_alone_and_never_opened(store, tmp_path):
     found, skipped = store.newest()
     assert (found.step, len(skipped)) == (1, 1)
     assert not (tmp_path / "opened").exists()
+
+
+def test_the_steps_of_the_states_that_a_restart_may_go_on_from_are_known(store):
+    assert store.steps() == frozenset()
+    for step in (9, 10, 11):
+        store.save(state(step))
+        assert step in store.steps(), "also while it is being written"
+    store.wait()
+    assert store.steps() == {10, 11}

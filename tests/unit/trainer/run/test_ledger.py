@@ -42,7 +42,7 @@ def ledger(config, tmp_path):
 
 def entry(step, norm=1.0):
     late = Late.of(("loss", "grad_norm"), torch.tensor([0.5, norm], dtype=torch.float64))
-    return Entry(step, 10 * step, (3, 1), late, {"learning_rate": 0.1})
+    return Entry(step, 10, 10 * step, (3, 1), late, {"learning_rate": 0.1})
 
 
 def written(ledger):

@@ -154,7 +154,7 @@ def test_memory_that_runs_out_in_a_step_gives_the_run_of_smaller_micro_batches(c
     told = run(late)
     (recipe,) = set(policies.recipes)
     assert recipe.max_tokens < 300
-    assert list(warned(told)) == ["MicroBatchHalved"]
+    assert [(w.reason, w.step) for w in told.report.warnings if w.reason != "FewSteps"] == [("MicroBatchHalved", 0)]
     assert f"at most {recipe.max_tokens} tokens from now on" in warned(told)["MicroBatchHalved"]
     monkeypatch.setattr(rehearsal, "CPU_TOKENS", recipe.max_tokens)
     assert warned(run(small)) == {}

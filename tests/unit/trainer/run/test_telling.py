@@ -10,11 +10,10 @@ from finetune_trainer.run.telling import Teller
 
 def progress_of(monkeypatch, *, seconds, tell=lambda teller: teller.begins(1, 100)):
     told = {}
-    clock = iter([0.0, *seconds, *[sum(seconds)] * 9])
-    monkeypatch.setattr(telling, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(telling, "monotonic", lambda: 5.0)
     teller = Teller(lambda **fields: told.update(fields), 30, 3)
-    for _ in seconds:
-        teller.speed(100)
+    for number in range(len(seconds)):
+        teller.speed(100, 5.0 + sum(seconds[: number + 1]))
     tell(teller)
     return told
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from finetune_trainer.step.likeness import _in_fp32, _loaded
 
@@ -21,9 +21,29 @@ def test_passes_are_in_fp32_and_the_weights_stay_in_bf16():
     model = llama(torch.bfloat16)
     with _in_fp32(model):
         measured = model(input_ids=LINE).logits
-        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}, "one module at a time is widened"
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}, "one layer at a time is widened"
     before = model(input_ids=LINE).logits
     assert (measured.dtype, before.dtype) == (torch.float32, torch.bfloat16), "and nothing afterwards"
+    torch.testing.assert_close(measured, model.float()(input_ids=LINE).logits, rtol=0, atol=1e-6)
+
+
+def mixture(dtype):
+    """Linear attention, which reads the weights of a convolution that it does not call, and experts."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "shared_expert_intermediate_size": 16}
+    kinds = ["linear_attention", "full_attention"]
+    config = Qwen3NextConfig(**sizes, **heads, **experts, **linear, layer_types=kinds)
+    return Qwen3NextForCausalLM(config).to(dtype).eval()
+
+
+@torch.no_grad()
+def test_layers_that_read_weights_of_their_parts_compute_in_fp32_too():
+    model = mixture(torch.bfloat16)
+    with _in_fp32(model):
+        measured = model(input_ids=LINE).logits
     torch.testing.assert_close(measured, model.float()(input_ids=LINE).logits, rtol=0, atol=1e-6)
 
 
