@@ -41,8 +41,8 @@ def metrics_of(job: str, tmp_path: Path) -> list[dict[str, float]]:
 
 
 def test_dpo_continues_the_sft_job_and_publishes_an_adapter(namespace: str, tmp_path: Path) -> None:
-    """SFT, then DPO with an RPO term from its checkpoint: both Complete, adapter and merge where they were asked for, the
-    table filled in; then all weights with SimPO from the best of it."""
+    """SFT, then DPO with an RPO term from its checkpoint: both Complete, adapter and merge where they were asked for,
+    the table filled in; then all weights with SimPO from the best of it."""
     apply(a_job("sft", trainingFile="pvc://finetune-data/sft.jsonl", trainingMethod={"type": "SFT"}))
     complete("sft")
     dpo = a_job(
