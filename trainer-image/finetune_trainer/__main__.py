@@ -19,7 +19,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from finetune_api import names
-from finetune_api.data import DataOptions, Duplicates, ExtraColumns, Overlong
+from finetune_api.data import MAX_CHAT_TEMPLATE, DataOptions, Duplicates, ExtraColumns, Overlong
 from finetune_api.method import MethodType, TrainOnInputs
 from finetune_api.report import Failure, FailureCode
 from finetune_api.trainer import Stage, TrainerConfig
@@ -87,9 +87,12 @@ def _length(text: str) -> int:
 
 def _template(text: str) -> str:
     try:
-        return Path(text).read_text()
+        template = Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise argparse.ArgumentTypeError(f"{text} cannot be read: {error}") from error
+    if not 1 <= len(template) <= MAX_CHAT_TEMPLATE:
+        raise argparse.ArgumentTypeError(f"{text} must hold 1 to {MAX_CHAT_TEMPLATE} characters")
+    return template
 
 
 def _mapping(text: str) -> tuple[str, Path]:

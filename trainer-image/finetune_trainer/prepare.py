@@ -36,7 +36,7 @@ from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import replace, sha256_of, write_atomically, writing, writing_to
 from finetune_trainer.layout import Layout, OutputManifest, claimed
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Raised when the same data would give other tokens than before."""
 CACHE_OF = {"trainingFile": TRAIN_FOLDER, "validationFile": VALIDATION_FOLDER}
 

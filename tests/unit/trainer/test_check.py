@@ -220,6 +220,15 @@ def test_a_call_that_means_nothing_is_refused(given_, capsys):
     assert "usage: finetune-train check" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [0, 65_537])
+def test_a_template_that_no_job_would_take_is_refused(size, tmp_path, capsys):
+    (tmp_path / "a.jinja").write_text("a" * size)
+    with pytest.raises(SystemExit) as ended:
+        entry.main(["check", "a.jsonl", "--chat-template", str(tmp_path / "a.jinja")])
+    assert ended.value.code == 2
+    assert "must hold 1 to 65536 characters" in capsys.readouterr().err
+
+
 def test_a_terminal_sees_how_far_it_is(check, tmp_path, monkeypatch):
     monkeypatch.setattr(check_module, "PROGRESS_SECONDS", 0.0)
     real = command.Console

@@ -21,6 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from finetune_api.report import DataErrorCode as Code
+from finetune_trainer.data.deadline import TEMPLATE_SECONDS, at_most
 from finetune_trainer.data.examples import ChatPair, Tools
 from finetune_trainer.data.rows import Row
 from finetune_trainer.data.tokens import IntArray
@@ -83,6 +84,7 @@ class ChatTokenizer:
 
     Raises:
         jinja2.TemplateSyntaxError: `template` is none.
+        TookTooLong: `template` does not end.
     """
 
     def __init__(self, folder: Path, template: str | None = None) -> None:
@@ -103,7 +105,8 @@ class ChatTokenizer:
 
     def _compile(self) -> None:
         try:
-            self.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+            with at_most(TEMPLATE_SECONDS):
+                self.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
         except jinja2.TemplateSyntaxError:
             raise
         except TEMPLATE_ERRORS:

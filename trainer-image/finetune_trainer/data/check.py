@@ -16,7 +16,7 @@ from finetune_api.report import DataWarningCode as Odd
 from finetune_api.report import FailureCode
 from finetune_api.status import Progress
 from finetune_trainer.data.chat import Part, RowRefused
-from finetune_trainer.data.deadline import TookTooLong, at_most
+from finetune_trainer.data.deadline import TEMPLATE_SECONDS, TookTooLong, at_most
 from finetune_trainer.data.examples import Example, Text, digest_of, example_of, prompt_digest_of
 from finetune_trainer.data.gate import COLUMNS, TEXT, TOKEN_IDS, Format, Shape, check_row, shape_of
 from finetune_trainer.data.overlong import longest_side, prompt_size, shortened, split
@@ -31,8 +31,6 @@ from finetune_trainer.failures import failed
 
 PROGRESS_SECONDS = 1.0
 FAULTS_OF_MODEL = frozenset({Code.NO_CHAT_TEMPLATE, Code.NO_END_TOKEN})
-TEMPLATE_SECONDS = 30.0
-"""A row takes milliseconds; a template that is not done by then never will be."""
 
 Tell = Callable[..., None]
 """Takes fields of finetune_api.report.Report by name."""

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+TEMPLATE_SECONDS = 30.0
+"""A row takes milliseconds; a template that is not done by then never will be."""
+
 
 class TookTooLong(Exception):
     """The time was up."""

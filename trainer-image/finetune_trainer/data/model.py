@@ -17,6 +17,7 @@ from finetune_api.trainer import Start
 from finetune_api.uris import parse_uri
 from finetune_trainer.data import hub
 from finetune_trainer.data.chat import ChatTokenizer
+from finetune_trainer.data.deadline import TEMPLATE_SECONDS, TookTooLong
 from finetune_trainer.data.hub import HubFailed
 from finetune_trainer.data.sources import FetchedModel, fetch_model, fetch_tokenizer, model_failure
 from finetune_trainer.failures import MALFORMED, failed
@@ -151,6 +152,9 @@ def read_tokenizer(uri: str, folder: Path, template: str | None) -> ChatTokenize
         return ChatTokenizer(folder, template)
     except TemplateSyntaxError as error:
         problem = f"line {error.lineno}: {error.message}"
+        raise failed(FailureCode.CONFIG_INVALID, field="data.chatTemplate", problem=problem) from error
+    except TookTooLong as error:
+        problem = f"the chat template is still not done with a short message after {TEMPLATE_SECONDS:.0f} s"
         raise failed(FailureCode.CONFIG_INVALID, field="data.chatTemplate", problem=problem) from error
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, MALFORMED):  # tokenizers raises a bare Exception

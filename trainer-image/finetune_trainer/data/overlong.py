@@ -61,7 +61,7 @@ def _choices(example: Example) -> list[Example]:
         case Talk(last_counts=True):
             return [_moved(example, *kept) for kept in _without_oldest(example.messages)]
         case Talk():
-            ends = [turn for turn in example.learned if turn < example.learned[-1]]
+            ends = [turn for turn in example.learned if turn < len(example.messages) - 1]
             return [_ended(example, end) for end in reversed(ends)]
         case _:
             return []
@@ -94,8 +94,10 @@ def _ended(talk: Talk, end: int) -> Talk:
 def split(row: Conversation, limit: int) -> list[Conversation]:
     """A text in pieces of at most `limit` tokens; each begins with the last token of the one before.
 
-    So every token is trained once, predicted from the one that stands before it.
+    So every token is trained once, predicted from the one that stands before it. A piece of one token has none.
     """
+    if limit < 2:
+        return []
     last = row.tokens.size - 1
     pieces = [slice(begin, begin + limit) for begin in range(0, last, limit - 1)]
     return [replace(row, tokens=row.tokens[p], targets=np.arange(row.tokens[p].size) > 0) for p in pieces]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, time, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +49,18 @@ class ParquetRows:
             yield from self._nameless()
         for row in self._rows():
             self.number += 1
-            yield Line(self.number, {**row, **self._others})
+            yield Line(self.number, row if isinstance(row, Problem) else {**row, **self._others})
 
     def _nameless(self) -> Iterator[Line]:
         """Rows of which nothing is known but that they are there."""
         for number in range(1, self._file.metadata.num_rows + 1):
             yield Line(number, dict(self._others))
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[Row | Problem]:
         with _damage_named():
             if self._columns:
                 for batch in self._file.iter_batches(BATCH_ROWS, columns=self._columns, use_threads=False):
-                    yield from map(plain, batch.to_pylist())
+                    yield from _contents(batch)
 
 
 @contextmanager
@@ -78,12 +76,35 @@ def _damage_named() -> Iterator[None]:
         raise Damaged from error
 
 
+def _contents(batch: Any) -> list[Row | Problem]:
+    """The rows of a batch; one by one only where one of them is no UTF-8, which must not hide the others."""
+    try:
+        return [*map(_row, batch.to_pylist())]
+    except UnicodeDecodeError:
+        return [_judged(batch.slice(index, 1)) for index in range(batch.num_rows)]
+
+
+def _judged(batch: Any) -> Row | Problem:
+    try:
+        return _row(batch.to_pylist()[0])
+    except UnicodeDecodeError:
+        return Problem("", DataErrorCode.INVALID_UTF8)
+
+
+def _row(values: Row) -> Row:
+    """Columns stay, also where they hold null: they are what tells the format."""
+    return {name: plain(value) for name, value in values.items()}
+
+
 def plain(value: Any) -> Any:
-    """`value` with nothing in it that JSON does not have: bytes and times as text, maps and tuples as lists."""
+    """`value` with nothing in it that JSON does not have: bytes, times and ids as text, maps and tuples as lists.
+
+    Within a column every structure has the keys of all rows; null stands for one that this row does not have.
+    """
     if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     if isinstance(value, bytes):
         return value.decode()
-    return str(value) if isinstance(value, date | time | timedelta | Decimal) else value
+    return value if isinstance(value, str | int | float | None) else str(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from finetune_trainer.data.parquet import ParquetRows
 
 GZIP, ZSTANDARD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+"""A frame of Zstandard without data, which parallel packers write first."""
 PACKED_ENDINGS = frozenset({".gz", ".zst", ".parquet"})
 UNKNOWN_MARKS = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ\x00", b"ARROW1", b"Obj\x01", b"ORC")
 """Zip and spreadsheets, bzip2, xz, Arrow, Avro, ORC."""
@@ -83,7 +86,7 @@ class DataFile:
         """Text that only has the name of something packed is read as text: some servers unpack on the way."""
         if mark.startswith(GZIP):
             return cast(BinaryIO, gzip.GzipFile(fileobj=file))
-        if mark.startswith(ZSTANDARD):
+        if mark.startswith(ZSTANDARD) or SKIPPABLE.match(mark):
             return io.BufferedReader(ZstStream(file), BUFFER_BYTES)
         text = mark.removeprefix(BYTE_ORDER_MARK).lstrip()
         if self.path.suffix.lower() in PACKED_ENDINGS and text and not text.startswith(b"{"):

@@ -159,7 +159,8 @@ def _reaches(config: dict[str, Any], longest: int, line: int) -> Iterator[int]:
 
 def _probe(policy: Policy, prompt: int, seed: int = 0) -> Probe:
     length = prompt + PREFERRED + NON_PREFERRED
-    tokens = np.random.default_rng(seed).integers(0, policy.head.vocabulary, length)
+    known = min(policy.head.vocabulary, policy.base.causal.config.get_text_config().vocab_size)
+    tokens = np.random.default_rng(seed).integers(0, known, length)
     return Probe(tokens[:prompt], tokens[prompt:-NON_PREFERRED], tokens[-NON_PREFERRED:])
 
 

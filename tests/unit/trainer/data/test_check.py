@@ -14,9 +14,11 @@ from finetune_api.method import MethodType, TrainOnInputs
 from finetune_api.report import DataErrorCode as Code
 from finetune_api.report import DataWarningCode as Odd
 from finetune_api.report import FailureCode
+from finetune_trainer.data import chat as chat_module
 from finetune_trainer.data import check as check_module
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.data.check import FileCheck, Rules
+from finetune_trainer.data.model import read_tokenizer
 from finetune_trainer.data.report import Findings
 from finetune_trainer.data.seen import Seen
 from finetune_trainer.data.tokenise import Tokeniser
@@ -279,6 +281,14 @@ def test_a_template_that_never_ends_ends_the_run(run, tmp_path, monkeypatch):
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(RunFailed) as ended:
         run(preference(), model=save_light_model(tmp_path / "loop", loop))
+    assert (ended.value.failure.exit_code, ended.value.failure.args["field"]) == (10, "data.chatTemplate")
+
+
+def test_a_template_of_the_job_that_never_ends_ends_the_run(light_model, monkeypatch):
+    monkeypatch.setattr(chat_module, "TEMPLATE_SECONDS", 0.2)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(RunFailed) as ended:
+        read_tokenizer("file:///model", light_model, loop)
     assert (ended.value.failure.exit_code, ended.value.failure.args["field"]) == (10, "data.chatTemplate")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from chats import END, text, trained
+from finetune_api.method import TrainOnInputs
 from finetune_trainer.data.examples import ChatPair, Talk, Text, TextPair
 from finetune_trainer.data.overlong import longest_side, prompt_size, shortened, split
 from finetune_trainer.data.tokenise import Tokeniser
@@ -67,6 +68,15 @@ def test_a_conversation_loses_trailing_turns(tokenise, chat_with):
     assert kept == [["first<|end|>\n", "second<|end|>\n"], ["first<|end|>\n"]]
 
 
+def test_what_follows_the_last_answer_goes_first_where_it_would_be_trained(chat_with):
+    """With trainOnInputs Always every message is part of the row, also one that nobody answers."""
+    chat = chat_with(CHAT_TEMPLATE)
+    always = Tokeniser(chat, None, TrainOnInputs.ALWAYS)
+    talk = Talk((user("one"), assistant("first"), user("and a long last word")), None, (1,))
+    row = shortened(talk, 40, lambda example: always(example, 7, 1.0).row)
+    assert text(chat, row.tokens).endswith("first<|end|>\n")
+
+
 @pytest.mark.parametrize("example", [TextPair("prompt", "a", "b"), Text("prompt", "a")])
 def test_a_text_with_a_prompt_has_no_turns(tokenise, example):
     assert shortened(example, 2, tokenise) is None
@@ -80,6 +90,10 @@ def test_a_split_text_is_trained_token_by_token_once(size):
     assert max(piece.tokens.size for piece in pieces) == 8
     assert not any(piece.targets[0] for piece in pieces)
     assert {(piece.line, piece.weight) for piece in pieces} == {(3, 2.0)}
+
+
+def test_a_text_in_pieces_of_one_token_teaches_nothing():
+    assert split(Conversation(3, np.arange(5, dtype=np.int32), np.arange(5) > 0), 1) == []
 
 
 def test_sides_and_prompts_are_measured():

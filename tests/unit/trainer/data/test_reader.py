@@ -41,6 +41,7 @@ PACKED = {
     "gzip in two members": gzip.compress(TEXT[:1000]) + gzip.compress(TEXT[1000:]),
     "zstandard": zstandard.ZstdCompressor(write_checksum=True).compress(TEXT),
     "zstandard in two frames": zstandard.compress(TEXT[:1000]) + zstandard.compress(TEXT[1000:]),
+    "zstandard after a frame to skip": b"\x5a\x2a\x4d\x18\x03\x00\x00\x00abc" + zstandard.compress(TEXT),
     "parquet": parquet(),
     "parquet in groups": parquet(row_group_size=7, compression="zstd"),
 }
