@@ -12,10 +12,14 @@ import pytest
 
 from finetune_api.crd import job_crd, runtime_crd
 from finetune_api.names import GROUP
+from finetune_api.report import WarningCode
+from finetune_api.status import Reason
 from manifests import ROOT, read
 from repository import tracked
 
 SIZES = {"string": "maxLength", "array": "maxItems"}
+NO_CAUSES = {Reason.OUTPUT_NOT_WRITABLE, Reason.FINISHED, Reason.UPLOAD_FAILED}
+"""Reasons of conditions beside the one that has the cause."""
 CODE = tracked("operator/*.py", "trainer-image/*.py", "hack/*.py", "hack/*.sh")
 
 
@@ -85,6 +89,15 @@ def test_the_readme_tree_names_what_is_there() -> None:
     for block in blocks:
         for path in _tree_paths(block):
             assert (ROOT / path).exists(), f"README.md names {path}"
+    named = {path for block in blocks for path in _tree_paths(block)}
+    modules = {str(path) for path in tracked("operator/*.py", "trainer-image/*.py") if path.name != "__init__.py"}
+    assert modules - named == set()
+
+
+def test_each_reason_has_its_row_with_what_to_do() -> None:
+    rows = re.findall(r"^\| ([A-Z][A-Za-z, ]+) \|", (ROOT / "docs/operations.md").read_text(), re.M)
+    told = {reason for row in rows for reason in row.split(", ")}
+    assert (set(Reason) | set(WarningCode)) - told == NO_CAUSES
 
 
 @pytest.mark.parametrize("path", tracked(), ids=str)

@@ -41,10 +41,18 @@ def metrics_of(job: str, tmp_path: Path) -> list[dict[str, float]]:
 
 
 def test_dpo_continues_the_sft_job_and_publishes_an_adapter(namespace: str, tmp_path: Path) -> None:
-    """SFT, then DPO from its checkpoint: both Complete, the adapter where it was asked for, the table filled in."""
+    """SFT, then DPO with an RPO term from its checkpoint: both Complete, adapter and merge where they were asked for,
+    the table filled in; then all weights with SimPO from the best of it."""
     apply(a_job("sft", trainingFile="pvc://finetune-data/sft.jsonl", trainingMethod={"type": "SFT"}))
     complete("sft")
-    dpo = a_job("dpo", fromCheckpoint="sft", validationFile="pvc://finetune-data/eval.jsonl", evaluation={"nEvals": 2})
+    dpo = a_job(
+        "dpo",
+        fromCheckpoint="sft",
+        trainingMethod={"type": "DPO", "dpo": {"beta": 0.1, "rpoAlpha": 0.5}},
+        validationFile="pvc://finetune-data/eval.jsonl",
+        evaluation={"nEvals": 2},
+        output={"uri": f"pvc://{OUTPUTS}", "merge": True},
+    )
     del dpo["spec"]["model"]
     apply(dpo)
     done = complete("dpo")
@@ -53,11 +61,24 @@ def test_dpo_continues_the_sft_job_and_publishes_an_adapter(namespace: str, tmp_
     assert done["progress"]["step"] == done["progress"]["totalSteps"] == done["resolved"]["totalSteps"]
     assert done["data"]["errorCount"] == 0
     assert done["metrics"]["eval"]["rewardAccuracy"] > 0.5
-    assert [c["type"] for c in done["checkpoints"]] == ["Final"]
+    assert [c["type"] for c in done["checkpoints"]][-2:] == ["Final", "FinalMerged"]
+    assert sum(c.get("best", False) for c in done["checkpoints"]) == 1
+    assert done["checkpoints"][-1]["metrics"]["mergeError"] < 1e-3
     assert done["output"]["adapterUri"].startswith(f"pvc://{OUTPUTS}/{NAMESPACE}/")
     folder = fetch(done["outputName"], tmp_path / "dpo")
     assert (folder / "adapter" / "adapter_model.safetensors").stat().st_size > 0
+    assert (folder / "merged" / "model.safetensors").stat().st_size > 0
     assert "Completed" in kubectl("-n", NAMESPACE, "get", "ftj", "dpo", "-o", "wide")
+
+    simpo = a_job(
+        "simpo",
+        fromCheckpoint="dpo:best",
+        trainingMethod={"type": "DPO", "dpo": {"beta": 2, "simpoGamma": 1}},
+        trainingType={"type": "Full"},
+    )
+    del simpo["spec"]["model"]
+    apply(simpo)
+    assert complete("simpo")["output"]["modelUri"].endswith("/model")
 
 
 def test_status_follows_the_trainer_while_it_runs(undisturbed: str) -> None:

@@ -43,6 +43,7 @@ class RecoveryStore:
     def __init__(self, folder: Path, identity: str, saved: Callable[[int], None]) -> None:
         """`identity` stands for the run's plan: states of another plan are never loaded. `saved` hears each step."""
         folder.mkdir(parents=True, exist_ok=True)
+        _clean(folder)
         self._folder = folder
         self._identity = identity
         self._saved = saved
@@ -105,12 +106,16 @@ class RecoveryStore:
         (temporary / STATE_FILE).write_text(json.dumps(facts))
         digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST_FILE).write_text(json.dumps(digests))
-        if final.exists():
-            shutil.rmtree(final)
-        replace(temporary, final)
-        for old in self._folders()[:-KEPT]:
-            shutil.rmtree(old)
+        _put(temporary, final)
+        self._forget(state.step)
         self._saved(state.step)
+
+    def _forget(self, step: int) -> None:
+        """Remove all but the newest two up to `step`: this run has skipped what lies beyond its newest state."""
+        kept = [folder for folder in self._folders() if _step_of(folder) <= step][-KEPT:]
+        for folder in self._folders():
+            if folder not in kept:
+                shutil.rmtree(folder)
 
     def _read(self, folder: Path) -> RecoveryState:
         """Raises: OSError, ValueError, KeyError, SafetensorError: the state is damaged or of another plan."""
@@ -126,6 +131,30 @@ class RecoveryStore:
         weights = [name for name in digests if name.endswith(".safetensors")]
         tensors = {name.removesuffix(".safetensors"): load_file(folder / name) for name in weights}
         return RecoveryState(facts["step"], tensors, facts["facts"])
+
+
+def _put(temporary: Path, final: Path) -> None:
+    """Give a complete state its name; the one that has it already stands aside until that is done."""
+    if final.exists():
+        final.replace(_aside(final))
+    replace(temporary, final)
+    shutil.rmtree(_aside(final), ignore_errors=True)
+
+
+def _clean(folder: Path) -> None:
+    """Mend what a killed process left: states half written, and one that stands aside for nothing."""
+    for half in folder.glob(".step-*.tmp"):
+        shutil.rmtree(half)
+    for aside in folder.glob(".step-*.old"):
+        final = folder / aside.name.removeprefix(".").removesuffix(".old")
+        if final.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.replace(final)
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
 
 
 def _step_of(folder: Path) -> int:

@@ -81,8 +81,7 @@ def load_base(folder: Path, uri: str, dtype: torch.dtype | None, device: torch.d
     if problem := _problem(causal, loading):
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
     causal.to(device)
-    if not head_is_exact(causal):
-        problem = "its logits are not what its head gives, so log-probabilities would be wrong"
+    if problem := head_problem(causal):
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
     return Base(uri, causal, dropouts, published_dtype, causal.config._attn_implementation)
 
@@ -134,15 +133,18 @@ def backbone_of(causal: PreTrainedModel) -> nn.Module:
 
 
 @torch.no_grad()
-def head_is_exact(causal: PreTrainedModel) -> bool:
-    """Whether backbone and `head_of` together give the model's own logits, on a few tokens."""
+def head_problem(causal: PreTrainedModel) -> str | None:
+    """Why backbone and `head_of` together do not give the model's own logits, on a few tokens; None: they do."""
     causal.eval()
     head = head_of(causal)
     tokens = (torch.arange(PROBE_TOKENS, device=causal.device) % head.vocabulary)[None]
     stock = causal(input_ids=tokens, use_cache=False).logits[0]
     states = backbone_of(causal)(input_ids=tokens, use_cache=False).last_hidden_state[0]
     ours = head.logits(states, head.module.weight)
-    if stock.shape != ours.shape:
-        return False
+    if not stock.isfinite().all():
+        dtype = str(causal.dtype).removeprefix("torch.")
+        return f"its logits are not finite: its weights are damaged, or do not compute in {dtype}"
     tolerance = PROBE_TOLERANCE.get(causal.dtype, PROBE_TOLERANCE[torch.bfloat16])
-    return bool((stock - ours).abs().max() <= tolerance * stock.abs().max())
+    if stock.shape != ours.shape or (stock - ours).abs().max() > tolerance * stock.abs().max():
+        return "its logits are not what its head gives, so log-probabilities would be wrong"
+    return None

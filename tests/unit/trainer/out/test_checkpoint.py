@@ -53,6 +53,37 @@ def test_the_newest_two_are_kept_also_beyond_step_9(store, tmp_path):
     assert {folder.name for folder in (tmp_path / "recovery").iterdir()} == {"step-10", "step-11"}
 
 
+def test_states_beyond_the_step_that_is_saved_are_none_of_the_newest_two(store, tmp_path):
+    """They were skipped, being damaged or of another plan: else this run's own would be removed for them."""
+    other = RecoveryStore(tmp_path / "recovery", "another plan", lambda _step: None)
+    save(other, 8, 9)
+    other.close()
+    save(store, 1)
+    assert store.newest()[0].step == 1
+    save(store, 2, 3)
+    assert {folder.name for folder in (tmp_path / "recovery").iterdir()} == {"step-2", "step-3"}
+
+
+def test_killed_while_a_state_takes_the_place_of_one_of_the_same_step_there_is_one(store, tmp_path, monkeypatch):
+    """The only one, where states are saved by the hour; and then again, when its step's evaluation is done."""
+    save(store, 5)
+
+    def killed(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "replace", killed)
+    store.save(state(5))
+    with pytest.raises(KeyboardInterrupt):
+        store.wait()
+    monkeypatch.undo()
+    again = RecoveryStore(tmp_path / "recovery", "plan", lambda _step: None)
+    assert again.newest()[0].step == 5
+    assert {folder.name for folder in (tmp_path / "recovery").iterdir()} == {"step-5"}
+    save(again, 5)
+    again.close()
+    assert {folder.name for folder in (tmp_path / "recovery").iterdir()} == {"step-5"}
+
+
 def test_a_state_is_what_it_was_when_it_was_given(store):
     given = state(1)
     store.save(given)

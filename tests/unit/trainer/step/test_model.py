@@ -88,6 +88,15 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path):
         load(folder)
 
 
+def test_weights_that_are_not_finite_are_told_as_such(tmp_path):
+    folder = small_llama(tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunFailed, match="cannot be trained: its logits are not finite: its weights are damaged, or do"):
+        load(folder)
+
+
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
 def test_a_damaged_model_is_named(tmp_path, damage):
     folder = small_llama(tmp_path / "base")
