@@ -5,8 +5,10 @@ Reads the file as prepare does, prints the findings and statistics, and keeps no
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,9 @@ class CheckRun:
             with Findings(FILE) as findings, Seen(prompts=False) as seen:
                 check = FileCheck(path, self.file, rules, findings, seen)
                 self._pass(check)
-                self._print(check)
+                with _left_by_reader():
+                    self._print(check)
+                    sys.stdout.flush()
         except RunFailed as end:
             print(end.failure.sentence, file=sys.stderr)
             return end.failure.exit_code
@@ -91,6 +95,15 @@ class CheckRun:
             print()
         else:
             print_findings(Console(highlight=False), self.file, check)
+
+
+@contextmanager
+def _left_by_reader() -> Iterator[None]:
+    """Whoever reads what is printed may go early, as `head` does; the exit code still says what was found."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
 
 
 def print_findings(console: Console, file: str, check: FileCheck) -> None:

@@ -267,6 +267,17 @@ print(json.dumps({"code": code, "heavy": sorted({"torch", "peft"} & sys.modules.
 """
 
 
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", *(b"{" for _ in range(5000)))
+    piped = '{ "$0" -m finetune_trainer check "$1" --json; echo $? >"$1.code"; } | head -c 9'
+    source = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        ["sh", "-c", piped, sys.executable, file],
+        env={**os.environ, "PYTHONPATH": source}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.stderr, (tmp_path / "rows.jsonl.code").read_text()) == ("", "11\n")
+
+
 def test_from_the_hub_alone_and_without_torch(light_model, tmp_path):
     """A process of its own; of the model no weights are there to be asked for."""
     rows = json.dumps(preference()).encode()
