@@ -87,10 +87,12 @@ def choose_level(policy: Policy, wanted: Level, longest: int, line: int) -> Choi
     for level in levels[levels.index(wanted) :]:
         try:
             problem = _short(policy, level) or _long(policy, level, longest, line)
-        except (AttentionUnsupported, RuntimeError, TypeError, ValueError) as error:
+        except (AttentionUnsupported, RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
             if level is Level.SINGLE and isinstance(error, torch.OutOfMemoryError):
                 raise
-            problem = str(error).strip().split("\n", 1)[0]
+            said = str(error).strip().split("\n", 1)[0]
+            ours = isinstance(error, (AttentionUnsupported, torch.OutOfMemoryError))
+            problem = said if ours else f"its code fails on such a pass: {said}"
         if problem is None:
             return Choice(level, policy, above)
         above = problem

@@ -151,6 +151,16 @@ def test_a_model_whose_own_log_probabilities_cannot_be_had_is_refused(monkeypatc
     assert caught.value.failure.code is FailureCode.MODEL_UNSUPPORTED
 
 
+def test_an_error_of_the_models_own_code_is_told_as_one():
+    """A layer with an indexer takes it for granted that there is a mask."""
+    model = build("llama", torch.float32)
+    needs_mask = lambda _layer, _args, kwargs: kwargs["attention_mask"].dtype if "pref_segments" in kwargs else None  # noqa: E731
+    model.model.layers[0].register_forward_pre_hook(needs_mask, with_kwargs=True)
+    choice = choose_level(policy_of(model), Level.SHARED, LONGEST, LINE)
+    assert choice.level is Level.SINGLE
+    assert "its code fails on such a pass: 'NoneType' object has no attribute 'dtype'" in choice.sentence
+
+
 def test_trying_costs_few_passes(monkeypatch):
     policy = policy_of(build("llama", torch.float32))
     tokens = []
