@@ -37,6 +37,7 @@ CONFIGURATIONS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "llama": lambda: transformers.LlamaConfig(**SIZES),
     "llama, tied": lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=8),
+    "phi3": lambda: transformers.Phi3Config(**SIZES, original_max_position_embeddings=30),
     "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=8),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
@@ -59,6 +60,16 @@ CONFIGURATIONS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
         no_rope_layers=[1, 0],
     ),
     "qwen3-next": lambda: transformers.Qwen3NextConfig(**SIZES, head_dim=8, **EXPERTS, **LINEAR),
+    "minimax-m3": lambda: transformers.MiniMaxM3VLTextConfig(
+        **SIZES,
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        index_n_heads=2,
+        index_head_dim=8,
+        index_block_size=16,
+        layer_types=["full_attention", "minimax_m3_sparse"],
+    ),
     "bloom": lambda: transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
 }
 

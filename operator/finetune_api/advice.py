@@ -21,7 +21,8 @@ def beta_warning(method: TrainingMethod) -> tuple[WarningCode, str] | None:
             " so all pairs weigh nearly the same whatever the model prefers; set beta to 2 to 10 and simpoGamma to"
             " about half of it"
         )
+    held = "" if objective.reference_free else " and hardly holds the model to its reference"
     return WarningCode.BETA_LOW, (
-        f"dpo.beta is {beta} while log-ratios are divided by length: the loss then hardly moves and hardly holds the"
-        " model to its reference; set beta to 2 to 10, or turn normalizeLogratiosByLength off"
+        f"dpo.beta is {beta} while log-ratios are divided by length: the loss then hardly moves{held}; set beta to 2"
+        " to 10, or turn normalizeLogratiosByLength off"
     )

@@ -5,8 +5,11 @@ Reads the file as prepare does, prints the findings and statistics, and keeps no
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from finetune_trainer.data.seen import Seen
 from finetune_trainer.data.sources import fetch_file
 from finetune_trainer.data.tokenise import Tokeniser
 from finetune_trainer.failures import RunFailed
+from finetune_trainer.files import writing_to
 
 UNLIMITED = sys.maxsize
 """Longest sequence where neither model nor user names one."""
@@ -60,7 +64,9 @@ class CheckRun:
             with Findings(FILE) as findings, Seen(prompts=False) as seen:
                 check = FileCheck(path, self.file, rules, findings, seen)
                 self._pass(check)
-                self._print(check)
+                with _left_by_reader():
+                    self._print(check)
+                    sys.stdout.flush()
         except RunFailed as end:
             print(end.failure.sentence, file=sys.stderr)
             return end.failure.exit_code
@@ -76,7 +82,7 @@ class CheckRun:
     def _pass(self, check: FileCheck) -> None:
         """Read the file; rows that do not fit the method are a finding here, not the end of a job."""
         try:
-            with _Watched() as watched:
+            with _Watched() as watched, writing_to(tempfile.gettempdir()):
                 for _ in check.rows(watched.tell):
                     pass
         except RunFailed as end:
@@ -91,6 +97,15 @@ class CheckRun:
             print()
         else:
             print_findings(Console(highlight=False), self.file, check)
+
+
+@contextmanager
+def _left_by_reader() -> Iterator[None]:
+    """Whoever reads what is printed may go early, as `head` does; the exit code still says what was found."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
 
 
 def print_findings(console: Console, file: str, check: FileCheck) -> None:

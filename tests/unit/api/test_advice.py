@@ -48,6 +48,7 @@ def test_beta_low(options) -> None:
     code, sentence = warning(**options)
     assert code is WarningCode.BETA_LOW
     assert sentence.startswith("dpo.beta is 0.1 while log-ratios are divided by length")
+    assert ("its reference" in sentence) is ("referenceFree" not in options)
     assert "set beta to 2 to 10" in sentence
 
 

@@ -1,5 +1,6 @@
 """The check command: a file with each rule broken once, what is printed, how it ends; and no row brings it down."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from finetune_trainer import __main__ as entry
 from finetune_trainer import check as command
 from finetune_trainer.data import check as check_module
+from finetune_trainer.data.seen import Seen
 from hub import serving
 from rows import NO_SYSTEM, THINKING, assistant, conversation, preference, save_light_model, system, user, write_rows
 from training import shared_preferences
@@ -220,6 +222,16 @@ def test_a_call_that_means_nothing_is_refused(given_, capsys):
     assert "usage: finetune-train check" in capsys.readouterr().err
 
 
+def test_a_full_temporary_folder_is_told_as_such(check, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Seen, "add_row", full)
+    code, out, err = check(write_rows(tmp_path / "a.jsonl", preference()), "--json")
+    assert (code, out) == (22, "")
+    assert err.startswith("no space is left at ")
+
+
 @pytest.mark.parametrize("size", [0, 65_537])
 def test_a_template_that_no_job_would_take_is_refused(size, tmp_path, capsys):
     (tmp_path / "a.jinja").write_text("a" * size)
@@ -265,6 +277,17 @@ from finetune_trainer.__main__ import main
 code = main(sys.argv[1:])
 print(json.dumps({"code": code, "heavy": sorted({"torch", "peft"} & sys.modules.keys())}), file=sys.stderr)
 """
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", *(b"{" for _ in range(5000)))
+    piped = '{ "$0" -m finetune_trainer check "$1" --json; echo $? >"$1.code"; } | head -c 9'
+    source = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        ["sh", "-c", piped, sys.executable, file],
+        env={**os.environ, "PYTHONPATH": source}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.stderr, (tmp_path / "rows.jsonl.code").read_text()) == ("", "11\n")
 
 
 def test_from_the_hub_alone_and_without_torch(light_model, tmp_path):

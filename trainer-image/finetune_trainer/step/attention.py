@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 PREF_VARLEN = "pref_varlen"
-ASKS_FOR_MORE = ("softcap", "s_aux", "position_bias")
+ASKS_FOR_MORE = ("softcap", "s_aux", "position_bias", "indices", "block_indices")
 """Arguments by which a layer asks for more than masked softmax attention."""
 KERNEL_TYPES = torch.bfloat16, torch.float16
 
@@ -128,6 +128,8 @@ def attention(
     """
     if asked := [name for name in ASKS_FOR_MORE if given.get(name) is not None]:
         raise AttentionUnsupported(f"its attention needs {', '.join(asked)}")
+    if attention_mask is not None:
+        raise AttentionUnsupported("its attention has a mask of its own")
     if "pref_segments" not in given:
         raise AttentionUnsupported("its attention gets no layout")
     window = given.get("sliding_window")
@@ -168,7 +170,7 @@ def _sliced(
                 queries[place], *own, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
             )
         )
-    return torch.cat(parts, dim=2).transpose(1, 2)
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
 def _mask(length: int, prefix: int, window: int | None, device: torch.device) -> Tensor:

@@ -6,9 +6,10 @@ registered attention function all give other scores, and a level that gives othe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,10 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest root mean square of the differences of token log-probabilities that is rounding, by the model's precision."""
 TOLERANCE_16_BIT = 5e-2
 REACH_NAMES = "window", "chunk", "local", "block", "floor"
-"""Parts of the names under which configurations say after how many tokens attention changes."""
+"""Parts of the names under which configurations say after how many tokens of a pass attention changes."""
+POSITION_NAME = "original_max"
+"""Part of the name under which they say after how many tokens of a sequence positions are encoded otherwise, in the
+other sequences of its pass too (LongRoPE). Dynamic NTK does so after the most tokens that prepare lets pass."""
 EAGER = "eager"
 SLOWER = {
     Level.PACKED: "the prompt of a pair is computed twice",
@@ -126,20 +130,31 @@ def _short(policy: Policy, level: Level) -> str | None:
 
 
 def _long(policy: Policy, level: Level, longest: int, line: int) -> str | None:
-    """The same where attention changes after some tokens: a row that is longer, with as many tokens before it."""
-    config = policy.base.causal.config.get_text_config().to_dict()
-    named = (value for name, value in config.items() if any(part in name for part in REACH_NAMES))
-    reach = max(
-        (value for value in named if type(value) is int and SHORT_PROMPT < value < max(longest, line)), default=0
-    )
+    """The same where a model changes after some tokens: a row that is longer, a short one and as many tokens before."""
+    reach = max(_reaches(policy.base.causal.config.get_text_config().to_dict(), longest, line), default=0)
     if not reach:
         return None
-    row = _probe(policy, max(SHORT_PROMPT, min(reach, longest - PREFERRED)))
+    short, row = _probe(policy, 1, seed=1), _probe(policy, max(SHORT_PROMPT, min(reach, longest - PREFERRED)))
     before = -(-min(reach, line) // (len(row.prompt) + PREFERRED + NON_PREFERRED))
-    scores = _scores(policy, [row] * (before + 1), level)[-(PREFERRED + NON_PREFERRED) :]
-    if _differ(policy, scores, _stock_scores(policy, row)):
+    scores = _scores(policy, [short] + [row] * (before + 1), level)
+    answers = PREFERRED + NON_PREFERRED
+    if _differ(policy, scores[-answers:], _stock_scores(policy, row)):
         return f"its scores after {reach} tokens are not those of the model's own attention"
+    if _differ(policy, scores[:answers], _stock_scores(policy, short)):
+        return f"its scores beside a row of more than {reach} tokens are not those that a row has alone"
     return None
+
+
+def _reaches(config: dict[str, Any], longest: int, line: int) -> Iterator[int]:
+    """After how many tokens something may change, as far as the data come to it."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _reaches(value, longest, line)
+        elif type(value) is int:
+            on_line = any(part in name for part in REACH_NAMES)
+            most = max(longest, line) if on_line else longest if POSITION_NAME in name else 0
+            if SHORT_PROMPT < value < most:
+                yield value
 
 
 def _probe(policy: Policy, prompt: int, seed: int = 0) -> Probe:

@@ -68,11 +68,18 @@ def test_a_call_without_a_layout_is_refused():
     assert policy.as_loaded()(input_ids=torch.arange(8)[None]).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias", "indices"])
 def test_what_a_layer_needs_beyond_masks_is_refused_by_name(name):
     one = torch.zeros(1, 1, 1, 4)
     with pytest.raises(AttentionUnsupported, match=name):
         attention(torch.nn.Module(), one, one, one, None, pref_segments=(), **{name: 1.0})
+
+
+def test_a_mask_that_a_layer_made_itself_is_refused():
+    """Layers with an indexer keep the tokens that it picked apart from the rest by a mask."""
+    one = torch.zeros(1, 1, 1, 4)
+    with pytest.raises(AttentionUnsupported, match="a mask of its own"):
+        attention(torch.nn.Module(), one, one, one, torch.ones(1, 1, 1, 1, dtype=torch.bool), pref_segments=())
 
 
 def kernel(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):

@@ -33,6 +33,7 @@ SINGLE = {
     "gpt-oss": "s_aux",
     "llama4": "its scores are not those",
     "qwen3-next": "its scores are not those",
+    "minimax-m3": "block_indices",
     "bloom": "cannot be replaced",
 }
 
@@ -121,6 +122,25 @@ def test_what_depends_on_the_place_in_the_line_is_found_at_the_length_of_a_pass(
     model = build("llama4", torch.float32, attention_chunk_size=1000, floor_scale=60, attn_scale=2.0)
     choice = choose_level(policy_of(model), Level.SHARED, 24, line)
     assert choice.level is level
+
+
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 30,
+}
+
+
+@pytest.mark.parametrize(("longest", "level"), [(60, Level.SINGLE), (30, Level.SHARED)])
+def test_positions_that_the_longest_row_of_a_pass_decides_are_found(longest, level):
+    """LongRoPE has one encoding for a whole pass, by its longest sequence."""
+    model = build("phi3", max_position_embeddings=200, rope_parameters=LONG_ROPE)
+    choice = choose_level(policy_of(model), Level.SHARED, longest, LINE)
+    assert choice.level is level
+    assert level is Level.SHARED or "beside a row of more than 30 tokens" in choice.sentence
+    compare(choice.policy, pairs([(20, 3, 4), (12, longest - 12, 5), (2, 1, 3)]), choice.level, 1e-12, 1e-6)
 
 
 def test_a_model_whose_own_log_probabilities_cannot_be_had_is_refused(monkeypatch):
