@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from finetune_trainer.data.seen import Seen
 from finetune_trainer.data.sources import fetch_file
 from finetune_trainer.data.tokenise import Tokeniser
 from finetune_trainer.failures import RunFailed
+from finetune_trainer.files import writing_to
 
 UNLIMITED = sys.maxsize
 """Longest sequence where neither model nor user names one."""
@@ -80,7 +82,7 @@ class CheckRun:
     def _pass(self, check: FileCheck) -> None:
         """Read the file; rows that do not fit the method are a finding here, not the end of a job."""
         try:
-            with _Watched() as watched:
+            with _Watched() as watched, writing_to(tempfile.gettempdir()):
                 for _ in check.rows(watched.tell):
                     pass
         except RunFailed as end:

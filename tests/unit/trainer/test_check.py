@@ -1,5 +1,6 @@
 """The check command: a file with each rule broken once, what is printed, how it ends; and no row brings it down."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from finetune_trainer import __main__ as entry
 from finetune_trainer import check as command
 from finetune_trainer.data import check as check_module
+from finetune_trainer.data.seen import Seen
 from hub import serving
 from rows import NO_SYSTEM, THINKING, assistant, conversation, preference, save_light_model, system, user, write_rows
 from training import shared_preferences
@@ -218,6 +220,16 @@ def test_a_call_that_means_nothing_is_refused(given_, capsys):
         entry.main(["check", *(["a.jsonl"] if given_ else []), *given_])
     assert ended.value.code == 2
     assert "usage: finetune-train check" in capsys.readouterr().err
+
+
+def test_a_full_temporary_folder_is_told_as_such(check, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Seen, "add_row", full)
+    code, out, err = check(write_rows(tmp_path / "a.jsonl", preference()), "--json")
+    assert (code, out) == (22, "")
+    assert err.startswith("no space is left at ")
 
 
 @pytest.mark.parametrize("size", [0, 65_537])

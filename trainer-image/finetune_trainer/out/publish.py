@@ -138,7 +138,7 @@ class Publisher:
                 self._write_manifest(kept)
                 for checkpoint in listed:
                     if checkpoint not in kept:
-                        shutil.rmtree(self._folder(checkpoint.step), ignore_errors=True)
+                        _remove(self._folder(checkpoint.step))
 
     def _is_known(self, superseded: Checkpoint, listed: Iterable[Checkpoint], states: Collection[int]) -> bool:
         """Whether one of `states` may know `superseded` as the best: it was saved before the next best one.
@@ -203,8 +203,7 @@ class Publisher:
             (temporary / "README.md").write_text(card(), encoding="utf-8")
             if folder.exists() and weights_digest(folder) == weights_digest(temporary):
                 return
-            if folder.exists():
-                shutil.rmtree(folder)
+            _remove(folder)
             replace(temporary, folder)
 
     def _put_template(self, folder: Path) -> None:
@@ -219,11 +218,22 @@ def tidy(layout: Layout, last: Report) -> None:
     named = {f"step-{checkpoint.step}" for checkpoint in last.checkpoints}
     for folder in layout.checkpoints.glob("step-*"):
         if folder.name not in named:
-            shutil.rmtree(folder)
+            _remove(folder)
+    for half in layout.checkpoints.glob(".step-*"):
+        shutil.rmtree(half)
     if layout.private.exists():
         shutil.rmtree(layout.private)
     with suppress(OSError):
         layout.private.parent.rmdir()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a published folder, which loses its name first: killed in between, nothing half removed has that name."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.replace(aside)
+        shutil.rmtree(aside)
 
 
 def _copy(source: Path, target: Path, paths: Iterable[Path]) -> None:

@@ -210,6 +210,7 @@ class _Reference:
                 self.folder / name,
                 self.teller.scoring,
                 self.fitter.policy.base.uri,
+                "trainingFile" if name == TRAIN_FOLDER else "validationFile",
             )
         return replace(rows, reference=scores)
 

@@ -37,6 +37,7 @@ def reference_scores(
     folder: Path,
     told: Callable[[int, int], None],
     uri: str,
+    file: str,
 ) -> Tensor:
     """Sums of log-probabilities under the starting weights, fp64 [rows, 2], preferred first.
 
@@ -48,6 +49,7 @@ def reference_scores(
         folder: where the shards lie.
         told: hears how many rows of how many are done.
         uri: of the model, named where its scores are not finite.
+        file: field of the job that names the file whose rows they are.
 
     Raises:
         RunFailed: ConfigInvalid: a shard is about other tokens; ModelUnsupported: a score is not finite.
@@ -60,7 +62,7 @@ def reference_scores(
         for group in groups:
             if missing := [row for row in group if not done[row]]:
                 told(int(done.sum()), len(done))
-                sums[missing] = _finite(score(missing).cpu().view(-1, 2), missing, pair, uri)
+                sums[missing] = _finite(score(missing).cpu().view(-1, 2), missing, pair, uri, file)
                 done[missing] = True
                 fresh += missing
             if fresh and monotonic() - since >= SHARD_SECONDS:
@@ -81,10 +83,10 @@ def row_digest(pair: PairTokens) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     return np.frombuffer(digest.digest(), np.uint8).copy()
 
 
-def _finite(sums: Tensor, rows: Sequence[int], pair: Tokens, uri: str) -> Tensor:
+def _finite(sums: Tensor, rows: Sequence[int], pair: Tokens, uri: str, file: str) -> Tensor:
     for row, finite in zip(rows, sums.isfinite().all(dim=1).tolist(), strict=True):
         if not finite:
-            problem = f"its log-probability of an answer of line {pair(row).line} is not finite"
+            problem = f"its log-probability of an answer of line {pair(row).line} of {file} is not finite"
             raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
     return sums
 

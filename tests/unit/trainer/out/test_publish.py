@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -254,6 +255,25 @@ def test_a_checkpoint_of_an_evaluation_that_is_made_again_waits_for_its_verdict(
     assert [c.step for c in publisher.forget_after(7, best=3)] == [3]
     publisher.remove_superseded((7, 7))
     assert listed(publisher) == [3, 7]
+
+
+def test_killed_while_a_former_best_is_removed_a_restart_publishes_it_again(publisher, monkeypatch):
+    entries = publish_bests(publisher, 3, 7)
+
+    def killed(path, **_options):
+        if path.exists():
+            (path / "adapter_model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        publisher.remove_superseded((8, 9))
+    monkeypatch.undo()
+    publisher.forget_after(0)
+    assert publish_bests(publisher, 3, 7)[-1].sha256 == entries[-1].sha256
+    assert (publisher.layout.checkpoints / "step-3" / "adapter_model.safetensors").is_file()
+    publisher.remove_superseded((8, 9))
+    assert folders(publisher) == {7}
 
 
 def test_at_the_end_nothing_is_left_that_is_not_offered(publisher):

@@ -58,7 +58,13 @@ def score(policy, pairs, folder, least=ROWS, level=Level.SHARED):
 
     told = []
     found = reference_scores(
-        pairs.__getitem__, GROUPS, sums, folder, lambda done, rows: told.append((done, rows)), "file:///model"
+        pairs.__getitem__,
+        GROUPS,
+        sums,
+        folder,
+        lambda done, rows: told.append((done, rows)),
+        "file:///model",
+        "validationFile",
     )
     assert told == sorted(told)
     assert all(rows == ROWS for _, rows in told)
@@ -135,7 +141,7 @@ def test_a_score_that_is_not_finite_names_its_row(tiny_model, pairs, tmp_path):
     with torch.no_grad():
         embedding.weight[310] = torch.nan
     odd[4] = replace(odd[4], prompt=np.array([310], np.int32))
-    with pytest.raises(RunFailed, match="line 104"):
+    with pytest.raises(RunFailed, match="line 104 of validationFile is not finite"):
         score(broken, odd, tmp_path)
 
 
