@@ -28,6 +28,7 @@ from finetune_trainer.data.tokens import CacheKind, Pair, open_cache, write_cach
 from finetune_trainer.run.rows import PreferenceRows
 from finetune_trainer.step.adapter import new_adapter
 from finetune_trainer.step.gradient import accumulate, scores
+from finetune_trainer.step.logps import sequence_logps
 from finetune_trainer.step.losses import preference_loss
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.recipe import Level, Recipe
@@ -70,6 +71,18 @@ def policy_of(config: PreTrainedConfig, device: torch.device) -> Policy:
 
 
 @dataclass(frozen=True)
+class Lines:
+    """Both sides of every pair, of a pair the preferred one first."""
+
+    ids: torch.Tensor
+    """int64 [lines, width]."""
+    mask: torch.Tensor | None
+    """1 on tokens; None: there is no padding."""
+    answers: torch.Tensor
+    """Which of the tokens after the first are answers, bool [lines, width - 1]."""
+
+
+@dataclass(frozen=True)
 class Task:
     """Pairs to learn from, with the reference scored under the starting weights."""
 
@@ -99,8 +112,34 @@ class Task:
 
         return run
 
+    def unshared(self) -> Arm:
+        """Both sides as a batch through stock attention, then our head: the same step without sharing a prompt."""
+        lines, head = self._lines(), self.policy.head
+
+        def run() -> float:
+            self._begin()
+            states = self.policy.backbone(input_ids=lines.ids, attention_mask=lines.mask, use_cache=False)
+            hidden = states.last_hidden_state[:, :-1][lines.answers]
+            targets, sequence = lines.ids[:, 1:][lines.answers], lines.answers.nonzero()[:, 0]
+            return self._end(sequence_logps(hidden, head, targets, sequence, len(lines.ids)))
+
+        return run
+
     def plain(self) -> Arm:
-        """A textbook's step on stock transformers: both sides as a padded batch, logits of every position."""
+        """A textbook's step on stock transformers: both sides as a batch, logits of every position."""
+        lines = self._lines()
+
+        def run() -> float:
+            self._begin()
+            given = {"input_ids": lines.ids, "attention_mask": lines.mask, "use_cache": False}
+            logits = self.policy.root(**given).logits[:, :-1].float()
+            logps = torch.log_softmax(logits, -1).gather(2, lines.ids[:, 1:, None])[..., 0]
+            return self._end((logps * lines.answers).double().sum(1))
+
+        return run
+
+    def _lines(self) -> Lines:
+        """Prompt and answer of both sides, one line each, padded on the right where lengths differ."""
         sequences = [np.concatenate([p.prompt, a]) for p in self.pairs for a in (p.preferred, p.non_preferred)]
         ids = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
         scored = np.zeros_like(ids, dtype=np.bool_)
@@ -108,23 +147,22 @@ class Task:
             ids[line, : len(tokens)] = tokens
             scored[line, len(self.pairs[line // 2].prompt) : len(tokens)] = True
         device = self.policy.device
-        lines, answers = torch.from_numpy(ids).to(device), torch.from_numpy(scored).to(device)
+        lines, answers = torch.from_numpy(ids).to(device), torch.from_numpy(scored[:, 1:]).to(device)
         padded = len({len(tokens) for tokens in sequences}) > 1
-        mask = (lines > 0).long() if padded else None
+        return Lines(lines, (lines > 0).long() if padded else None, answers)
+
+    def _begin(self) -> None:
+        self.policy.as_loaded()
+        self.policy.training(True)
+        _clear(self.policy)
+
+    def _end(self, sums: torch.Tensor) -> float:
+        """Loss and gradients from the sums of log-probabilities of every line."""
+        device = self.policy.device
         lengths, reference = torch.from_numpy(self.rows.lengths).to(device), self.rows.reference.to(device)
-
-        def run() -> float:
-            self.policy.as_loaded()
-            self.policy.training(True)
-            _clear(self.policy)
-            logits = self.policy.root(input_ids=lines, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-            logps = torch.log_softmax(logits, -1).gather(2, lines[:, 1:, None])[..., 0]
-            sums = (logps * answers[:, 1:]).double().sum(1).view(-1, 2)
-            loss = preference_loss(sums, reference, lengths, self.rows.objective).mean()
-            loss.backward()
-            return float(loss.detach())
-
-        return run
+        loss = preference_loss(sums.view(-1, 2), reference, lengths, self.rows.objective).mean()
+        loss.backward()
+        return float(loss.detach())
 
 
 def task_of(policy: Policy, shapes: Sequence[Shape], folder: Path) -> Task:

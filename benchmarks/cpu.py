@@ -68,7 +68,7 @@ def measure(shape: Shape, config: LlamaConfig, rounds: int, repeats: int, folder
     task = task_of(policy_of(config, torch.device("cpu")), [shape] * PAIRS, folder / "cache")
     arms: dict[str, Arm] = {
         "plain": task.plain(),
-        "unshared": task.ours(Recipe(Level.SINGLE, ONE_MICRO_BATCH)),
+        "unshared": task.unshared(),
         "shared": task.ours(Recipe(Level.SHARED, ONE_MICRO_BATCH)),
         "TRL": trl(task, folder / "trl", PAIRS, precompute_ref_log_probs=True, activation_checkpointing=False),
     }
@@ -110,7 +110,7 @@ def written(results: list[Result]) -> str:
         f"{date.today()}; {versions()}. Written by `make bench-cpu`.",
         "",
         f"Forward and backward of {PAIRS} pairs, Llama of 4 layers, LoRA of rank 16, fp32, reference cached. Plain:"
-        " stock transformers, all logits. Unshared: stock sdpa, each sequence alone, our head. Peak: live tensors"
+        " stock transformers, all logits. Unshared: stock sdpa, both sides as a batch, our head. Peak: live tensors"
         " without weights. TRL scores every position on a CPU (its kernel for answers alone needs a GPU), so its column"
         " says nothing about GPUs.",
         "",
