@@ -57,7 +57,7 @@ verify: setup ## fail when a generated file differs from what generate would wri
 test: test-unit test-parity test-integration test-e2e ## every tier
 
 test-unit: setup ## unit and architecture tests; Python is all they need
-	$(PY) -m pytest tests/unit tests/architecture
+	$(PY) -m pytest tests/unit tests/architecture -n auto --dist worksteal
 
 test-parity: setup ## step by step the same numbers as TRL, on the CPU
 	$(PY) -m pytest tests/parity
