@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from finetune_trainer.data import spans
@@ -37,3 +39,16 @@ def trained(chat, row) -> list[str]:
     """The text of each trained span."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], row.targets.astype(int), [0]])))
     return [text(chat, row.tokens[begin:end]) for begin, end in edges.reshape(-1, 2)]
+
+
+def adding_bos(folder):
+    """A tokenizer that begins every text with BOS, as those of Llama do."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [BOS], "tokens": ["<|begin|>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder

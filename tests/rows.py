@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,20 @@ def preference(prompt: str = "Which?", preferred: str = "this", non_preferred: s
 def conversation(*contents: str) -> dict:
     """User and assistant in turns."""
     return {"messages": [(assistant if index % 2 else user)(text) for index, text in enumerate(contents)]}
+
+
+def changed(row: dict, path: Sequence[str | int], value: object) -> dict:
+    """The row with one field replaced; a value of ... removes it."""
+    row = copy.deepcopy(row)
+    *parents, last = path
+    inner = row
+    for step in parents:
+        inner = inner[step]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return row
 
 
 def write_rows(path: Path, *rows: object) -> Path:

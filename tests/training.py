@@ -151,3 +151,16 @@ def limit_memory(policy: Policy, tokens: int, checkpointed: int | None = None, *
 
     policy.backbone.forward = limited
     return passes
+
+
+QUICK = {"batchSize": 3, "learningRate": 0.01}
+"""Hyperparameters of a job that moves its weights in two steps."""
+
+
+def local(folder: Path, document: dict, *more: str) -> int:
+    """`finetune-train local` on a manifest; the result is in `folder`/out/NAME."""
+    from finetune_trainer.__main__ import main
+
+    name = document["metadata"]["name"]
+    path = write_manifest(folder / f"{name}.yaml", document)
+    return main(["local", str(path), "--output", str(folder / "out" / name), *more])

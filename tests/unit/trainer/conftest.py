@@ -4,6 +4,7 @@ import pytest
 
 from rows import save_light_model
 from tiny import save_model
+from training import preference_rows, write_jsonl
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,8 @@ def light_model(tmp_path_factory):
 def tiny_model(tmp_path_factory):
     """A random Llama with tokenizer and chat template."""
     return save_model(tmp_path_factory.mktemp("tiny") / "model", hidden=32, layers=2, heads=4)
+
+
+@pytest.fixture
+def training_file(tmp_path):
+    return write_jsonl(tmp_path / "train.jsonl", preference_rows(6))

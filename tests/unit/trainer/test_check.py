@@ -15,7 +15,18 @@ from finetune_trainer import check as command
 from finetune_trainer.data import check as check_module
 from finetune_trainer.data.seen import Seen
 from hub import serving
-from rows import NO_SYSTEM, THINKING, assistant, conversation, preference, save_light_model, system, user, write_rows
+from rows import (
+    NO_SYSTEM,
+    THINKING,
+    assistant,
+    changed,
+    conversation,
+    preference,
+    save_light_model,
+    system,
+    user,
+    write_rows,
+)
 from training import shared_preferences
 
 CALL = {"function": {"name": "look", "arguments": 3}}
@@ -23,16 +34,8 @@ CALL = {"function": {"name": "look", "arguments": 3}}
 
 def at(path: str, value: object, row: dict | None = None) -> dict:
     """A good row but for one field; ... removes it. `path` is written with dots."""
-    row = json.loads(json.dumps(row or preference("p " + path)))
-    *parents, last = [int(step) if step.isdecimal() else step for step in path.split(".")]
-    inner = row
-    for step in parents:
-        inner = inner[step]
-    if value is ...:
-        del inner[last]
-    else:
-        inner[last] = value
-    return row
+    steps = [int(step) if step.isdecimal() else step for step in path.split(".")]
+    return changed(row or preference("p " + path), steps, value)
 
 
 OUTPUTS = ("preferred_output", "non_preferred_output")

@@ -18,6 +18,8 @@ from finetune_trainer.local import LocalRun
 from finetune_trainer.step.packing import permutation
 from tiny import save_model
 from training import (
+    QUICK,
+    local,
     manifest,
     metrics_rows,
     preference_rows,
@@ -114,19 +116,6 @@ def test_losses_on_real_preferences_are_those_of_a_plain_loop(tmp_path, capsys):
     assert max(abs(a - b) for a, b in zip(ours, plain, strict=True)) < 1e-5
     assert f"result: file://{output}/adapter" in told.out
     assert not (output / ".finetune").exists(), "private state is gone"
-
-
-def local(folder, document, *more):
-    path = write_manifest(folder / f"{document['metadata']['name']}.yaml", document)
-    return main(["local", str(path), "--output", str(folder / "out" / document["metadata"]["name"]), *more])
-
-
-@pytest.fixture
-def training_file(tmp_path):
-    return write_jsonl(tmp_path / "train.jsonl", preference_rows(6))
-
-
-QUICK = {"batchSize": 3, "learningRate": 0.01}
 
 
 def test_a_published_adapter_answers_as_plain_peft_says(tmp_path, tiny_model, training_file):

@@ -10,20 +10,16 @@ import pytest
 
 from finetune_trainer.__main__ import main
 from finetune_trainer.local import LocalRun, Refused
-from training import conversation_rows, manifest, metrics_rows, preference_rows, write_jsonl, write_manifest
-
-
-def local(folder, document, *more):
-    path = write_manifest(folder / f"{document['metadata']['name']}.yaml", document)
-    return main(["local", str(path), "--output", str(folder / "out" / document["metadata"]["name"]), *more])
-
-
-@pytest.fixture
-def training_file(tmp_path):
-    return write_jsonl(tmp_path / "train.jsonl", preference_rows(6))
-
-
-QUICK = {"batchSize": 3, "learningRate": 0.01}
+from training import (
+    QUICK,
+    conversation_rows,
+    local,
+    manifest,
+    metrics_rows,
+    preference_rows,
+    write_jsonl,
+    write_manifest,
+)
 
 
 def test_dpo_goes_on_with_the_adapter_of_an_sft_job(tmp_path, tiny_model, training_file, capsys):

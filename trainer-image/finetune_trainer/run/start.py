@@ -128,8 +128,9 @@ def load_work(
     with weights_fit(device):
         policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device)
         rows = _rows(config, layout, TRAIN_FOLDER)
+        held_out = _rows(config, layout, VALIDATION_FOLDER) if prepared.validation_rows else None
         merging = prepare_merging(config, layout, policy, start, rows.cache)
-        choice = _level(config, layout, prepared, policy, teller)
+        choice = _level(policy, [rows, held_out] if held_out else [rows], teller)
         policy = choice.policy
         recipe = _recipe(config, policy, rows, choice.level, stored, teller)
         fitter = Fitter(policy, recipe, lambda said: teller.warn(WarningCode.MICRO_BATCH_HALVED, said, teller.step))
@@ -140,7 +141,7 @@ def load_work(
             fitter=fitter,
             plan=plan,
             rows=reference.scored(rows, plan.first_epoch(), TRAIN_FOLDER),
-            validation=_validation(config, layout, prepared, reference),
+            validation=_validation(held_out, reference) if held_out else None,
             publisher=_publisher(config, layout, prepared, start, plan),
             merging=merging,
         )
@@ -152,10 +153,8 @@ def _rows(config: TrainerConfig, layout: Layout, folder: str) -> MethodRows:
     return ConversationRows(cache) if method.type is MethodType.SFT else PreferenceRows(cache, method.preference, None)
 
 
-def _level(config: TrainerConfig, layout: Layout, prepared: Prepared, policy: Policy, teller: Teller) -> Choice:
+def _level(policy: Policy, files: Sequence[MethodRows], teller: Teller) -> Choice:
     """The fastest level that the model can do on rows as long as these."""
-    folders = [TRAIN_FOLDER, VALIDATION_FOLDER] if prepared.validation_rows else [TRAIN_FOLDER]
-    files = [_rows(config, layout, folder) for folder in folders]
     longest = max(int(rows.widths(Level.SINGLE).max()) for rows in files)
     wanted = Level.SHARED if files[0].pairs else Level.PACKED
     choice = choose_level(policy, wanted, longest, most_tokens(policy.device))
@@ -215,12 +214,10 @@ class _Reference:
         return replace(rows, reference=scores)
 
 
-def _validation(config: TrainerConfig, layout: Layout, prepared: Prepared, reference: _Reference) -> Validation | None:
-    count = prepared.validation_rows
-    if not count:
-        return None
+def _validation(rows: MethodRows, reference: _Reference) -> Validation:
+    count = len(rows.cache)
     groups = tuple(range(first, min(first + VALIDATION_GROUP, count)) for first in range(0, count, VALIDATION_GROUP))
-    return Validation(reference.scored(_rows(config, layout, VALIDATION_FOLDER), groups, VALIDATION_FOLDER), groups)
+    return Validation(reference.scored(rows, groups, VALIDATION_FOLDER), groups)
 
 
 def _start_folders(config: TrainerConfig, fetched: FetchedModel) -> StartFolders:

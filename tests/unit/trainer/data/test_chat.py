@@ -6,7 +6,7 @@ import jinja2
 import numpy as np
 import pytest
 
-from chats import BOS, END, pair_of, talk_of, text, trained
+from chats import BOS, END, adding_bos, pair_of, talk_of, text, trained
 from finetune_api.report import DataErrorCode as Code
 from finetune_trainer.data.chat import ChatTokenizer, Part, RowRefused
 from rows import GENERATION, LLAMA_LIKE, NO_SYSTEM, THINKING, assistant, save_light_model, system, user
@@ -29,16 +29,7 @@ def test_the_answer_is_what_follows_the_generation_header(chat_with, template, h
 
 
 def test_bos_stands_once_even_if_the_tokenizer_adds_one(tmp_path):
-    folder = save_light_model(tmp_path / "model")
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [BOS], "tokens": ["<|begin|>"]}},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    chat = ChatTokenizer(folder)
+    chat = ChatTokenizer(adding_bos(save_light_model(tmp_path / "model")))
     assert chat.encoder.encode("x").ids[0] == BOS  # it does add one where it may
     pair = pair_of(chat, [user("Hi?")], None, assistant("yes"), assistant("no"))
     assert np.count_nonzero(pair.prompt == BOS) == 1

@@ -1,12 +1,10 @@
 """Each rule with the smallest row that breaks it, the field it is reported at and its code."""
 
-import copy
-
 import pytest
 
 from finetune_api.report import DataErrorCode as Code
 from finetune_trainer.data.gate import CHOSEN, CONVERSATION, INSTRUCTION, PREFERENCE, TEXT, check_row, shape_of
-from rows import assistant, conversation, preference, system, user
+from rows import assistant, changed, conversation, preference, system, user
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
 TOOL_TALK = [
@@ -15,20 +13,6 @@ TOOL_TALK = [
     {"role": "tool", "content": "blue", "tool_call_id": "c1", "name": "look"},
     assistant("It is blue."),
 ]
-
-
-def changed(row, path, value):
-    """The row with one field replaced; a value of ... removes it."""
-    row = copy.deepcopy(row)
-    *parents, last = path
-    inner = row
-    for step in parents:
-        inner = inner[step]
-    if value is ...:
-        del inner[last]
-    else:
-        inner[last] = value
-    return row
 
 
 @pytest.mark.parametrize(

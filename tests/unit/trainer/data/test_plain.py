@@ -4,25 +4,12 @@ import json
 
 import pytest
 
-from chats import BOS, END, text
+from chats import BOS, END, adding_bos, text
 from finetune_api.report import DataErrorCode as Code
 from finetune_trainer.data import plain
 from finetune_trainer.data.chat import ChatTokenizer, RowRefused
 from finetune_trainer.data.examples import TextPair
 from rows import save_light_model
-
-
-def adding_bos(folder):
-    """A tokenizer that begins every text with BOS, as those of Llama do."""
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [BOS], "tokens": ["<|begin|>"]}},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return folder
 
 
 def without(folder, token):

@@ -23,7 +23,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from architectures import policy_of
+from architectures import SIZES, policy_of
 from finetune_trainer.data.tokens import Pair
 from finetune_trainer.step import model as model_module
 from finetune_trainer.step.batch import pair_batch
@@ -31,26 +31,15 @@ from finetune_trainer.step.logps import Head, sequence_logps
 from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.weights import head_of, head_problem
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
-    "llama, tied": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "llama, tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "gemma2, soft-cap": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.3, attn_implementation="eager")
+        Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=0.3, attn_implementation="eager")
     ),
-    "cohere, scaled": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)),
-    "granite, divided": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)),
-    "phi, bias": lambda: PhiForCausalLM(PhiConfig(**SMALL)),
+    "cohere, scaled": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
+    "granite, divided": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
+    "phi, bias": lambda: PhiForCausalLM(PhiConfig(**SIZES)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4)),
 }
 
@@ -82,7 +71,7 @@ def test_the_probe_accepts_a_head_that_is_known(model):
 
 
 def test_the_probe_refuses_a_head_that_does_more_than_is_known():
-    model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
     assert head_problem(model) is None
     model.config.logit_scale = 3.0
     assert head_problem(model) == "its logits are not what its head gives, so log-probabilities would be wrong"
@@ -136,7 +125,7 @@ def test_no_more_logits_than_allowed_exist_at_once(trained):
 def test_no_tensor_of_a_step_is_larger_than_a_chunk_of_logits_or_a_parameter(monkeypatch, tied, frozen):
     """A whole step, forward and backward, with a vocabulary of 128k: 32 tokens of 200 may have logits at once."""
     vocabulary, rows = 131_072, 32
-    config = LlamaConfig(**SMALL | {"vocab_size": vocabulary, "hidden_size": 16}, tie_word_embeddings=tied)
+    config = LlamaConfig(**SIZES | {"vocab_size": vocabulary, "hidden_size": 16}, tie_word_embeddings=tied)
     policy = policy_of(LlamaForCausalLM(config))
     policy.base.causal.get_output_embeddings().weight.requires_grad_(not frozen)
     monkeypatch.setattr(model_module, "sequence_logps", partial(sequence_logps, logits_bytes=8 * rows * vocabulary))
