@@ -26,7 +26,7 @@ from finetune_api.evaluation import METRIC_RULES, Evaluation
 from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
 from finetune_api.status import JobStatus
-from finetune_api.uris import DataUri, ModelUri, OutputUri
+from finetune_api.uris import DNS_NAME, DataUri, ModelUri, OutputUri
 
 MAX_BATCH_SIZE = 65536
 MAX_EPOCHS = 1000
@@ -167,6 +167,23 @@ CheckpointName = Annotated[
 ]
 
 
+SecretName = Annotated[
+    str, Matching("name must be the name of a Secret in the job's namespace", rf"^{DNS_NAME}$", max_length=253)
+]
+SecretKeyName = Annotated[
+    str, Matching("key must be a key of a Secret: letters, digits, '.', '-' and '_'", r"^[-._a-zA-Z0-9]+$", 253)
+]
+
+
+class SecretKeyRef(ApiModel):
+    """One value of a Secret in the job's namespace, which must match the runtime's access.secrets."""
+
+    name: SecretName
+    """Name of the Secret."""
+    key: SecretKeyName
+    """Which of its values."""
+
+
 class JobSpec(ApiModel):
     """What to train, on what, how, and where the result goes."""
 
@@ -179,6 +196,8 @@ class JobSpec(ApiModel):
     """Starting weights of an earlier job in this namespace: JOB (its final checkpoint), JOB:STEP, or JOB:best (the
     one with the best evaluation). A LoRA job that continues a LoRA job goes on with its adapter and inherits rank,
     alpha and modules."""
+    hf_token_secret_ref: SecretKeyRef | None = None
+    """Token for private and gated repositories of the Hugging Face Hub; the pods get it as HF_TOKEN."""
     training_file: DataUri
     """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
     hf://datasets/org/name[@revision]/path."""
