@@ -118,7 +118,8 @@ def _applied(manifest: dict[str, Any], changes: list[tuple[Path, Any]]) -> dict[
 
 
 def bases() -> list[dict[str, Any]]:
-    """Valid jobs: the smallest, one with every block, one that continues another, one with a Secret, one of all weights."""
+    """Valid jobs: the smallest, one with every block, one that continues another, one with a Secret, one of all
+    weights."""
     options = {"beta": 2, "normalizeLogratiosByLength": True, "rpoAlpha": 1, "simpoGamma": 0.5, "referenceFree": False}
     dpo = {"type": "DPO", "dpo": {**options, "labelSmoothing": 0.1}}
     sft = {"type": "SFT", "sft": {"trainOnInputs": "Never"}}
@@ -129,7 +130,13 @@ def bases() -> list[dict[str, Any]]:
     continued = job(fromCheckpoint="support-sft:12", trainingMethod=sft)
     del continued["spec"]["model"]
     private = job(hfTokenSecretRef={"name": "finetune-hf", "key": "token"})
-    return [job(), complete, continued, private, job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})]
+    return [
+        job(),
+        complete,
+        continued,
+        private,
+        job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"}),
+    ]
 
 
 def edits(manifest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
