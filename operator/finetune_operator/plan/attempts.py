@@ -52,7 +52,8 @@ def out_of_memory_twice(tally: Tally, job: FineTuneJob, stage: Stage) -> bool:
     """
     ended = [a for a in tally.attempts if a.end_time and of_stage(a, job, stage)]
     return any(
-        first.reason == second.reason == AttemptReason.OOM_KILLED and first.resumed_from_step == second.resumed_from_step
+        first.reason == second.reason == AttemptReason.OOM_KILLED
+        and first.resumed_from_step == second.resumed_from_step
         for first, second in pairwise(ended)
     )
 

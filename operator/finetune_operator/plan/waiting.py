@@ -23,7 +23,13 @@ IMAGE_REASONS = frozenset(
     }
 )
 CONFIG_REASONS = frozenset(
-    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreCreateHookError", "PostStartHookError"}
+    {
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+        "PreCreateHookError",
+        "PostStartHookError",
+    }
 )
 MAX_QUOTE = 1024
 NO_SECRET = re.compile(r'secret "(?P<name>[a-z0-9][-a-z0-9.]{0,252})" not found')
@@ -53,9 +59,7 @@ def waiting_of(manifest: Manifest) -> Waiting:
     if word in IMAGE_REASONS:
         return _say(Reason.IMAGE_PULL_FAILED, name, word, message, IMAGE_REMEDY.get(word, ANY_IMAGE_REMEDY))
     if word in CONFIG_REASONS:
-        return _no_secret(manifest, message) or _say(
-            Reason.CONTAINER_CONFIG_ERROR, name, word, message, CONFIG_REMEDY
-        )
+        return _no_secret(manifest, message) or _say(Reason.CONTAINER_CONFIG_ERROR, name, word, message, CONFIG_REMEDY)
     return _say(Reason.INITIALIZING, name, word, message, QUIET_REMEDY.format(name=name))
 
 
