@@ -73,7 +73,8 @@ def test_bounds_are_whole_numbers(crd) -> None:
         ("trainingType.lora.dropout", "Bounds: >= 0, < 1."),
         (
             "trainingType.lora.trainableModules",
-            "at least 1 items, at most 64 items, each: trainableModules must hold names of modules such as q_proj or all-linear.",
+            "at least 1 items, at most 64 items, each: trainableModules must hold names of modules such as q_proj"
+            " or all-linear.",
         ),
         ("trainingMethod.dpo.labelSmoothing", "Bounds: labelSmoothing must be at least 0 and below 0.5."),
         ("trainingMethod.type", "Default: SFT."),
