@@ -91,6 +91,8 @@ class Pod:
     """Reason of the DisruptionTarget condition."""
     cause: str | None = None
     """The kubelet's word for the end (OOMKilled, Evicted), where it says more than Error."""
+    node_said: str = ""
+    """The sentence to that word, where it is the node's and not the trainer's."""
     last_word: str = ""
     """The termination message."""
     waiting: Waiting | None = None
