@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from finetune_api.job import FineTuneJob
@@ -107,6 +108,30 @@ class Heard:
     at: str
 
 
+class Fault(StrEnum):
+    """Why a pod's answer was no report."""
+
+    UNREACHABLE = "unreachable"
+    """No answer in time, or no connection."""
+    REFUSED = "refused"
+    """Another status than 200, or compressed."""
+    TOO_LONG = "too_long"
+    MALFORMED = "malformed"
+    """No HTTP, no JSON, or not to the letter of the schema."""
+    FOREIGN = "foreign"
+    """It speaks of another job or pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A running pod that gives no report."""
+
+    since: str
+    """Its newest report, or when it was first to be asked."""
+    fault: Fault
+    """What was wrong with its newest answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """The cluster as far as one job is concerned. A name that is absent was not found."""
@@ -124,6 +149,8 @@ class Observed:
     pods: Mapping[Stage, tuple[Pod, ...]] = field(default_factory=dict)
     """Pods controlled by this job's children, oldest first."""
     reports: Mapping[str, Heard] = field(default_factory=dict)
+    """By pod uid."""
+    silences: Mapping[str, Silence] = field(default_factory=dict)
     """By pod uid."""
 
 
