@@ -49,7 +49,7 @@ def _follow(look: Look, settings: Settings) -> Plan:
         return _create(look)
     if look.own.mark is not None:
         return _resumed(look, look.own)
-    return _says(look, outcome.under_way(look), Plan(look.status, look_again_after=settings.poll_period_seconds))
+    return _says(look, outcome.under_way(look), Plan(look.status))
 
 
 def _data_ready(look: Look) -> Plan:

@@ -8,7 +8,7 @@ from finetune_api.report import EarlyStop
 from finetune_api.status import Attempt, ConditionType, JobStatus, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.conditions import Say
-from finetune_operator.plan.failure import cause_of, end_of
+from finetune_operator.plan.failure import cause_of, end_of, follow_up
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
 from finetune_operator.plan.state import ChildJob, Pod, Waiting
@@ -82,7 +82,7 @@ def failed(look: Look, reason: Reason, message: str) -> list[Say]:
     if look.stage is Stage.PREPARE:
         why = Reason.OUTPUT_NOT_WRITABLE if reason is Reason.PUBLISH_FAILED else reason
         says.append(Say(ConditionType.DATA_READY, False, message, why))
-    elif reason is Reason.PUBLISH_FAILED:
+    elif reason in (Reason.PUBLISH_FAILED, Reason.STORAGE_FULL):
         says.append(Say(ConditionType.PUBLISHED, False, message, Reason.UPLOAD_FAILED))
     return says
 
@@ -191,10 +191,13 @@ def _waiting(look: Look, pod: Pod | None) -> Waiting:
         if look.own is not None and look.own.suspended:
             message = f"Job {name} is suspended, and not by this operator: it goes on when whoever did it lets it"
             return Waiting(Reason.PENDING, message)
-        message = f"Job {name} has no pod yet; if this lasts, kubectl describe job {name} tells why"
+        message = (
+            f"Job {name} has no pod yet; if this lasts, the API server refuses its pods (a quota, a policy):"
+            f" kubectl describe job {name} tells why"
+        )
         return Waiting(Reason.INITIALIZING, message)
     if pod.ended is not None:
-        return Waiting(Reason.INITIALIZING, f"{end_of(pod, look.report(pod))}; a new pod follows")
+        return follow_up(pod, look.report(pod))
     return pod.waiting or Waiting(Reason.INITIALIZING, f"pod {pod.name} is being deleted; a new pod follows")
 
 
