@@ -25,8 +25,9 @@ from finetune_api.data import DataOptions
 from finetune_api.evaluation import METRIC_RULES, Evaluation
 from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
+from finetune_api.secrets import SecretKeyRef
 from finetune_api.status import JobStatus
-from finetune_api.uris import DNS_NAME, DataUri, ModelUri, OutputUri
+from finetune_api.uris import DataUri, HubModel, HubRevision, ModelUri, OutputUri
 
 MAX_BATCH_SIZE = 65536
 MAX_EPOCHS = 1000
@@ -167,21 +168,9 @@ CheckpointName = Annotated[
 ]
 
 
-SecretName = Annotated[
-    str, Matching("name must be the name of a Secret in the job's namespace", rf"^{DNS_NAME}$", max_length=253)
-]
-SecretKeyName = Annotated[
-    str, Matching("key must be a key of a Secret: letters, digits, '.', '-' and '_'", r"^[-._a-zA-Z0-9]+$", 253)
-]
-
-
-class SecretKeyRef(ApiModel):
-    """One value of a Secret in the job's namespace, which must match the runtime's access.secrets."""
-
-    name: SecretName
-    """Name of the Secret."""
-    key: SecretKeyName
-    """Which of its values."""
+def on_hub(model: str | None) -> bool:
+    """Whether `model` may be one of the Hub: a name without a scheme, or hf://."""
+    return model is not None and ("://" not in model or model.startswith("hf://"))
 
 
 class JobSpec(ApiModel):
@@ -196,6 +185,12 @@ class JobSpec(ApiModel):
     """Starting weights of an earlier job in this namespace: JOB (its final checkpoint), JOB:STEP, or JOB:best (the
     one with the best evaluation). A LoRA job that continues a LoRA job goes on with its adapter and inherits rank,
     alpha and modules."""
+    from_hf_model: HubModel | None = None
+    """Other weights of the same architecture and size as model, from the Hub: org/name[@revision]. Needs model, whose
+    limits hold."""
+    hf_model_revision: HubRevision | None = None
+    """Branch, tag or commit of model, or of fromHfModel where that is set. What it stood for is in
+    status.resolved.model.revision. Never together with @revision."""
     hf_token_secret_ref: SecretKeyRef | None = None
     """Token for private and gated repositories of the Hugging Face Hub; the pods get it as HF_TOKEN."""
     training_file: DataUri
@@ -221,6 +216,8 @@ class JobSpec(ApiModel):
     """Where the result goes."""
     resources: Resources | None = None
     """What a training pod asks for."""
+    suspend: Flag = False
+    """True saves the state, frees the pods and keeps the job; false again goes on from the saved state."""
     cancel: Flag = False
     """True saves the state, stops the job and keeps its record; it cannot be taken back. Condition Failed, reason
     Cancelled."""
@@ -237,6 +234,28 @@ class JobSpec(ApiModel):
             message="You must specify either a model or a checkpoint",
             cel="has(self.model) || has(self.fromCheckpoint)",
             holds=lambda s: s.model is not None or s.from_checkpoint is not None,
+        ),
+        Rule(
+            message="You must specify either a Hugging Face Hub model or a previous checkpoint to start from, not both",
+            cel="!(has(self.fromHfModel) && has(self.fromCheckpoint))",
+            holds=lambda s: s.from_hf_model is None or s.from_checkpoint is None,
+        ),
+        Rule(
+            message="You must specify the base model to fine-tune a model from the Hugging Face Hub",
+            cel="!has(self.fromHfModel) || has(self.model)",
+            holds=lambda s: s.from_hf_model is None or s.model is not None,
+        ),
+        Rule(
+            message="hfModelRevision needs a model from the Hugging Face Hub",
+            cel="!has(self.hfModelRevision) || has(self.fromHfModel)"
+            " || (has(self.model) && (!self.model.contains('://') || self.model.startsWith('hf://')))",
+            holds=lambda s: s.hf_model_revision is None or s.from_hf_model is not None or on_hub(s.model),
+        ),
+        Rule(
+            message="hfModelRevision and @revision are both set",
+            cel="!has(self.hfModelRevision) || !((has(self.model) && self.model.contains('@'))"
+            " || (has(self.fromHfModel) && self.fromHfModel.contains('@')))",
+            holds=lambda s: s.hf_model_revision is None or "@" not in f"{s.model or ''}{s.from_hf_model or ''}",
         ),
         Rule(
             message="nEvals needs a validationFile",
@@ -270,7 +289,7 @@ class JobSpec(ApiModel):
         return self.output is not None and bool(self.output.merge)
 
 
-MUTABLE_FIELDS = frozenset({"cancel"})
+MUTABLE_FIELDS = frozenset({"suspend", "cancel"})
 """Fields of the spec that may change once the job has started."""
 
 

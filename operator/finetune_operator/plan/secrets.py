@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.job import FineTuneJob, SecretKeyRef
+from finetune_api.job import FineTuneJob
+from finetune_api.secrets import SecretKeyRef
 from finetune_operator.plan.state import Manifest
 
 HF_TOKEN = "HF_TOKEN"

@@ -42,6 +42,7 @@ CHECKED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"model": "hf://theirs/model"}, "uriPrefixes.read"),
         ({"model": "theirs/model"}, "uriPrefixes.read"),
     ],
+    "fromHfModel": [({"fromHfModel": "theirs/model"}, "uriPrefixes.read")],
     "fromCheckpoint": [({"model": None, "fromCheckpoint": "first"}, "claims.read")],
     "trainingFile": [
         ({"trainingFile": "pvc://theirs/t.jsonl"}, "claims.read"),
@@ -61,6 +62,7 @@ HARMLESS = {
     "hfTokenSecretRef.key": "of a Secret whose name is checked",
     "data.chatTemplate": "text that the trainer renders in a sandbox",
     "trainingType.lora.trainableModules": "names of layers",
+    "hfModelRevision": "a revision of a repository that is checked",
     "suffix": "a word in the output's name",
     "hyperparameters.batchSize": "a number or max",
     "resources.cpu": "a quantity",
