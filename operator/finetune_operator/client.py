@@ -189,14 +189,15 @@ class Cluster:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         return await self._call("PATCH", path, body=manifest, query=query, content="application/apply-patch+yaml")
 
-    async def suspend(self, namespace: str, name: str, uid: str) -> Manifest:
-        """Suspend a batch/v1 Job, if it is still the one with that uid.
+    async def hold(self, namespace: str, name: str, uid: str, *, suspend: bool, mark: str | None) -> Manifest:
+        """Suspend a batch/v1 Job or let it go on, if it is still the one with that uid, and say why on it.
 
         Raises:
             Conflict: it is another.
             NotFound
         """
-        body = {"metadata": {"uid": uid}, "spec": {"suspend": True}}
+        annotations = {names.STOP_ANNOTATION: mark}
+        body = {"metadata": {"uid": uid, "annotations": annotations}, "spec": {"suspend": suspend}}
         query = {"fieldManager": names.FIELD_MANAGER}
         path = JOBS.path(namespace, name)
         return await self._call("PATCH", path, body=body, query=query, content="application/merge-patch+json")
