@@ -44,6 +44,7 @@ class Phase(StrEnum):
     PENDING = "Pending"
     PREPARING = "Preparing"
     RUNNING = "Running"
+    SUSPENDED = "Suspended"
     PUBLISHING = "Publishing"
     COMPLETED = "Completed"
     FAILED = "Failed"
@@ -59,6 +60,8 @@ class ConditionType(StrEnum):
     """The prepare step has checked and tokenised the data."""
     RUNNING = "Running"
     """The training pod runs."""
+    SUSPENDED = "Suspended"
+    """No pod runs and none will until spec.suspend is false; its state is saved."""
     PUBLISHED = "Published"
     """Every requested output is where it was asked for."""
     COMPLETE = "Complete"
@@ -92,10 +95,18 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    NODE_LOST = "NodeLost"
+    EVICTED = "Evicted"
     INITIALIZING = "Initializing"
     FINISHED = "Finished"
+    SUSPENDED = "Suspended"
     UPLOADING = "Uploading"
     UPLOAD_FAILED = "UploadFailed"
+    # Suspended
+    USER_REQUESTED = "UserRequested"
+    RESUMED = "Resumed"
+    """Suspended=False again."""
     # Complete
     SUCCEEDED = "Succeeded"
     EARLY_STOPPED = "EarlyStopped"
@@ -109,8 +120,32 @@ class Reason(StrEnum):
     DATA_UNREACHABLE = "DataUnreachable"
     MODEL_UNAVAILABLE = "ModelUnavailable"
     PUBLISH_FAILED = "PublishFailed"
+    STORAGE_FULL = "StorageFull"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
+    INTERNAL = "Internal"
+
+
+class AttemptReason(StrEnum):
+    """Why a pod ended, where it is not a FailureCode of the trainer or another word of the kubelet's."""
+
+    SUCCEEDED = "Succeeded"
+    STOPPED = "Stopped"
+    """Exit code 3: it was asked to end, and saved."""
+    PEER_LOST = "PeerLost"
+    """Exit code 4: another pod of the same training was lost."""
+    OOM_KILLED = "OOMKilled"
+    """The kernel killed it for its memory."""
+    EVICTED = "Evicted"
+    """Its node was short of memory or disk, it wrote more than its limit, or it was evicted by request."""
+    PREEMPTED = "Preempted"
+    """The scheduler gave its place to a pod of higher priority."""
+    NODE_LOST = "NodeLost"
+    """Its node is gone or did not answer."""
+    POD_VANISHED = "PodVanished"
+    """It is gone, and nobody saw how it ended."""
+    NO_FINAL_REPORT = "NoFinalReport"
+    """It failed without a last word."""
 
 
 class ConditionStatus(StrEnum):
@@ -339,7 +374,7 @@ class JobStatus(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
-    """Accepted, DataReady, Running, Published, Complete, Failed, Stalled."""
+    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled."""
     resolved: Resolved | None = None
     """What names and absent values became."""
     data: DataStatus | None = None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from builders import NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, make_progress, report_for
+import pytest
+
+from builders import JOB_UID, NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, make_progress, report_for
 from finetune_api.history import History, Series
+from finetune_api.report import Report
 from finetune_api.status import CheckpointType, JobStatus, JobWarning, Resolved
 from finetune_api.trainer import Stage
-from finetune_operator.plan.told import MAX_TOLD_BYTES, retold
+from finetune_operator.plan.told import MAX_TOLD_BYTES, last_word, retold
 
 INTERMEDIATE, FINAL, MERGED = CheckpointType.INTERMEDIATE, CheckpointType.FINAL, CheckpointType.FINAL_MERGED
 POD = make_pod(make_child(make_job(), Stage.TRAIN))
@@ -89,3 +93,20 @@ def test_a_report_that_would_swell_the_status_gives_figures_only():
 def test_a_warning_cannot_steer_a_terminal():
     warning = JobWarning(reason="R", message="loss\x1b[2Jis\nfine \u202eabc")
     assert heard(JobStatus(), NOW_TEXT, warnings=(warning,)).warnings[0].message == "loss [2Jis fine  abc"
+
+
+@pytest.mark.parametrize(
+    ("job_uid", "pod_uid", "believed"),
+    [
+        (JOB_UID, POD.uid, True),
+        (JOB_UID, None, True),
+        ("", POD.uid, True),
+        ("", None, False),
+        ("another", POD.uid, False),
+        (JOB_UID, "another", False),
+    ],
+)
+def test_a_last_word_is_believed_from_whom_it_is_about(job_uid, pod_uid, believed):
+    word = Report(job_uid=job_uid, pod_uid=pod_uid, stage=Stage.TRAIN)
+    pod = replace(POD, last_word=word.model_dump_json())
+    assert (last_word(pod, JOB_UID) == word) is believed
