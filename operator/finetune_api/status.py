@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
-from pydantic_core import PydanticCustomError
+from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
 from finetune_api.data_status import DataError as DataError
@@ -21,21 +20,6 @@ MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
 MAX_ATTEMPTS = 5
 MAX_METRICS = 32
-
-
-def _moment(value: str) -> str:
-    """The API server refuses any other text where the schema says date-time."""
-    try:
-        datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ")
-    except ValueError:
-        raise PydanticCustomError("time", "Input should be a time like 2026-01-31T12:00:00Z") from None
-    return value
-
-
-Time = Annotated[
-    str, StringConstraints(max_length=32), AfterValidator(_moment), Field(json_schema_extra={"format": "date-time"})
-]
-"""RFC 3339, UTC, whole seconds."""
 
 
 class Phase(StrEnum):
