@@ -25,6 +25,7 @@ from finetune_api.data import DataOptions
 from finetune_api.evaluation import METRIC_RULES, Evaluation
 from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
+from finetune_api.secrets import SecretKeyRef
 from finetune_api.status import JobStatus
 from finetune_api.uris import DataUri, HubModel, HubRevision, ModelUri, OutputUri
 
@@ -190,6 +191,8 @@ class JobSpec(ApiModel):
     hf_model_revision: HubRevision | None = None
     """Branch, tag or commit of model, or of fromHfModel where that is set. What it stood for is in
     status.resolved.model.revision. Never together with @revision."""
+    hf_token_secret_ref: SecretKeyRef | None = None
+    """Token for private and gated repositories of the Hugging Face Hub; the pods get it as HF_TOKEN."""
     training_file: DataUri
     """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
     hf://datasets/org/name[@revision]/path."""
@@ -213,6 +216,8 @@ class JobSpec(ApiModel):
     """Where the result goes."""
     resources: Resources | None = None
     """What a training pod asks for."""
+    suspend: Flag = False
+    """True saves the state, frees the pods and keeps the job; false again goes on from the saved state."""
     cancel: Flag = False
     """True saves the state, stops the job and keeps its record; it cannot be taken back. Condition Failed, reason
     Cancelled."""
@@ -284,7 +289,7 @@ class JobSpec(ApiModel):
         return self.output is not None and bool(self.output.merge)
 
 
-MUTABLE_FIELDS = frozenset({"cancel"})
+MUTABLE_FIELDS = frozenset({"suspend", "cancel"})
 """Fields of the spec that may change once the job has started."""
 
 
