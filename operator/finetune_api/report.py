@@ -149,6 +149,7 @@ class FailureCode(StrEnum):
     MODEL_UNSUPPORTED = "ModelUnsupported"
     MODEL_UNREACHABLE = "ModelUnreachable"
     GPU_MISSING = "GpuMissing"
+    SEVERAL_NODES = "SeveralNodes"
     OUT_OF_MEMORY = "OutOfMemory"
     MODEL_TOO_LARGE = "ModelTooLarge"
     DIVERGED = "Diverged"
@@ -206,6 +207,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.MODEL_UNSUPPORTED: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} cannot be trained: {problem}"),
     FailureCode.MODEL_UNREACHABLE: (ExitCode.MODEL_UNREACHABLE, "the model {uri} could not be fetched: {problem}"),
     FailureCode.GPU_MISSING: (ExitCode.BAD_CONFIG, "gpusPerNode is {value} but the pod sees {found} GPUs that do bf16"),
+    FailureCode.SEVERAL_NODES: (
+        ExitCode.BAD_CONFIG,
+        "resources.nodes is {value}, and this version of the trainer trains on one node: set resources.nodes to 1",
+    ),
     FailureCode.OUT_OF_MEMORY: (
         ExitCode.OUT_OF_MEMORY,
         "the row of line {line} with {tokens} tokens does not fit into the memory of {device}, rows of up to {fits}"

@@ -179,6 +179,8 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
     reporter.serve()
     failure: Failure | None = None
     try:
+        if config.nodes > 1:
+            raise failed(FailureCode.SEVERAL_NODES, value=config.nodes)
         run(config, reporter)
     except RunFailed as end:
         failure = end.failure
