@@ -135,6 +135,7 @@ class FailureCode(StrEnum):
     """Why a run ended without success; each has an exit code and a sentence."""
 
     CONFIG_INVALID = "ConfigInvalid"
+    CONFIG_UNREADABLE = "ConfigUnreadable"
     ADAPTER_MODULES_UNKNOWN = "AdapterModulesUnknown"
     ADAPTER_ON_HEAD = "AdapterOnHead"
     ADAPTER_IN_EXPERTS = "AdapterInExperts"
@@ -166,6 +167,11 @@ class FailureCode(StrEnum):
 
 FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.CONFIG_INVALID: (ExitCode.BAD_CONFIG, "the configuration is invalid at {field}: {problem}"),
+    FailureCode.CONFIG_UNREADABLE: (
+        ExitCode.BAD_CONFIG,
+        "the trainer cannot read the operator's configuration ({field}: {problem}): use an image of the operator's own"
+        " version in the FineTuneRuntime",
+    ),
     FailureCode.ADAPTER_MODULES_UNKNOWN: (
         ExitCode.BAD_CONFIG,
         "lora.trainableModules names {module}, which the model does not have; its linear layers are {known}",
@@ -250,7 +256,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         ExitCode.PUBLISH_FAILED,
         "the adapter is published, but it could not be merged into {model}: {problem}",
     ),
-    FailureCode.STORAGE_FULL: (ExitCode.PUBLISH_FAILED, "no space is left at {uri}: make room or use a larger claim"),
+    FailureCode.STORAGE_FULL: (
+        ExitCode.PUBLISH_FAILED,
+        "no space is left at {uri}: make room there, or give it more (a claim, or a pod's temporary storage)",
+    ),
     FailureCode.STOPPED: (ExitCode.STOPPED, "stopped on request after step {step}"),
 }
 

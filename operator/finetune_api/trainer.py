@@ -56,6 +56,8 @@ class Start(ApiModel):
     """URI of full weights: hf://org/name[@revision], pvc://claim/path or file:///path."""
     adapter: Text | None = None
     """URI of the LoRA adapter on top of them, when a LoRA job is continued."""
+    same_as: Text | None = None
+    """URI of the model whose architecture and size the weights must have (fromHfModel)."""
     sha256: Annotated[str, Field(max_length=64)] | None = None
     """Digest that the checkpoint must have: of the adapter if there is one, else of the model."""
 

@@ -127,6 +127,6 @@ def _environment(platform: PodTemplate, offline: bool, more: list[Manifest]) -> 
         **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     }
     pod_uid = {"name": names.POD_UID_ENV, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
-    ours = [*({"name": name, "value": value} for name, value in fixed.items()), pod_uid, *more]
+    ours: list[Manifest] = [*({"name": name, "value": value} for name, value in fixed.items()), pod_uid, *more]
     taken = {entry["name"] for entry in ours}
     return [*(entry for entry in platform.env if entry.get("name") not in taken), *ours]
