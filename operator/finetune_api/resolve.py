@@ -41,6 +41,8 @@ class Place:
     offline: bool
     mounts: dict[str, str]
     nodes: int = 1
+    allow_remote_code: bool = False
+    """The runtime's word."""
 
 
 def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerConfig:
@@ -66,6 +68,7 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         nodes=place.nodes,
         offline=place.offline,
         mounts=place.mounts,
+        allow_remote_code=place.allow_remote_code,
     )
 
 

@@ -13,6 +13,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.runtime import PodTemplate, RuntimeSpec
 from finetune_api.trainer import Stage, TrainerConfig
 from finetune_operator.plan import torchrun
+from finetune_operator.plan.secrets import secret_environment
 from finetune_operator.plan.size import Size, size_of
 from finetune_operator.plan.state import Manifest
 from finetune_operator.plan.volumes import volumes_of
@@ -28,7 +29,7 @@ def pod_template(
     text = json.dumps(config.to_json(), separators=(",", ":"), ensure_ascii=False)
     size = size_of(job, runtime)
     several = stage is Stage.TRAIN and size.nodes > 1
-    environment = torchrun.environment(job, size) if several else []
+    environment = [*secret_environment(job), *(torchrun.environment(job, size) if several else ())]
     spec = _pod_spec(stage, runtime, config, size, environment)
     return {
         "metadata": {
@@ -111,7 +112,7 @@ def _environment(platform: PodTemplate, offline: bool, more: list[Manifest]) -> 
     """The platform's variables, then ours, which win: the root is read-only and the user has no entry in passwd.
 
     Args:
-        more: those of this job alone.
+        more: those of this job alone, Secrets among them.
     """
     home = names.HOME_DIRECTORY
     fixed: dict[str, str] = {
