@@ -154,7 +154,6 @@ class FailureCode(StrEnum):
     MODEL_UNREACHABLE = "ModelUnreachable"
     REMOTE_CODE = "RemoteCode"
     GPU_MISSING = "GpuMissing"
-    SEVERAL_NODES = "SeveralNodes"
     OUT_OF_MEMORY = "OutOfMemory"
     MODEL_TOO_LARGE = "ModelTooLarge"
     DIVERGED = "Diverged"
@@ -222,10 +221,6 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         " transformers knows, or have its spec.allowRemoteCode set to true",
     ),
     FailureCode.GPU_MISSING: (ExitCode.BAD_CONFIG, "gpusPerNode is {value} but the pod sees {found} GPUs that do bf16"),
-    FailureCode.SEVERAL_NODES: (
-        ExitCode.BAD_CONFIG,
-        "resources.nodes is {value}, and this version of the trainer trains on one node: set resources.nodes to 1",
-    ),
     FailureCode.OUT_OF_MEMORY: (
         ExitCode.OUT_OF_MEMORY,
         "the row of line {line} with {tokens} tokens does not fit into the memory of {device}, rows of up to {fits}"

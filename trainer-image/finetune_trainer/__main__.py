@@ -180,7 +180,8 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
     failure: Failure | None = None
     try:
         if config.nodes > 1:
-            raise failed(FailureCode.SEVERAL_NODES, value=config.nodes)
+            problem = f"it is {config.nodes}, and this version of the trainer trains on one node: set it to 1"
+            raise failed(FailureCode.CONFIG_INVALID, field="resources.nodes", problem=problem)
         run(config, reporter)
     except RunFailed as end:
         failure = end.failure

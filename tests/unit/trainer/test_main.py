@@ -64,7 +64,10 @@ def test_several_nodes_are_refused_before_anything_is_read(tiny_model, tmp_path,
     config = write_config(tiny_model, tmp_path)
     config.write_text(json.dumps({**json.loads(config.read_text()), "nodes": 2}))
     assert entry.main([command, str(config)]) == 10
-    assert "resources.nodes is 2, and this version of the trainer trains on one node" in capsys.readouterr().err
+    assert (
+        "at resources.nodes: it is 2, and this version of the trainer trains on one node: set it to 1"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
