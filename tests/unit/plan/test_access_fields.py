@@ -95,7 +95,11 @@ def texts(model: type[BaseModel], path: str = "") -> Iterator[str]:
 def accepted(access: dict[str, Any], spec: dict[str, Any]) -> Condition:
     """The Accepted condition of a job whose other fields name nothing that `access` refuses."""
     done = Condition(
-        type="Complete", status=ConditionStatus.TRUE, reason="Succeeded", message="", last_transition_time="x"
+        type="Complete",
+        status=ConditionStatus.TRUE,
+        reason="Succeeded",
+        message="",
+        last_transition_time="2026-01-02T03:04:05Z",
     )
     made = JobStatus(
         conditions=(done,),
