@@ -59,6 +59,16 @@ WORDS: dict[str, list[Any]] = {
     "memory": ["64Gi", "1.5Gi", 1073741824, "0", "1e9", "64 Gi", -1],
     "batchSize": ["max", 1, 8, 65536, 65537, "Max", "8", 8.0, 8.5],
     "runtime": ["gpu", "x" * 253, "x" * 254],
+    "managedBy": [
+        "finetune.dev/operator",
+        "a.b/c/d",
+        "operator",
+        "/a",
+        "a/",
+        "A.b/c",
+        "a/" + "b" * 61,
+        "a/" + "b" * 62,
+    ],
 }
 
 

@@ -13,6 +13,7 @@ from finetune_api.job import (
     MAX_CHECKPOINTS,
     MAX_EPOCHS,
     MAX_LEARNING_RATE,
+    MAX_SECONDS,
     MAX_SEQ_LENGTH,
     Cpu,
     Memory,
@@ -121,6 +122,8 @@ class Limits(ApiModel):
     """CPU of each pod."""
     max_memory: Memory | None = None
     """Memory of each pod."""
+    max_active_deadline_seconds: Annotated[Integer, Field(ge=1, le=MAX_SECONDS)] | None = None
+    """activeDeadlineSeconds, and its value for a job that gives none."""
 
 
 class KindLimits(ApiModel):

@@ -106,6 +106,7 @@ class Reason(StrEnum):
     MODEL_UNAVAILABLE = "ModelUnavailable"
     PUBLISH_FAILED = "PublishFailed"
     STORAGE_FULL = "StorageFull"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
     INTERNAL = "Internal"
@@ -367,6 +368,10 @@ class JobStatus(ApiModel):
     """How far training is."""
     recovery: Recovery | None = None
     """The newest complete state from which training goes on exactly."""
+    active_seconds: Integer = 0
+    """Seconds in which pods of the job ran, up to activeSince."""
+    active_since: Time | None = None
+    """Since when one runs; absent while none does."""
     metrics: Metrics | None = None
     """The latest values."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
