@@ -6,13 +6,16 @@ text from a row or an exception can reach a status.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from finetune_api.base import ApiModel, Integer, Name, Number
 from finetune_api.evaluation import EvaluationMetric
+from finetune_api.history import History
 from finetune_api.status import (
     MAX_CHECKPOINTS,
     MAX_WARNINGS,
@@ -352,6 +355,8 @@ class Report(ApiModel):
     """How far training is (Train)."""
     metrics: Metrics | None = None
     """The latest values (Train)."""
+    history: History | None = None
+    """The course of what this process has trained (Train)."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
     """Published checkpoints, oldest first (Train)."""
     recovery: Recovery | None = None
@@ -365,6 +370,22 @@ class Report(ApiModel):
     output: OutputStatus | None = None
     """Where the results lie (Train, at the end)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _integers_fit(cls, data: object) -> object:
+        """The API server holds no integer beyond 64 bits: with one in it, no status could ever be written again."""
+        if any(not -(2**63) <= number < 2**63 for number in _integers(data)):
+            raise PydanticCustomError("integer", "every integer must fit 64 bits")
+        return data
+
     def to_json(self) -> dict[str, Any]:
         """The JSON form on the wire, without default values: an older operator reads all but what is new."""
         return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+
+
+def _integers(value: object) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _integers(item)

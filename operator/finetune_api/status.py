@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
@@ -13,13 +15,26 @@ from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
 from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
+from finetune_api.history import History as History
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
 MAX_ATTEMPTS = 5
 MAX_METRICS = 32
 
-Time = Annotated[str, StringConstraints(max_length=32), Field(json_schema_extra={"format": "date-time"})]
+
+def _moment(value: str) -> str:
+    """The API server refuses any other text where the schema says date-time."""
+    try:
+        datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        raise PydanticCustomError("time", "Input should be a time like 2026-01-31T12:00:00Z") from None
+    return value
+
+
+Time = Annotated[
+    str, StringConstraints(max_length=32), AfterValidator(_moment), Field(json_schema_extra={"format": "date-time"})
+]
 """RFC 3339, UTC, whole seconds."""
 
 
@@ -254,7 +269,8 @@ class Recovery(ApiModel):
     """When it was saved."""
 
 
-MetricValues = Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
+MetricName = Annotated[str, StringConstraints(max_length=64)]
+MetricValues = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
 
 
 class Metrics(ApiModel):
@@ -374,6 +390,8 @@ class JobStatus(ApiModel):
     """Since when one runs; absent while none does."""
     metrics: Metrics | None = None
     """The latest values."""
+    history: History | None = None
+    """The course of the values in few points."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
     """All published checkpoints, oldest first."""
     output: OutputStatus | None = None

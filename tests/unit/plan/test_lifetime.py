@@ -105,7 +105,7 @@ def test_the_next_look_comes_when_the_time_is_out():
 
 
 def test_a_job_whose_time_is_out_saves_and_ends():
-    job, observed, child, pod = running(70, activeDeadlineSeconds=100)
+    job, observed, _, pod = running(70, activeDeadlineSeconds=100)
     plan = look(job, observed)
     (held,) = plan.suspend
     assert held.mark == "DeadlineExceeded: ran for 100 s, all that activeDeadlineSeconds allows"
