@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
-from pydantic_core import PydanticCustomError
+from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
 from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
 from finetune_api.history import History as History
+from finetune_api.resolved import Resolved as Resolved
+from finetune_api.resolved import ResolvedFile as ResolvedFile
+from finetune_api.resolved import ResolvedModel as ResolvedModel
+from finetune_api.resolved import ResolvedRuntime as ResolvedRuntime
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
 MAX_ATTEMPTS = 5
 MAX_METRICS = 32
-
-
-def _moment(value: str) -> str:
-    """The API server refuses any other text where the schema says date-time."""
-    try:
-        datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ")
-    except ValueError:
-        raise PydanticCustomError("time", "Input should be a time like 2026-01-31T12:00:00Z") from None
-    return value
-
-
-Time = Annotated[
-    str, StringConstraints(max_length=32), AfterValidator(_moment), Field(json_schema_extra={"format": "date-time"})
-]
-"""RFC 3339, UTC, whole seconds."""
 
 
 class Phase(StrEnum):
@@ -172,69 +160,6 @@ class Condition(ApiModel):
     """When status last changed."""
     observed_generation: Integer | None = None
     """Generation of the spec that this was said of."""
-
-
-class ResolvedRuntime(ApiModel):
-    """The runtime as it was when the job started."""
-
-    name: Name
-    """Name of the FineTuneRuntime."""
-    generation: Integer
-    """Its generation then."""
-    spec: Annotated[dict[str, object], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
-    """Its spec then, with only the chosen model's entry. Later edits of the runtime do not touch this job."""
-
-
-class ResolvedModel(ApiModel):
-    """The starting weights as resolved."""
-
-    source: Text
-    """Hub id or URI of the base weights."""
-    revision: Annotated[str, StringConstraints(max_length=128)] | None = None
-    """Commit on the Hub."""
-    parameters: Integer | None = None
-    """Number of weights of the base model."""
-    checkpoint: Text | None = None
-    """URI of the checkpoint that the job continues."""
-    checkpoint_sha256: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Digest of that checkpoint's weights."""
-
-
-class ResolvedFile(ApiModel):
-    """A data file as read."""
-
-    sha256: Annotated[str, StringConstraints(max_length=64)]
-    """Digest of the file."""
-    size_bytes: Integer
-    """Its size."""
-
-
-ModuleNameText = Annotated[str, StringConstraints(max_length=128)]
-
-
-class Resolved(ApiModel):
-    """What names and absent values became."""
-
-    runtime: ResolvedRuntime | None = None
-    """The runtime, frozen when the job started."""
-    model: ResolvedModel | None = None
-    """The starting weights."""
-    training_file: ResolvedFile | None = None
-    """The training data."""
-    validation_file: ResolvedFile | None = None
-    """The validation data."""
-    batch_size: Integer | None = None
-    """Pairs or rows per optimiser step."""
-    lora_rank: Integer | None = None
-    """Rank of the adapter."""
-    lora_alpha: Number | None = None
-    """Its alpha; a job that continues the adapter inherits it."""
-    trainable_modules: Annotated[tuple[ModuleNameText, ...], Field(max_length=64)] = ()
-    """Names of the layers that have an adapter; inherited likewise."""
-    max_seq_length: Integer | None = None
-    """Longest sequence, in tokens."""
-    total_steps: Integer | None = None
-    """Optimiser steps of the whole job."""
 
 
 class Progress(ApiModel):
