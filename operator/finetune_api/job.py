@@ -37,6 +37,7 @@ MAX_LEARNING_RATE = 10
 MAX_SECONDS = 315360000
 """Ten years."""
 MAX_SEQ_LENGTH = 16777216
+MAX_NODES = 64
 DEFAULT_BATCH_SIZE = 32
 CPU_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?|[0-9]{1,9}m)$"
 MEMORY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
@@ -142,8 +143,9 @@ Memory = Annotated[int | str, _quantity(MEMORY_PATTERN, "memory", "64Gi")]
 class Resources(ApiModel):
     """What a training pod asks for, within the runtime's limits. Absent values are the runtime's defaults."""
 
-    nodes: Annotated[Integer, Field(ge=1, le=1)] | None = None
-    """Training pods. Absent = 1."""
+    nodes: Annotated[Integer, Field(ge=1, le=MAX_NODES)] | None = None
+    """Training pods that work as one, within the runtime's limits.maxNodes. Every claim that they mount must be
+    ReadWriteMany (or ReadOnlyMany where it is only read). Absent = 1."""
     gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
     """GPUs of each pod; 0 = train on the CPU."""
     cpu: Cpu | None = None
