@@ -23,9 +23,9 @@ class Permission:
     cluster_scoped: bool = False
 
 
-WATCH = ("get", "list", "watch")
+GET, WATCH = ("get",), ("list", "watch")
 PERMISSIONS = (
-    Permission(names.GROUP, (names.JOB_PLURAL,), (*WATCH, "delete"), "the jobs; delete after ttlSecondsAfterFinished"),
+    Permission(names.GROUP, (names.JOB_PLURAL,), (*GET, *WATCH, "delete"), "jobs; delete at the end of their ttl"),
     Permission(names.GROUP, (f"{names.JOB_PLURAL}/status",), ("patch",), "status by server-side apply"),
     Permission(
         names.GROUP,
@@ -34,10 +34,10 @@ PERMISSIONS = (
         "blockOwnerDeletion on children, where OwnerReferencesPermissionEnforcement is on",
     ),
     Permission(names.GROUP, (names.RUNTIME_PLURAL,), (*WATCH, "create"), "runtimes; the first one is created", True),
-    Permission("batch", ("jobs",), (*WATCH, "create", "patch"), "children; patch sets spec.suspend"),
+    Permission("batch", ("jobs",), (*GET, *WATCH, "create", "patch"), "children; patch sets spec.suspend"),
     Permission("", ("pods",), WATCH, "how children fare, and where they report progress"),
     Permission(
-        "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), ("get",), "whether what a job names is there"
+        "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), GET, "whether what a job names is there"
     ),
     Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
 )
