@@ -28,6 +28,11 @@ class Release:
     namespace: str = "finetune-system"
     values: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def full_name(self) -> str:
+        """The name of its objects."""
+        return self.name if CHART.name in self.name else f"{self.name}-{CHART.name}"
+
     def install(self, chart: Path = CHART) -> str:
         """Install or upgrade; returns the notes."""
         command = ["upgrade", "--install", self.name, str(chart), "--create-namespace", "--values", "-"]
@@ -42,9 +47,9 @@ class Release:
     def operator(self, label: str = "operator", **more: Any) -> tuple[OperatorProcess, str]:
         """One that is not started yet, and the address of its health port."""
         where = ("--namespace", self.namespace)
-        token = self.plane.kubectl("create", "token", self.name, *where, "--duration", "2h").strip()
+        token = self.plane.kubectl("create", "token", self.full_name, *where, "--duration", "2h").strip()
         kubeconfig = self.plane.kubeconfig_for(token, self.folder / f"{label}.kubeconfig")
-        (given,) = documents(self.plane.kubectl("get", "configmap", self.name, *where, "-o", "yaml"))
+        (given,) = documents(self.plane.kubectl("get", "configmap", self.full_name, *where, "-o", "yaml"))
         (settings,) = documents(given["data"]["settings.yaml"])
         port = free_port()
         path = self.folder / f"{label}.yaml"

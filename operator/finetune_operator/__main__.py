@@ -131,6 +131,7 @@ async def _work(parts: Parts, settings: Settings, leader: Leader | None, stoppin
             background.append(group.create_task(_hold(leader), name="lease"))
 
         async def stop() -> None:
+            stopping.set()  # kopf waits for its own task that waits for this
             await _finish_looks(parts.queue, settings.shutdown_seconds)
             for task in background:
                 task.cancel()

@@ -123,3 +123,12 @@ def own_namespace(own_plane) -> Iterator[str]:
     with temporary_namespace(api) as made:
         yield made
     api.close()
+
+
+@pytest.fixture
+def own_namespaces(own_plane) -> Iterator[tuple[str, str, str]]:
+    """Three namespaces on it."""
+    api = own_plane.api()
+    with temporary_namespace(api) as one, temporary_namespace(api) as two, temporary_namespace(api) as three:
+        yield one, two, three
+    api.close()
