@@ -19,6 +19,7 @@ from finetune_api.status import (
     Checkpoint,
     DataStatus,
     JobWarning,
+    Key,
     Metrics,
     OutputStatus,
     Progress,
@@ -263,7 +264,7 @@ class Failure(ApiModel):
     """A cause: its code and the values of its sentence."""
 
     code: FailureCode
-    args: Annotated[dict[str, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)] = Field(
+    args: Annotated[dict[Key, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)] = Field(
         default_factory=dict
     )
 

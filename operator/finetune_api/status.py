@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
@@ -19,8 +21,24 @@ MAX_CHECKPOINTS = 34
 MAX_ATTEMPTS = 5
 MAX_METRICS = 32
 
-Time = Annotated[str, StringConstraints(max_length=32), Field(json_schema_extra={"format": "date-time"})]
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _moment(value: str) -> str:
+    if not RFC_3339.fullmatch(value):
+        raise ValueError("a time is written as 2026-01-31T12:00:00Z")
+    datetime.fromisoformat(value)
+    return value
+
+
+Time = Annotated[
+    str,
+    StringConstraints(max_length=32),
+    AfterValidator(_moment),
+    Field(json_schema_extra={"format": "date-time"}),
+]
 """RFC 3339, UTC, whole seconds."""
+Key = Annotated[str, StringConstraints(max_length=64)]
 
 
 class Phase(StrEnum):
@@ -245,7 +263,7 @@ class Recovery(ApiModel):
     """When it was saved."""
 
 
-MetricValues = Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
+MetricValues = Annotated[dict[Key, float], Field(max_length=MAX_METRICS)]
 
 
 class Metrics(ApiModel):
