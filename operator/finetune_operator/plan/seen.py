@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_api import names
 from finetune_operator.plan.pod import CONTAINER
 from finetune_operator.plan.state import ChildJob, Manifest, Owner, Pod
 from finetune_operator.plan.waiting import MAX_QUOTE, node_lost, waiting_of
@@ -32,6 +33,7 @@ def child_job(manifest: Manifest) -> ChildJob:
         owner=owner_of(manifest),
         being_deleted=metadata.get("deletionTimestamp") is not None,
         suspended=spec.get("suspend", False),
+        mark=metadata.get("annotations", {}).get(names.STOP_ANNOTATION),
         halted="Suspended" in held and pods == 0,
         complete="Complete" in held,
         failed="Failed" in held,

@@ -49,6 +49,8 @@ class ChildJob:
     being_deleted: bool = False
     suspended: bool = False
     """spec.suspend"""
+    mark: str | None = None
+    """Why this operator holds it, `<reason>: <message>`; None = it does not."""
     halted: bool = False
     """Suspended, seen by the Job controller, and no pod of it active or terminating."""
     complete: bool = False
@@ -171,6 +173,9 @@ class Plan:
     status: JobStatus
     create: tuple[Manifest, ...] = ()
     suspend: tuple[ChildJob, ...] = ()
+    """Children to hold, each as it shall be."""
+    resume: tuple[ChildJob, ...] = ()
+    """Held children to let go on, each as it shall be."""
     events: tuple[Event, ...] = ()
     look_again_after: float | None = None
     """Seconds; None = when something changes."""
