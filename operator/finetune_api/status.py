@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -354,6 +354,12 @@ class Attempt(ApiModel):
     """Step of the recovery state that it went on from; 0 = from the start."""
 
 
+def _without_empty(document: dict[str, Any]) -> dict[str, Any]:
+    """`document` without maps and lists that hold nothing, or nothing but such."""
+    inner = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in document.items()}
+    return {key: value for key, value in inner.items() if value not in ({}, [])}
+
+
 class JobStatus(ApiModel):
     """What has become of the job; written by the operator alone."""
 
@@ -399,6 +405,16 @@ class JobStatus(ApiModel):
     """Attempts after failures that count against backoffLimit."""
     disruptions: Integer = 0
     """Attempts after preemptions and stops, which are free."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, without what is empty.
+
+        Taking the last entry out of a map by server-side apply leaves a null there, which the schema refuses.
+        """
+        document = _without_empty(super().to_json())
+        if self.resolved is not None and self.resolved.runtime is not None:
+            document["resolved"]["runtime"]["spec"] = self.resolved.runtime.spec
+        return document
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """The condition of that type, if it was ever set."""

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
-from finetune_api.status import Condition, ConditionStatus, ConditionType, JobStatus, Phase, Reason
+from finetune_api.status import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    JobStatus,
+    Metrics,
+    Phase,
+    Reason,
+    Recovery,
+    Resolved,
+    ResolvedRuntime,
+)
 
 
 def status(**conditions: ConditionStatus) -> JobStatus:
@@ -43,3 +55,28 @@ def test_words_are_camel_case_as_the_api_conventions_have_it(word) -> None:
     assert word.isalnum()
     assert word[0].isupper()
     assert len(word) <= 64
+
+
+def test_what_is_empty_is_not_written_but_in_the_frozen_runtime():
+    runtime = ResolvedRuntime(name="gpu", generation=1, spec={"podTemplate": {}, "models": []})
+    status = JobStatus(metrics=Metrics(train={}, eval={"loss": 1.0}), resolved=Resolved(runtime=runtime), restarts=0)
+    document = status.to_json()
+    assert document["metrics"] == {"eval": {"loss": 1.0}}
+    assert document["resolved"] == {"runtime": {"name": "gpu", "generation": 1, "spec": runtime.spec}}
+    assert document["restarts"] == 0
+    assert JobStatus.model_validate(document) == status
+    assert "metrics" not in JobStatus(metrics=Metrics()).to_json()
+
+
+@pytest.mark.parametrize("moment", ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00.5+01:00"])
+def test_a_moment_is_written_as_the_api_server_reads_it(moment):
+    assert Recovery(step=1, time=moment).time == moment
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["now", "2026-01-31", "20260131T120000Z", "2026-02-30T12:00:00Z", "2026-01-31 12:00:00Z", "2026-01-31T12:00:00"],
+)
+def test_what_is_no_moment_is_refused(moment):
+    with pytest.raises(ValidationError):
+        Recovery(step=1, time=moment)
