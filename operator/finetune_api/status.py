@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
+from finetune_api.attempt import MAX_ATTEMPTS as MAX_ATTEMPTS
+from finetune_api.attempt import Attempt as Attempt
+from finetune_api.attempt import AttemptReason as AttemptReason
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
 from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
+from finetune_api.history import History as History
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
-MAX_ATTEMPTS = 5
 MAX_METRICS = 32
-
-RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
-
-
-def _moment(value: str) -> str:
-    if not RFC_3339.fullmatch(value):
-        raise ValueError("a time is written as 2026-01-31T12:00:00Z")
-    datetime.fromisoformat(value)
-    return value
-
-
-Time = Annotated[
-    str,
-    StringConstraints(max_length=32),
-    AfterValidator(_moment),
-    Field(json_schema_extra={"format": "date-time"}),
-]
-"""RFC 3339, UTC, whole seconds."""
-Key = Annotated[str, StringConstraints(max_length=64)]
 
 
 class Phase(StrEnum):
@@ -127,28 +110,6 @@ class Reason(StrEnum):
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
     INTERNAL = "Internal"
-
-
-class AttemptReason(StrEnum):
-    """Why a pod ended, where it is not a FailureCode of the trainer or another word of the kubelet's."""
-
-    SUCCEEDED = "Succeeded"
-    STOPPED = "Stopped"
-    """Exit code 3: it was asked to end, and saved."""
-    PEER_LOST = "PeerLost"
-    """Exit code 4: another pod of the same training was lost."""
-    OOM_KILLED = "OOMKilled"
-    """The kernel killed it for its memory."""
-    EVICTED = "Evicted"
-    """Its node was short of memory or disk, it wrote more than its limit, or it was evicted by request."""
-    PREEMPTED = "Preempted"
-    """The scheduler gave its place to a pod of higher priority."""
-    NODE_LOST = "NodeLost"
-    """Its node is gone or did not answer."""
-    POD_VANISHED = "PodVanished"
-    """It is gone, and nobody saw how it ended."""
-    NO_FINAL_REPORT = "NoFinalReport"
-    """It failed without a last word."""
 
 
 class ConditionStatus(StrEnum):
@@ -271,7 +232,8 @@ class Recovery(ApiModel):
     """When it was saved."""
 
 
-MetricValues = Annotated[dict[Key, float], Field(max_length=MAX_METRICS)]
+MetricName = Annotated[str, StringConstraints(max_length=64)]
+MetricValues = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
 
 
 class Metrics(ApiModel):
@@ -337,23 +299,6 @@ class JobWarning(ApiModel):
     """Step at which it was seen."""
 
 
-class Attempt(ApiModel):
-    """One pod that prepared or trained."""
-
-    pod: Name
-    """Its name."""
-    start_time: Time | None = None
-    """When it started."""
-    end_time: Time | None = None
-    """When it ended."""
-    exit_code: Integer | None = None
-    """How its process ended."""
-    reason: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Why it ended."""
-    resumed_from_step: Integer | None = None
-    """Step of the recovery state that it went on from; 0 = from the start."""
-
-
 def _without_empty(document: dict[str, Any]) -> dict[str, Any]:
     """`document` without maps and lists that hold nothing, or nothing but such."""
     inner = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in document.items()}
@@ -393,6 +338,8 @@ class JobStatus(ApiModel):
     """The newest complete state from which training goes on exactly."""
     metrics: Metrics | None = None
     """The latest values."""
+    history: History | None = None
+    """The course of the values in few points."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
     """All published checkpoints, oldest first."""
     output: OutputStatus | None = None

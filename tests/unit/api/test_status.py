@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
 
 from finetune_api.status import (
     Condition,
@@ -13,7 +12,6 @@ from finetune_api.status import (
     Metrics,
     Phase,
     Reason,
-    Recovery,
     Resolved,
     ResolvedRuntime,
 )
@@ -66,17 +64,3 @@ def test_what_is_empty_is_not_written_but_in_the_frozen_runtime():
     assert document["restarts"] == 0
     assert JobStatus.model_validate(document) == status
     assert "metrics" not in JobStatus(metrics=Metrics()).to_json()
-
-
-@pytest.mark.parametrize("moment", ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00.5+01:00"])
-def test_a_moment_is_written_as_the_api_server_reads_it(moment):
-    assert Recovery(step=1, time=moment).time == moment
-
-
-@pytest.mark.parametrize(
-    "moment",
-    ["now", "2026-01-31", "20260131T120000Z", "2026-02-30T12:00:00Z", "2026-01-31 12:00:00Z", "2026-01-31T12:00:00"],
-)
-def test_what_is_no_moment_is_refused(moment):
-    with pytest.raises(ValidationError):
-        Recovery(step=1, time=moment)
