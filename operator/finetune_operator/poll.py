@@ -104,7 +104,7 @@ class Poller:
         self._lines[key] = lines
         return Told(
             {uid: _heard(line) for uid, line in lines.items() if line.body},
-            {uid: Silence(timestamp(line.since), line.fault) for uid, line in lines.items() if line.fault},
+            {uid: Silence(timestamp(line.since), line.fault, line.stale) for uid, line in lines.items() if line.fault},
         )
 
     def forget(self, key: Key) -> None:

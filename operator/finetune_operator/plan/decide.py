@@ -14,6 +14,7 @@ from finetune_operator.plan.admit import admit, with_says
 from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended
 from finetune_operator.plan.look import Look, look_at, stage_of
 from finetune_operator.plan.objects import child_manifest
+from finetune_operator.plan.silence import staleness
 from finetune_operator.plan.state import ChildJob, Event, Observed, Plan, timestamp
 from finetune_operator.plan.stop import Stop
 from finetune_operator.plan.trainer_config import trainer_config
@@ -110,7 +111,7 @@ def _cancelled_before_start(job: FineTuneJob, now: datetime) -> Plan:
 def _says(look: Look, says: list[Say], plan: Plan) -> Plan:
     events = [Event("Warning", a.reason or "PodEnded", outcome.end_sentence(look, a)) for a in look.tally.ended]
     old = look.job.status or JobStatus()
-    says = [*no_more_suspended(old, says), *says]
+    says = [*no_more_suspended(old, says), *staleness(look), *says]
     return with_says(look.job, old, look.status, says, look.now, plan, *events)
 
 
