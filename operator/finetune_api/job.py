@@ -25,6 +25,7 @@ from finetune_api.data import DataOptions
 from finetune_api.evaluation import METRIC_RULES, Evaluation
 from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
+from finetune_api.secrets import SecretKeyRef
 from finetune_api.status import JobStatus
 from finetune_api.uris import DataUri, HubModel, HubRevision, ModelUri, OutputUri
 
@@ -33,6 +34,7 @@ MAX_EPOCHS = 1000
 MAX_CHECKPOINTS = 32
 MAX_LEARNING_RATE = 10
 MAX_SEQ_LENGTH = 16777216
+MAX_NODES = 64
 DEFAULT_BATCH_SIZE = 32
 CPU_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?|[0-9]{1,9}m)$"
 MEMORY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
@@ -138,8 +140,9 @@ Memory = Annotated[int | str, _quantity(MEMORY_PATTERN, "memory", "64Gi")]
 class Resources(ApiModel):
     """What a training pod asks for, within the runtime's limits. Absent values are the runtime's defaults."""
 
-    nodes: Annotated[Integer, Field(ge=1, le=1)] | None = None
-    """Training pods. Absent = 1."""
+    nodes: Annotated[Integer, Field(ge=1, le=MAX_NODES)] | None = None
+    """Training pods that work as one, within the runtime's limits.maxNodes. Every claim that they mount must be
+    ReadWriteMany (or ReadOnlyMany where it is only read). Absent = 1."""
     gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
     """GPUs of each pod; 0 = train on the CPU."""
     cpu: Cpu | None = None
@@ -190,6 +193,8 @@ class JobSpec(ApiModel):
     hf_model_revision: HubRevision | None = None
     """Branch, tag or commit of model, or of fromHfModel where that is set. What it stood for is in
     status.resolved.model.revision. Never together with @revision."""
+    hf_token_secret_ref: SecretKeyRef | None = None
+    """Token for private and gated repositories of the Hugging Face Hub; the pods get it as HF_TOKEN."""
     training_file: DataUri
     """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
     hf://datasets/org/name[@revision]/path."""

@@ -39,6 +39,10 @@ PROGRESS_PORT = 8080
 PROGRESS_PATH, HEALTH_PATH = "/progress", "/healthz"
 PROGRESS_HEADER = "X-Finetune-Job"
 PROGRESS_BYTES = 64 * 1024
+RENDEZVOUS_PORT = 29500
+"""Where the pod of index 0 waits for the others."""
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+"""Which pod of an Indexed Job a pod is."""
 
 # Below the output URI.
 PRIVATE_DIRECTORY = ".finetune"

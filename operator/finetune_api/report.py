@@ -152,6 +152,7 @@ class FailureCode(StrEnum):
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_UNSUPPORTED = "ModelUnsupported"
     MODEL_UNREACHABLE = "ModelUnreachable"
+    REMOTE_CODE = "RemoteCode"
     GPU_MISSING = "GpuMissing"
     OUT_OF_MEMORY = "OutOfMemory"
     MODEL_TOO_LARGE = "ModelTooLarge"
@@ -209,11 +210,16 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         ExitCode.DATA_INVALID,
         "{count} bad rows in {file}; the first: line {line}, {field}: {problem}",
     ),
-    FailureCode.DATA_NOT_FOUND: (ExitCode.DATA_UNREACHABLE, "{uri} does not exist: check {field}"),
+    FailureCode.DATA_NOT_FOUND: (ExitCode.DATA_UNREACHABLE, "{uri} does not exist or may not be read: check {field}"),
     FailureCode.DATA_UNREACHABLE: (ExitCode.DATA_UNREACHABLE, "{uri} could not be read: {problem}"),
     FailureCode.MODEL_NOT_FOUND: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} does not exist or may not be read"),
     FailureCode.MODEL_UNSUPPORTED: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} cannot be trained: {problem}"),
     FailureCode.MODEL_UNREACHABLE: (ExitCode.MODEL_UNREACHABLE, "the model {uri} could not be fetched: {problem}"),
+    FailureCode.REMOTE_CODE: (
+        ExitCode.MODEL_UNAVAILABLE,
+        "the model {uri} needs Python code of its own, and the FineTuneRuntime does not allow that: choose a model that"
+        " transformers knows, or have its spec.allowRemoteCode set to true",
+    ),
     FailureCode.GPU_MISSING: (ExitCode.BAD_CONFIG, "gpusPerNode is {value} but the pod sees {found} GPUs that do bf16"),
     FailureCode.OUT_OF_MEMORY: (
         ExitCode.OUT_OF_MEMORY,

@@ -20,7 +20,7 @@ def size_refused(size: Size, name: str, runtime: RuntimeSpec) -> Refusal | None:
     """The refusal of a training pod that is larger than the runtime allows."""
     limits = runtime.limits
     checks: tuple[tuple[str, int | str, int | str | None, str], ...] = (
-        ("nodes", size.nodes, limits.max_nodes, "maxNodes"),
+        ("nodes", size.nodes, limits.max_nodes or 1, "maxNodes"),
         ("gpusPerNode", size.gpus, limits.max_gpus_per_node, "maxGpusPerNode"),
         ("cpu", size.cpu, limits.max_cpu, "maxCpu"),
         ("memory", size.memory, limits.max_memory, "maxMemory"),

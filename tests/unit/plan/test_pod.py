@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
-from builders import JOB_UID, NOW_TEXT, make_job, make_runtime
+from builders import JOB_UID
 from finetune_api import names
-from finetune_api.job import FineTuneJob
-from finetune_api.status import JobStatus, Resolved, ResolvedModel, ResolvedRuntime
 from finetune_api.trainer import Stage, TrainerConfig
-from finetune_operator.plan.objects import child_manifest
-from finetune_operator.plan.trainer_config import trainer_config
-
-
-def child(stage: Stage = Stage.TRAIN, *, runtime: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
-    """The Job of `stage` for a started job."""
-    job, found = make_job(**spec), make_runtime(**(runtime or {}))
-    resolved = Resolved(
-        runtime=ResolvedRuntime(name="gpu", generation=1, spec=found.spec.to_json()),
-        model=ResolvedModel(source="pvc://finetune-weights/tiny"),
-        lora_rank=16,
-    )
-    started: FineTuneJob = job.model_copy(update={"status": JobStatus(start_time=NOW_TEXT, resolved=resolved)})
-    config = trainer_config(started, found.spec, resolved, "team/tiny-6f1c2b3a")
-    return child_manifest(started, stage, found.spec, config)
-
-
-def pod_of(manifest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(pod spec, its only container)."""
-    spec = manifest["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    return spec, container
+from pods import child, pod_of
 
 
 @pytest.mark.parametrize("stage", list(Stage))
@@ -140,6 +116,14 @@ def test_memory_is_limited_cpu_is_not_and_preparing_takes_no_gpu():
     assert preparing["resources"] == {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"memory": "8Gi"}}
 
 
+def test_the_runtime_says_what_its_gpus_are_called_and_how_its_image_is_pulled():
+    runtime = {"gpuResourceName": "amd.com/gpu", "imagePullSecrets": [{"name": "registry"}]}
+    spec, container = pod_of(child(Stage.TRAIN, resources={"gpusPerNode": 1}, runtime=runtime))
+    assert container["resources"]["limits"] == {"memory": "2Gi", "amd.com/gpu": "1"}
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert "imagePullSecrets" not in pod_of(child())[0]
+
+
 @pytest.mark.parametrize(("stage", "program"), [(Stage.PREPARE, "prepare"), (Stage.TRAIN, "train")])
 def test_the_container_runs_the_program_on_the_mounted_configuration(stage, program):
     spec, container = pod_of(child(stage))
@@ -192,3 +176,26 @@ def test_the_largest_configuration_fits_an_annotation():
     text = manifest["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
     assert len(text.encode()) < 64 * 1024
     assert TrainerConfig.model_validate_json(text).training_file == uri
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_both_stages_get_the_token_by_reference_and_cannot_start_without_it(stage):
+    theirs = {"podTemplate": {"env": [{"name": "HF_TOKEN", "value": "the platform's"}]}}
+    manifest = child(stage, runtime=theirs, hfTokenSecretRef={"name": "finetune-hf", "key": "token"})
+    _, container = pod_of(manifest)
+    given = [entry for entry in container["env"] if entry["name"] == "HF_TOKEN"]
+    assert given == [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "finetune-hf", "key": "token"}}}]
+    assert "finetune-hf" not in manifest["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+
+
+def test_a_job_without_a_token_keeps_that_of_the_platform():
+    theirs = {"podTemplate": {"env": [{"name": "HF_TOKEN", "value": "the platform's"}]}}
+    _, container = pod_of(child(runtime=theirs))
+    assert {"name": "HF_TOKEN", "value": "the platform's"} in container["env"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_only_the_runtime_says_whether_code_of_a_model_is_run(allowed):
+    manifest = child(runtime={"allowRemoteCode": True} if allowed else {})
+    text = manifest["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+    assert TrainerConfig.model_validate_json(text).allow_remote_code is allowed
