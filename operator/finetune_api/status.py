@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 from finetune_api.attempt import MAX_ATTEMPTS as MAX_ATTEMPTS
 from finetune_api.attempt import Attempt as Attempt
 from finetune_api.attempt import AttemptReason as AttemptReason
-from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.base import ApiModel, Flag, Integer, Name, Text
 from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
@@ -18,6 +18,10 @@ from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
 from finetune_api.history import History as History
+from finetune_api.progress import Metrics as Metrics
+from finetune_api.progress import MetricValues as MetricValues
+from finetune_api.progress import Progress as Progress
+from finetune_api.progress import Recovery as Recovery
 from finetune_api.resolved import Resolved as Resolved
 from finetune_api.resolved import ResolvedFile as ResolvedFile
 from finetune_api.resolved import ResolvedModel as ResolvedModel
@@ -25,7 +29,6 @@ from finetune_api.resolved import ResolvedRuntime as ResolvedRuntime
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
-MAX_METRICS = 32
 
 
 class Phase(StrEnum):
@@ -60,6 +63,8 @@ class ConditionType(StrEnum):
     """Final: the reason is the cause."""
     STALLED = "Stalled"
     """Abnormal when True: mirrors a permanent failure, for tools that read kstatus."""
+    PROGRESS_STALE = "ProgressStale"
+    """Abnormal when True: a running pod has given no report for a while. Training may go on all the same."""
 
 
 class Reason(StrEnum):
@@ -97,6 +102,9 @@ class Reason(StrEnum):
     USER_REQUESTED = "UserRequested"
     RESUMED = "Resumed"
     """Suspended=False again."""
+    # ProgressStale
+    NO_REPORT = "NoReport"
+    ENDPOINT_UNREACHABLE = "EndpointUnreachable"
     # Complete
     SUCCEEDED = "Succeeded"
     EARLY_STOPPED = "EarlyStopped"
@@ -140,51 +148,6 @@ class Condition(ApiModel):
     """When status last changed."""
     observed_generation: Integer | None = None
     """Generation of the spec that this was said of."""
-
-
-class Progress(ApiModel):
-    """How far training is."""
-
-    display: Annotated[str, StringConstraints(max_length=32)]
-    """Step of total steps, for people."""
-    step: Integer
-    """Optimiser steps done."""
-    total_steps: Integer
-    """Optimiser steps of the whole job."""
-    epoch: Number = 0.0
-    """Passes over the data so far."""
-    percentage: Integer = 0
-    """Share of the steps done."""
-    tokens: Integer = 0
-    """Tokens trained on so far."""
-    tokens_per_second: Number | None = None
-    """Recent speed."""
-    estimated_remaining_seconds: Integer | None = None
-    """Seconds to the last step at recent speed."""
-    last_report_time: Time | None = None
-    """When the operator last heard from the pod."""
-
-
-class Recovery(ApiModel):
-    """The newest complete state from which training goes on exactly."""
-
-    step: Integer
-    """Its step."""
-    time: Time
-    """When it was saved."""
-
-
-MetricName = Annotated[str, StringConstraints(max_length=64)]
-MetricValues = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
-
-
-class Metrics(ApiModel):
-    """The latest values, by the names of the metric table."""
-
-    train: MetricValues = Field(default_factory=dict)
-    """Of the latest optimiser step."""
-    eval: MetricValues = Field(default_factory=dict)
-    """Of the latest evaluation."""
 
 
 class CheckpointType(StrEnum):
@@ -269,7 +232,7 @@ class JobStatus(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
-    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled."""
+    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled, ProgressStale."""
     resolved: Resolved | None = None
     """What names and absent values became."""
     data: DataStatus | None = None
