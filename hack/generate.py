@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from dashboard import dashboard
 from ruamel.yaml import YAML
 
 from finetune_api.crd import job_crd, runtime_crd
@@ -32,6 +33,7 @@ def generated() -> dict[Path, str]:
         CHART / "files" / "rbac-rules.yaml": dump(roles(), f"{OPERATOR}/rbac.py"),
         CHART / "files" / "user-roles.yaml": dump({"roles": user_roles()}, f"{OPERATOR}/user_roles.py"),
         CHART / "files" / "policy-facts.yaml": dump(facts(), "operator/finetune_api"),
+        CHART / "files" / "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
         CHART / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
     }
 
