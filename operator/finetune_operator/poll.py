@@ -25,6 +25,7 @@ from finetune_api.report import Report
 from finetune_operator.metrics import REPORTS
 from finetune_operator.pace import Pace
 from finetune_operator.plan.news import HEARTBEAT, urgent_part
+from finetune_operator.plan.reading import read_report
 from finetune_operator.plan.state import Fault, Heard, Pod, Silence, timestamp
 from finetune_operator.queue import Key
 from finetune_operator.settings import Settings
@@ -231,7 +232,7 @@ def _judged(body: bytes, line: _Line) -> Report | Fault | None:
     if body == line.body:
         return None
     try:
-        report = Report.model_validate_json(body)
+        report = read_report(body)
     except ValidationError:
         return Fault.MALFORMED
     about_us = report.job_uid == line.job_uid and report.pod_uid == line.pod.uid
@@ -244,4 +245,4 @@ def _askable(pod: Pod) -> bool:
 
 
 def _heard(line: _Line) -> Heard:
-    return Heard(Report.model_validate_json(line.body), timestamp(line.since))
+    return Heard(read_report(line.body), timestamp(line.since))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.report import Failure, FailureCode
+from finetune_api.words import plain
 
 MAX_ARGUMENT = 512
 MALFORMED = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
@@ -19,4 +20,4 @@ class RunFailed(Exception):
 
 def failed(code: FailureCode, **args: object) -> RunFailed:
     """A `RunFailed` for `code`, its values as text and cut to what a report may carry."""
-    return RunFailed(Failure(code=code, args={name: str(value)[:MAX_ARGUMENT] for name, value in args.items()}))
+    return RunFailed(Failure(code=code, args={name: plain(str(value))[:MAX_ARGUMENT] for name, value in args.items()}))

@@ -18,7 +18,7 @@ from finetune_api.report import FailureCode, Report
 from finetune_api.status import Checkpoint
 from finetune_api.trainer import JobIdentity, Start, TrainerConfig
 from finetune_trainer.failures import failed
-from finetune_trainer.volumes import OutsideVolume, locate
+from finetune_trainer.volumes import OutsideVolume, locate_folder
 
 
 class OutputManifest(ApiModel):
@@ -103,8 +103,8 @@ class Layout:
         uri = f"{base}/{config.output_name}" if config.output_name else base
         final = names.ADAPTER_DIRECTORY if config.training_kind is TrainingKind.LORA else names.MODEL_DIRECTORY
         try:
-            output = locate(uri, config.mounts)
-            private = locate(f"{base}/{names.PRIVATE_DIRECTORY}/{config.job.uid}", config.mounts)
+            output = locate_folder(uri, config.mounts)
+            private = locate_folder(f"{base}/{names.PRIVATE_DIRECTORY}/{config.job.uid}", config.mounts)
         except OutsideVolume as problem:
             raise failed(FailureCode.OUTPUT_NOT_WRITABLE, uri=uri, problem=problem) from problem
         return cls(uri=uri, output=output, private=private, final=output / final)

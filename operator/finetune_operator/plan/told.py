@@ -25,6 +25,7 @@ from finetune_api.status import (
     Resolved,
     ResolvedModel,
 )
+from finetune_operator.plan.reading import read_report
 from finetune_operator.plan.state import Heard, Pod
 
 UNKNOWN_ERROR = "the row is invalid"
@@ -42,7 +43,7 @@ def last_word(pod: Pod, job_uid: str) -> Report | None:
     if not pod.last_word:
         return None
     try:
-        report = Report.model_validate_json(pod.last_word)
+        report = read_report(pod.last_word)
     except ValidationError:
         return None
     known = (report.job_uid, report.pod_uid) in ((job_uid, pod.uid), (job_uid, None), ("", pod.uid))

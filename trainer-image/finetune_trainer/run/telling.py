@@ -9,6 +9,7 @@ from time import monotonic
 from finetune_api.metrics import status_values
 from finetune_api.report import EarlyStop, WarningCode
 from finetune_api.status import Checkpoint, JobWarning, Metrics, Progress, Recovery
+from finetune_api.words import plain
 from finetune_trainer.out.clock import now
 from finetune_trainer.run.curves import Curves
 
@@ -90,7 +91,7 @@ class Teller:
     def warn(self, code: WarningCode, message: str, step: int | None = None) -> None:
         """Something a person should know; it replaces what was said of the same kind before."""
         others = tuple(w for w in self.warnings if w.reason != code)
-        self.warnings = (*others, JobWarning(reason=code, message=message, step=step))
+        self.warnings = (*others, JobWarning(reason=code, message=plain(message), step=step))
         self._tell(warnings=self.warnings)
 
     def _measured(self, step: int, stage: str, values: Mapping[str, float]) -> None:

@@ -29,9 +29,8 @@ from finetune_api.report import FailureCode
 from finetune_api.trainer import LoraConfig
 from finetune_trainer.failures import MALFORMED, RunFailed, failed
 from finetune_trainer.files import ADAPTER_WEIGHTS
-from finetune_trainer.step.weights import StartFolders
+from finetune_trainer.step.weights import ADAPTER_CONFIG, StartFolders
 
-ADAPTER_CONFIG = "adapter_config.json"
 ROUTERS = frozenset({"gate", "router"})
 """Linear layers that choose experts; an adapter on them would change which expert answers."""
 MAX_NAMED_MODULES = 12

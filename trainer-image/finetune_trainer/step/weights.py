@@ -17,6 +17,8 @@ from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.remote_code import brings_code, refuse_code
 from finetune_trainer.step.logps import Head
 
+ADAPTER_CONFIG = "adapter_config.json"
+IS_ADAPTER = f"its folder has an {ADAPTER_CONFIG}, so it is an adapter: name the model that it belongs to"
 PROBE_TOKENS = 8
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of a logit, as a share of the largest logit."""
@@ -70,6 +72,8 @@ def load_base(
             weights, a head that is more than a projection.
     """
     refuse_code(uri, folder, remote_code)
+    if (folder / ADAPTER_CONFIG).is_file():  # transformers would load it too, from whatever base it names
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=IS_ADAPTER)
     trust = remote_code and brings_code(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
