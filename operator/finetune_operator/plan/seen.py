@@ -33,6 +33,7 @@ def child_job(manifest: Manifest) -> ChildJob:
         owner=owner_of(manifest),
         being_deleted=metadata.get("deletionTimestamp") is not None,
         suspended=spec.get("suspend", False),
+        since=status.get("startTime"),
         mark=metadata.get("annotations", {}).get(names.STOP_ANNOTATION),
         halted="Suspended" in held and pods == 0,
         complete="Complete" in held,

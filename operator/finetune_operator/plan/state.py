@@ -49,6 +49,8 @@ class ChildJob:
     being_deleted: bool = False
     suspended: bool = False
     """spec.suspend"""
+    since: str | None = None
+    """When its controller began with it, anew after each suspension; None = not yet."""
     mark: str | None = None
     """Why this operator holds it, `<reason>: <message>`; None = it does not."""
     halted: bool = False
