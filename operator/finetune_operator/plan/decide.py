@@ -16,6 +16,7 @@ from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspend
 from finetune_operator.plan.lifetime import kept_for, stopped_running
 from finetune_operator.plan.look import Look, look_at, stage_of
 from finetune_operator.plan.objects import child_manifest
+from finetune_operator.plan.silence import staleness
 from finetune_operator.plan.state import ChildJob, Event, Manifest, Observed, Plan, timestamp
 from finetune_operator.plan.stop import Stop
 from finetune_operator.plan.trainer_config import trainer_config
@@ -126,7 +127,7 @@ def _cancelled_before_start(job: FineTuneJob, now: datetime) -> Plan:
 def _says(look: Look, says: list[Say], plan: Plan) -> Plan:
     events = [Event("Warning", a.reason or "PodEnded", outcome.end_sentence(look, a)) for a in look.tally.ended]
     old = look.job.status or JobStatus()
-    says = [*no_more_suspended(old, says), *says]
+    says = [*no_more_suspended(old, says), *staleness(look), *says]
     return with_says(look.job, old, look.status, says, look.now, plan, *events)
 
 

@@ -132,6 +132,8 @@ class Silence:
     """Its newest report, or when it was first to be asked."""
     fault: Fault
     """What was wrong with its newest answer."""
+    too_long: bool = False
+    """It has lasted for longer than a pod may be silent."""
 
 
 @dataclass(frozen=True, slots=True)
