@@ -39,19 +39,33 @@ PERMISSIONS = (
     Permission(
         "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), ("get",), "whether what a job names is there"
     ),
+    Permission("", ("services",), ("get", "create"), "names for the pods of a job on several nodes"),
+    Permission("networking.k8s.io", ("networkpolicies",), ("get", "create"), "who may reach a job's pods"),
     Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
 )
 
+CLAIMS = (Permission("", ("persistentvolumeclaims",), ("create",), "a missing claim for the output"),)
+"""With settings.createClaims alone."""
+
 
 def roles() -> dict[str, list[dict[str, Any]]]:
-    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role."""
-    return {"cluster": rules(cluster_scoped=True), "namespaced": rules(cluster_scoped=False)}
+    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role, and
+    `claims` joins the latter with settings.createClaims."""
+    return {
+        "cluster": rules(cluster_scoped=True),
+        "namespaced": rules(cluster_scoped=False),
+        "claims": [_rule(permission) for permission in CLAIMS],
+    }
 
 
 def rules(*, cluster_scoped: bool | None = None) -> list[dict[str, Any]]:
     """The rules of a role: all, or only those on cluster-scoped (or namespaced) resources."""
-    return [
-        {"apiGroups": [p.group], "resources": list(p.resources), "verbs": list(p.verbs)}
-        for p in PERMISSIONS
-        if cluster_scoped is None or p.cluster_scoped is cluster_scoped
-    ]
+    return [_rule(p) for p in PERMISSIONS if cluster_scoped is None or p.cluster_scoped is cluster_scoped]
+
+
+def _rule(permission: Permission) -> dict[str, Any]:
+    return {
+        "apiGroups": [permission.group],
+        "resources": list(permission.resources),
+        "verbs": list(permission.verbs),
+    }

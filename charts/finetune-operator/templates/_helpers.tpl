@@ -29,7 +29,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{/* The operator's settings as it reads them. */}}
 {{- define "finetune.settings" -}}
 {{- $trainer := include "finetune.image" (list .Values.trainerImage .Chart.AppVersion) -}}
-{{- merge (deepCopy .Values.settings) (dict "trainerImage" $trainer) | toYaml -}}
+{{- $policy := deepCopy (.Values.settings.networkPolicy | default dict) -}}
+{{- if not (hasKey $policy "enabled") -}}{{- $_ := set $policy "enabled" true -}}{{- end -}}
+{{- $labels := include "finetune.selector" . | fromYaml -}}
+{{- $_ := set $policy "operator" (dict "namespace" .Release.Namespace "labels" $labels) -}}
+{{- merge (dict "networkPolicy" $policy) (deepCopy .Values.settings) (dict "trainerImage" $trainer) | toYaml -}}
 {{- end }}
 
 {{/* The port that the kubelet asks for health. */}}

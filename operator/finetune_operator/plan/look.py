@@ -15,7 +15,7 @@ from finetune_api.status import ConditionType, JobStatus, Resolved
 from finetune_api.trainer import Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
-from finetune_operator.plan.state import ChildJob, Observed, Pod, timestamp
+from finetune_operator.plan.state import Beside, ChildJob, Observed, Pod, timestamp
 from finetune_operator.plan.told import report_of, retold
 
 
@@ -41,6 +41,8 @@ class Look:
     """By pod uid."""
     tally: Tally
     now: datetime
+    beside: tuple[Beside, ...] = ()
+    """Services and NetworkPolicies by the names of ours, whosever they are."""
 
     @property
     def newest(self) -> Pod | None:
@@ -51,6 +53,14 @@ class Look:
     def busy(self) -> tuple[Pod, ...]:
         """Pods that have not ended: they may still write."""
         return tuple(pod for pod in self.there if pod.ended is None)
+
+    @property
+    def taken(self) -> ChildJob | Beside | None:
+        """What has the name of a child of ours and is not ours."""
+        if self.child is not None and self.own is None:
+            return self.child
+        uid = self.job.metadata.uid
+        return next((found for found in self.beside if found.owner is None or found.owner.uid != uid), None)
 
     @property
     def done(self) -> bool:
@@ -94,7 +104,7 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=stopped)
     status = _with_tally(status, tally)
     runtime = runtime_of(status.resolved or Resolved())
-    return Look(job, stage, status, runtime, own, child, pods, there, reports, tally, now)
+    return Look(job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.beside)
 
 
 def _with_tally(status: JobStatus, tally: Tally) -> JobStatus:
