@@ -62,6 +62,16 @@ WORDS: dict[str, list[Any]] = {
     "batchSize": ["max", 1, 8, 65536, 65537, "Max", "8", 8.0, 8.5],
     "gpuResourceName": ["nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "memory", "a.b/", "a/b/c", "A.b/c"],
     "runtime": ["gpu", "x" * 253, "x" * 254],
+    "managedBy": [
+        "finetune.dev/operator",
+        "a.b/c/d",
+        "operator",
+        "/a",
+        "a/",
+        "A.b/c",
+        "a/" + "b" * 61,
+        "a/" + "b" * 62,
+    ],
 }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from finetune_api import names
 from finetune_api.base import (
     ApiModel,
     Flag,
@@ -33,6 +34,8 @@ MAX_BATCH_SIZE = 65536
 MAX_EPOCHS = 1000
 MAX_CHECKPOINTS = 32
 MAX_LEARNING_RATE = 10
+MAX_SECONDS = 315360000
+"""Ten years."""
 MAX_SEQ_LENGTH = 16777216
 MAX_NODES = 64
 DEFAULT_BATCH_SIZE = 32
@@ -175,6 +178,16 @@ def on_hub(model: str | None) -> bool:
     return model is not None and ("://" not in model or model.startswith("hf://"))
 
 
+ManagedBy = Annotated[
+    str,
+    Matching(
+        f"managedBy must be a domain and a path, such as {names.OPERATOR}",
+        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-A-Za-z0-9._/]+$",
+        max_length=63,
+    ),
+]
+
+
 class JobSpec(ApiModel):
     """What to train, on what, how, and where the result goes."""
 
@@ -223,8 +236,16 @@ class JobSpec(ApiModel):
     cancel: Flag = False
     """True saves the state, stops the job and keeps its record; it cannot be taken back. Condition Failed, reason
     Cancelled."""
+    active_deadline_seconds: Annotated[Integer, Field(ge=1, le=MAX_SECONDS)] | None = None
+    """How long the job's pods may run, all in all; waiting and suspended time is not counted. After it the state is
+    saved and the job ends with DeadlineExceeded. Absent = the runtime's limit, if it has one."""
     backoff_limit: Annotated[Integer, Field(ge=0, le=100)] = 3
     """Retries after failures that are not the user's. Preemptions are free."""
+    ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=MAX_SECONDS)] | None = None
+    """How long the job is kept after its end; then the operator deletes it, never its results. Absent = for ever. Not
+    for jobs that a GitOps tool applies: it would create a deleted one again, which trains again."""
+    managed_by: ManagedBy = names.OPERATOR
+    """Who looks after the job. Another value makes this operator leave it alone altogether."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -279,6 +300,11 @@ class JobSpec(ApiModel):
     )
     transition_rules: ClassVar[tuple[TransitionRule, ...]] = (
         TransitionRule(
+            message="managedBy is immutable",
+            cel="self.managedBy == oldSelf.managedBy",
+            holds=lambda old, new: old.managed_by == new.managed_by,
+        ),
+        TransitionRule(
             message="cancel cannot be taken back",
             cel="!oldSelf.cancel || self.cancel",
             holds=lambda old, new: not old.cancel or new.cancel,
@@ -291,15 +317,15 @@ class JobSpec(ApiModel):
         return self.output is not None and bool(self.output.merge)
 
 
-MUTABLE_FIELDS = frozenset({"suspend", "cancel"})
+MUTABLE_FIELDS = frozenset({"suspend", "cancel", "active_deadline_seconds", "ttl_seconds_after_finished"})
 """Fields of the spec that may change once the job has started."""
 
 
 def _unchanged_cel() -> str:
-    names = [field.alias for name, field in JobSpec.model_fields.items() if name not in MUTABLE_FIELDS]
+    fixed = [field.alias for name, field in JobSpec.model_fields.items() if name not in MUTABLE_FIELDS]
     same = (
         f"has(self.spec.{n}) == has(oldSelf.spec.{n}) && (!has(self.spec.{n}) || self.spec.{n} == oldSelf.spec.{n})"
-        for n in names
+        for n in fixed
     )
     return "!has(oldSelf.status) || !has(oldSelf.status.startTime) || (" + " && ".join(same) + ")"
 

@@ -14,6 +14,8 @@ JOB_PLURAL, JOB_SINGULAR, JOB_SHORT = "finetunejobs", "finetunejob", "ftj"
 RUNTIME_PLURAL, RUNTIME_SINGULAR, RUNTIME_SHORT = "finetuneruntimes", "finetuneruntime", "ftr"
 JOB_CATEGORY = "ml"
 
+OPERATOR = f"{GROUP}/operator"
+"""spec.managedBy of the jobs that this operator looks after."""
 FIELD_MANAGER = "finetune-operator"
 MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "finetune-operator"
 JOB_NAME_LABEL = f"{GROUP}/job-name"

@@ -14,6 +14,7 @@ from finetune_api.job import (
     MAX_EPOCHS,
     MAX_LEARNING_RATE,
     MAX_NODES,
+    MAX_SECONDS,
     MAX_SEQ_LENGTH,
     Cpu,
     Memory,
@@ -139,6 +140,8 @@ class Limits(ApiModel):
     """CPU of each pod."""
     max_memory: Memory | None = None
     """Memory of each pod."""
+    max_active_deadline_seconds: Annotated[Integer, Field(ge=1, le=MAX_SECONDS)] | None = None
+    """activeDeadlineSeconds, and its value for a job that gives none."""
 
 
 class KindLimits(ApiModel):

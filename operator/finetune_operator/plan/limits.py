@@ -34,6 +34,15 @@ def size_refused(size: Size, name: str, runtime: RuntimeSpec) -> Refusal | None:
     return None
 
 
+def deadline_refused(job: FineTuneJob, name: str, runtime: RuntimeSpec) -> Refusal | None:
+    """The refusal of a job that wants to run longer than the runtime allows."""
+    given, most = job.spec.active_deadline_seconds, runtime.limits.max_active_deadline_seconds
+    if given is None or most is None or given <= most:
+        return None
+    allows = f"FineTuneRuntime {name} allows at most {most} (spec.limits.maxActiveDeadlineSeconds)"
+    return Refusal(Reason.LIMIT_EXCEEDED, f"activeDeadlineSeconds is {given}, and {allows}")
+
+
 def model_limits_refused(
     job: FineTuneJob, values: ResolvedValues, entry: RuntimeModel | None, runtime: str
 ) -> Refusal | None:

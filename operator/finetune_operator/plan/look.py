@@ -5,6 +5,7 @@ Everything that decides about a started job (decide, stop, lifetime, outcome) re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,7 +16,8 @@ from finetune_api.status import ConditionType, JobStatus, Resolved
 from finetune_api.trainer import Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
-from finetune_operator.plan.state import Beside, ChildJob, Observed, Pod, timestamp
+from finetune_operator.plan.lifetime import with_running_time
+from finetune_operator.plan.state import Beside, ChildJob, Observed, Pod, Silence, timestamp
 from finetune_operator.plan.told import report_of, retold
 
 
@@ -41,7 +43,9 @@ class Look:
     """By pod uid."""
     tally: Tally
     now: datetime
-    beside: tuple[Beside, ...] = ()
+    silences: Mapping[str, Silence]
+    """Running pods whose newest answer was no report, by uid."""
+    beside: tuple[Beside, ...]
     """Services and NetworkPolicies by the names of ours, whosever they are."""
 
     @property
@@ -102,9 +106,11 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
             status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
     stopped = job.spec.cancel or (own is not None and own.suspended)
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=stopped)
-    status = _with_tally(status, tally)
+    status = with_running_time(_with_tally(status, tally), status.attempts)
     runtime = runtime_of(status.resolved or Resolved())
-    return Look(job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.beside)
+    return Look(
+        job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.silences, observed.beside
+    )
 
 
 def _with_tally(status: JobStatus, tally: Tally) -> JobStatus:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api import names
-from finetune_api.names import INDEX_ANNOTATION
 from finetune_operator.plan.pod import CONTAINER
 from finetune_operator.plan.state import Beside, ChildJob, Manifest, Owner, Pod
 from finetune_operator.plan.waiting import MAX_QUOTE, node_lost, waiting_of
@@ -84,7 +83,7 @@ def pod(manifest: Manifest, *, gone: bool = False) -> Pod | None:
 
 
 def _index(metadata: dict[str, Any]) -> int | None:
-    given = str((metadata.get("annotations") or {}).get(INDEX_ANNOTATION, ""))
+    given = str((metadata.get("annotations") or {}).get(names.INDEX_ANNOTATION, ""))
     return int(given) if given.isdecimal() else None
 
 
