@@ -8,12 +8,15 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from dashboard import dashboard
 from ruamel.yaml import YAML
 
 from finetune_api.crd import job_crd, runtime_crd
 from finetune_api.reference import reference_page
+from finetune_operator.policy import facts
 from finetune_operator.rbac import roles
 from finetune_operator.settings import Settings
+from finetune_operator.user_roles import user_roles
 
 ROOT = Path(__file__).parent.parent
 CHART = Path("charts/finetune-operator")
@@ -28,6 +31,9 @@ def generated() -> dict[Path, str]:
         **{Path("docs/reference") / f"{kind}.md": text for kind, text in reference_pages().items()},
         **{folder / name: text for name, text in crds.items() for folder in (Path("crds"), CHART / "files" / "crds")},
         CHART / "files" / "rbac-rules.yaml": dump(roles(), f"{OPERATOR}/rbac.py"),
+        CHART / "files" / "user-roles.yaml": dump({"roles": user_roles()}, f"{OPERATOR}/user_roles.py"),
+        CHART / "files" / "policy-facts.yaml": dump(facts(), "operator/finetune_api"),
+        CHART / "files" / "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
         CHART / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
     }
 

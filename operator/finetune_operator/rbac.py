@@ -23,9 +23,9 @@ class Permission:
     cluster_scoped: bool = False
 
 
-WATCH = ("get", "list", "watch")
+GET, WATCH = ("get",), ("list", "watch")
 PERMISSIONS = (
-    Permission(names.GROUP, (names.JOB_PLURAL,), (*WATCH, "delete"), "the jobs; delete after ttlSecondsAfterFinished"),
+    Permission(names.GROUP, (names.JOB_PLURAL,), (*GET, *WATCH, "delete"), "jobs; delete at the end of their ttl"),
     Permission(names.GROUP, (f"{names.JOB_PLURAL}/status",), ("patch",), "status by server-side apply"),
     Permission(
         names.GROUP,
@@ -34,15 +34,19 @@ PERMISSIONS = (
         "blockOwnerDeletion on children, where OwnerReferencesPermissionEnforcement is on",
     ),
     Permission(names.GROUP, (names.RUNTIME_PLURAL,), (*WATCH, "create"), "runtimes; the first one is created", True),
-    Permission("batch", ("jobs",), (*WATCH, "create", "patch"), "children; patch sets spec.suspend"),
+    Permission("batch", ("jobs",), (*GET, *WATCH, "create", "patch"), "children; patch sets spec.suspend"),
     Permission("", ("pods",), WATCH, "how children fare, and where they report progress"),
     Permission(
-        "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), ("get",), "whether what a job names is there"
+        "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), GET, "whether what a job names is there"
     ),
     Permission("", ("services",), ("get", "create"), "names for the pods of a job on several nodes"),
     Permission("networking.k8s.io", ("networkpolicies",), ("get", "create"), "who may reach a job's pods"),
     Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
 )
+ELECTION = (
+    Permission("coordination.k8s.io", ("leases",), ("get", "create", "update"), "which of several operators works"),
+)
+"""In the operator's own namespace alone, where there is an election."""
 
 CLAIMS = (Permission("", ("persistentvolumeclaims",), ("create",), "a missing claim for the output"),)
 """With settings.createClaims alone."""
@@ -55,6 +59,7 @@ def roles() -> dict[str, list[dict[str, Any]]]:
         "cluster": rules(cluster_scoped=True),
         "namespaced": rules(cluster_scoped=False),
         "claims": [_rule(permission) for permission in CLAIMS],
+        "election": [_rule(permission) for permission in ELECTION],
     }
 
 
