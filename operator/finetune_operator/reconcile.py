@@ -104,7 +104,9 @@ class Reconciler:
             job = job_from(manifest)
         except ValidationError as error:
             return shell(manifest), invalid_job(manifest, error, self.settings, now)
-        observed = Observed() if begins else await observe(job, self.cluster, self.departed, self.shared)
+        observed = Observed()
+        if not begins:
+            observed = await observe(job, self.cluster, self.departed, self.settings, self.shared)
         told = self._told(job, observed)
         observed = replace(observed, reports=told.reports, silences=told.silences)
         return job, decide(job, observed, self.settings, now)
