@@ -35,6 +35,7 @@ PERIOD = 0.05
 CONTAINER = "trainer"
 STARTED, NOW = "<started>", "<now>"
 """Stand for times in a status that a test gives."""
+KILLED = 137
 Fields = dict[str, Any]
 
 
@@ -65,6 +66,8 @@ class Behaviour:
     """No node takes it before it starts."""
     after: tuple[Fields, ...] = ()
     """Whole statuses that others write, one after the other, when it has told all: its node is lost, it is evicted."""
+    when_stopped: int = ExitCode.STOPPED
+    """Its exit code when it is deleted while it works: it saves, or is done (0), or is killed without a word (137)."""
 
 
 Script = Callable[[Stage, int], Behaviour]
@@ -217,15 +220,17 @@ def _work(pod: _Pod) -> None:
 def _end(api: Api, pod: _Pod, started: str) -> None:
     """The exit code and the last word: stopped on request, failed, or done."""
     failure, code = pod.behaviour.failure, pod.behaviour.exit_code
+    killed = pod.behaviour.killed_for
     if pod.going.is_set():
-        failure = Failure(code=FailureCode.STOPPED, args={"step": "1"})
+        code = pod.behaviour.when_stopped
+        failure = Failure(code=FailureCode.STOPPED, args={"step": "1"}) if code == ExitCode.STOPPED else None
+        killed = "Error" if code == KILLED else None
     if failure is not None:
         code = int(failure.exit_code)
-    killed = pod.behaviour.killed_for if not pod.going.is_set() else None
     word = pod.report.model_copy(update={**pod.behaviour.word, "finished": True, "failure": failure})
     said = "" if pod.behaviour.silent or killed else json.dumps(word.to_json())
     end = {
-        "exitCode": 137 if killed else code,
+        "exitCode": KILLED if killed else code,
         "reason": killed or ("Completed" if code == ExitCode.DONE else "Error"),
         "message": said,
         "startedAt": started,

@@ -20,18 +20,18 @@ from finetune_operator.plan.state import ChildJob, Pod, Waiting
 def waiting(look: Look) -> Waiting:
     """Why no pod of the stage's Job runs."""
     name, pod = child_name(look.job, look.stage), look.newest
-    if pod is not None and pod.ended is not None:
-        return follow_up(pod, look.report(pod))
-    if pod is not None:
-        return pod.waiting or Waiting(Reason.INITIALIZING, f"pod {pod.name} is being deleted; a new pod follows")
-    if look.own is not None and look.own.suspended:
+    if look.own is not None and look.own.suspended and not look.busy:
         message = f"Job {name} is suspended, and not by this operator: it goes on when whoever did it lets it"
         return Waiting(Reason.PENDING, message)
-    message = (
-        f"Job {name} has no pod yet; if this lasts, the API server refuses its pods (a quota, a policy):"
-        f" kubectl describe job {name} tells why"
-    )
-    return Waiting(Reason.INITIALIZING, message)
+    if pod is None:
+        message = (
+            f"Job {name} has no pod yet; if this lasts, the API server refuses its pods (a quota, a policy):"
+            f" kubectl describe job {name} tells why"
+        )
+        return Waiting(Reason.INITIALIZING, message)
+    if pod.ended is not None:
+        return follow_up(pod, look.report(pod))
+    return pod.waiting or Waiting(Reason.INITIALIZING, f"pod {pod.name} is being deleted; a new pod follows")
 
 
 def time_left(look: Look) -> float | None:
