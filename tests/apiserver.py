@@ -183,7 +183,7 @@ def control_plane(folder: Path) -> Iterator[ControlPlane]:
 
 
 def _start(folder: Path, started: list[subprocess.Popen[bytes]]) -> ControlPlane:
-    etcd_port, peer_port, port = _free_ports(3)
+    etcd_port, peer_port, port = free_ports(3)
     pki = folder / "pki"
     pki.mkdir(parents=True)
     key = pki / "service-accounts.key"
@@ -258,7 +258,8 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

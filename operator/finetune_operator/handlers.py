@@ -6,9 +6,10 @@ No handler of ours keeps state in objects: kopf writes no annotation and no fina
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import kopf
@@ -22,6 +23,14 @@ from finetune_operator.settings import Settings
 
 OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 NAMESPACED = (names.JOB_PLURAL, "jobs", "pods")
+LOGIN_PAUSE_SECONDS = 2.0
+
+
+class Backoffs:
+    """Seconds between the attempts of one request, without end: a watcher whose request gives up never comes back."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1, 1, 2, 3, 5, 8, 13), itertools.repeat(20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ class Watch:
     queue: WorkQueue
     roster: Roster
     departed: Departed
+    logins: Iterator[int] = field(default_factory=itertools.count)
 
     async def job_event(self, event: Any, **_: Any) -> None:
         """A FineTuneJob: it, and those that wait for its checkpoints."""
@@ -60,7 +70,14 @@ class Watch:
             await self.queue.add((metadata["namespace"], name))
 
     async def login(self, **_: Any) -> kopf.ConnectionInfo:
-        """The same credentials as the client's, read again each time that kopf needs them."""
+        """The same credentials as the client's, read again each time that the API server has refused the last ones.
+
+        kopf takes no credentials twice and its watchers die without; but a token may be refused only for a while: its
+        file is about to be renewed, or the API server has just started. So each login has a number of its own.
+        """
+        number = next(self.logins)
+        if number:
+            await asyncio.sleep(LOGIN_PAUSE_SECONDS)
         found = await self.cluster.credentials()
         scheme, _space, token = (found.authorization or "").rpartition(" ")
         return kopf.ConnectionInfo(
@@ -71,6 +88,7 @@ class Watch:
             token=token or None,
             certificate_path=found.certificate_file,
             private_key_path=found.key_file,
+            priority=number,
         )
 
 
@@ -134,6 +152,7 @@ def _engine_settings() -> kopf.OperatorSettings:
     settings.queueing.exit_timeout = 0.1
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
+    settings.networking.error_backoffs = Backoffs()
     settings.watching.label_selectors["batch/v1", "jobs"] = OURS
     settings.watching.label_selectors["v1", "pods"] = OURS
     # Never used, because no handler keeps state; ours all the same, should kopf ever write one.

@@ -23,7 +23,6 @@ from finetune_operator.queue import Key, RetryLater
 from finetune_operator.settings import Settings
 
 LOG = logging.getLogger(__name__)
-CHANGED_MEANWHILE_SECONDS = 0.1
 
 
 class ProgressBudget:
@@ -67,7 +66,7 @@ class Reconciler:
             after = await self._look(*key)
         except Conflict as error:
             LOOKS.labels("conflict").inc()
-            raise RetryLater(str(error), CHANGED_MEANWHILE_SECONDS) from error
+            raise RetryLater(str(error), soon=True) from error
         except Unavailable as error:
             LOOKS.labels("unavailable").inc()
             raise RetryLater(str(error), error.retry_after) from error
