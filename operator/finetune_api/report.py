@@ -7,7 +7,7 @@ text from a row or an exception can reach a status.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
@@ -355,3 +355,7 @@ class Report(ApiModel):
     """What absent values became (Prepare)."""
     output: OutputStatus | None = None
     """Where the results lie (Train, at the end)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form on the wire, without default values: an older operator reads all but what is new."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

@@ -9,9 +9,12 @@ from finetune_api import names
 from finetune_api.job import ObjectMeta
 from finetune_api.status import JobStatus
 from finetune_operator.client import (
+    CLAIMS,
     EVENTS,
     FINETUNE_JOBS,
     JOBS,
+    NETWORK_POLICIES,
+    SERVICES,
     AlreadyExists,
     Cluster,
     ClusterError,
@@ -23,20 +26,24 @@ from finetune_operator.plan.state import Event, Plan, timestamp
 
 LOG = logging.getLogger(__name__)
 MAX_EVENT_MESSAGE = 1024
+KINDS = {"Job": JOBS, "Service": SERVICES, "NetworkPolicy": NETWORK_POLICIES, "PersistentVolumeClaim": CLAIMS}
+"""Where the children of a plan are kept, by their kind."""
 
 
 async def apply_objects(plan: Plan, namespace: str, cluster: Cluster) -> str | None:
-    """Make and stop children. Returns the API server's sentence if it will not take one of them.
+    """Make and stop children, in the plan's order. Returns what the API server says if it will not take one of them:
+    `<kind> <name>: <sentence>`; those after it are not made.
 
     A child that exists is left as it is: the next look sees whose it is.
     """
     for manifest in plan.create:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
         try:
-            await cluster.create(JOBS, manifest)
+            await cluster.create(KINDS[kind], manifest)
         except AlreadyExists:
-            LOG.info("Job %s/%s exists already", namespace, manifest["metadata"]["name"])
+            LOG.info("%s %s/%s exists already", kind, namespace, name)
         except Refused as refusal:
-            return str(refusal)
+            return f"{kind} {name}: {refusal}"
     for child in plan.suspend:
         try:
             await cluster.suspend(namespace, child.name, child.uid)

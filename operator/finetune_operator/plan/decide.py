@@ -13,7 +13,7 @@ from finetune_operator.plan import outcome
 from finetune_operator.plan.admit import admit, runtime_of, with_says
 from finetune_operator.plan.attempts import Tally, count
 from finetune_operator.plan.conditions import Say, acknowledged
-from finetune_operator.plan.objects import child_manifest, child_name
+from finetune_operator.plan.objects import child_manifest
 from finetune_operator.plan.outcome import Look
 from finetune_operator.plan.state import ChildJob, Event, Observed, Plan, timestamp
 from finetune_operator.plan.told import report_of, retold
@@ -139,10 +139,14 @@ def _with_tally(status: JobStatus, tally: Tally) -> JobStatus:
     )
 
 
-def refused_child(job: FineTuneJob, plan: Plan, message: str, settings: Settings, now: datetime) -> Plan:
-    """`plan` after the API server has refused its child: the status says so instead of pretending."""
+def refused_child(job: FineTuneJob, plan: Plan, refusal: str, settings: Settings, now: datetime) -> Plan:
+    """`plan` after the API server has refused a child: the status says so instead of pretending.
+
+    Args:
+        refusal: `<kind> <name>: <the API server's sentence>`.
+    """
     stage = stage_of(plan.status)
-    sentence = f"the API server refused Job {child_name(job, stage)}: {message}"
+    sentence = f"the API server refused {refusal}"
     kind = ConditionType.DATA_READY if stage is Stage.PREPARE else ConditionType.RUNNING
     says = [Say(kind, False, sentence, Reason.PENDING)]
     old, event = job.status or JobStatus(), Event("Warning", "ChildRefused", sentence)

@@ -263,15 +263,15 @@ def test_killed_for_memory_twice_at_the_same_step_is_final():
 def test_the_api_servers_refusal_of_a_child_is_said():
     job = started()
     plan = look(job, seen(Stage.PREPARE))
-    told = refused_child(job, plan, "exceeded quota: pods", SETTINGS, LATER)
+    told = refused_child(job, plan, "Job tune-prepare: exceeded quota: pods", SETTINGS, LATER)
     assert said(told)["DataReady"] == ("False", "Pending")
     words = "the API server refused Job tune-prepare: exceeded quota: pods"
     assert message(told, ConditionType.DATA_READY) == words
     assert (told.create, told.look_again_after) == ((), SETTINGS.poll_period_seconds)
     assert [e.reason for e in told.events] == ["ChildRefused"]
-    again = refused_child(
-        after(job, told), look(after(job, told), seen(Stage.PREPARE)), "exceeded quota: pods", SETTINGS, LATER
-    )
+    job = after(job, told)
+    words = "Job tune-prepare: exceeded quota: pods"
+    again = refused_child(job, look(job, seen(Stage.PREPARE)), words, SETTINGS, LATER)
     assert again.events == ()
 
 
