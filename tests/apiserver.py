@@ -239,6 +239,8 @@ def _controller_flags(plane: ControlPlane, key: Path) -> list[str]:
         "--leader-elect=false",
         "--secure-port=0",
         f"--controllers={','.join(CONTROLLERS)}",
+        "--kube-api-qps=1000",  # a test with a hundred jobs waits for the operator, not for the Job controller
+        "--kube-api-burst=1000",
     ]
 
 

@@ -199,16 +199,11 @@ class World:
 
     def prepare(self) -> None:
         """Make what a small job needs: claims for data and output; and wait for the default service account."""
-        for claim in ("finetune-data", "finetune-outputs"):
-            self.claim(claim)
-        account = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/default"
-        wait_for(lambda: self.api.get(account).ok, "the default service account")
+        furnish(self.api, self.namespace)
 
     def claim(self, name: str) -> None:
         """Make a persistent volume claim."""
-        spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-        path = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims"
-        self.api.post(path, {"metadata": {"name": name}, "spec": spec}).must()
+        make_claim(self.api, self.namespace, name)
 
     def made_since(self, version: str) -> Counter[str]:
         """How often a Job of each name was made after `version`: from the API server's own history."""
@@ -222,3 +217,18 @@ class World:
         """The resource version of now."""
         listed = self.api.get(f"/apis/batch/v1/namespaces/{self.namespace}/jobs").must()
         return str(listed["metadata"]["resourceVersion"])
+
+
+def furnish(api: Api, namespace: str) -> None:
+    """Make what a small job needs in a new namespace, and wait for what every namespace gets."""
+    for claim in ("finetune-data", "finetune-outputs"):
+        make_claim(api, namespace, claim)
+    account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
+    wait_for(lambda: api.get(account).ok, "the default service account")
+
+
+def make_claim(api: Api, namespace: str, name: str) -> None:
+    """Make a persistent volume claim."""
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    api.post(path, {"metadata": {"name": name}, "spec": spec}).must()

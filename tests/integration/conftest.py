@@ -11,8 +11,9 @@ import pytest
 
 import installed
 from apiserver import Api, ControlPlane, control_plane
+from finetune_operator.first_runtime import default_runtime
 from kubelet import Kubelet
-from world import OperatorProcess, World
+from world import OperatorProcess, World, furnish
 
 SETTINGS = {"pollPeriodSeconds": 0.3, "resyncPeriodSeconds": 1, "healthPort": 0, "trainerImage": "trainer:1"}
 """Impatient, because a job takes seconds here; and any free port, because many may run on this machine."""
@@ -100,3 +101,29 @@ def shared_world(plane, api, operator, kubelet) -> Iterator[World]:
         made = World(plane, api, kubelet, operator, name)
         made.prepare()
         yield made
+
+
+@pytest.fixture(scope="session")
+def quiet_plane(tmp_path_factory) -> Iterator[ControlPlane]:
+    """A control plane with our kinds, on which no operator runs but those that a test starts."""
+    with control_plane(tmp_path_factory.mktemp("quiet-plane")) as plane:
+        installed.kinds(plane)
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def quiet_account(quiet_plane, tmp_path_factory) -> Path:
+    """A kubeconfig of the operator's service account there."""
+    account = installed.operator_account(quiet_plane, tmp_path_factory.mktemp("quiet"))
+    quiet_plane.kubectl("create", "-f", "-", stdin=json.dumps(default_runtime("trainer:1")))
+    return account
+
+
+@pytest.fixture
+def quiet_namespace(quiet_plane) -> Iterator[str]:
+    """A namespace there with what a small job needs."""
+    api = quiet_plane.api()
+    with temporary_namespace(api) as name:
+        furnish(api, name)
+        yield name
+    api.close()
