@@ -31,8 +31,8 @@ from world import MOMENT, PREPARED, progress, published
 Manifest = dict[str, Any]
 MOST_LOOKS = 80
 FAILURES = {20: FailureCode.DATA_UNREACHABLE, 15: FailureCode.DIVERGED}
-STEPS_SERVED = (1, 2)
-"""What a training pod says in each of its turns."""
+TURNS = 2
+"""Of a training pod while it runs; in each it has done a step more, and its successor goes on from there."""
 
 
 class OperatorDied(BaseException):
@@ -149,7 +149,7 @@ class Run:
             try:
                 await operator.look((self.namespace, self.name))
             except OperatorDied:
-                self.history.listeners.remove(self._remember)
+                del self.history.listeners[self.name]
                 await self._settled(cluster)
                 operator, cluster = self._operator()
             except RetryLater:
@@ -165,7 +165,7 @@ class Run:
             await self._settled(cluster)
         else:
             raise AssertionError(f"{self.name} is not final after {MOST_LOOKS} looks: {made.get('status')}")
-        self.history.listeners.remove(self._remember)
+        del self.history.listeners[self.name]
         await self.history.reached(self.name, made)
         return made
 
@@ -180,13 +180,13 @@ class Run:
     def _operator(self) -> tuple[Reconciler, MortalCluster]:
         """A new one, which remembers nothing; its watch begins now."""
         cluster, self._departed = MortalCluster(self.api, self.death), Departed()
-        self.history.listeners.append(self._remember)
+        self.history.listeners[self.name] = self._remember
         poller: Any = self
         settings = Settings(poll_period_seconds=1)
         return Reconciler(cluster, poller, self._departed, settings, ProgressBudget(1000), _now), cluster
 
     def _remember(self, happened: Happened) -> None:
-        if happened.kind == "pods" and happened.type == "DELETED" and happened.job == self.name:
+        if happened.kind == "pods" and happened.type == "DELETED":
             self._departed.remember(happened.object)
 
     async def _settled(self, cluster: MortalCluster) -> None:
@@ -217,12 +217,14 @@ class Run:
         elif turn == 0:
             await self.admin.bind(pod)
             status = _running()
-        elif stage is Stage.TRAIN and turn < len(STEPS_SERVED):
+        elif stage is Stage.TRAIN and turn < TURNS:
             status = _running(turn)
         else:
             status = self._ended(pod, report, self._exit_code(pod, stage))
-        if stage is Stage.TRAIN and turn < len(STEPS_SERVED):
-            self.served[uid] = report.model_copy(update=progress(STEPS_SERVED[turn]))
+        if stage is Stage.TRAIN and turn < TURNS:
+            before = TURNS * self._number(pod)
+            told = {**progress(before + turn + 1), "resumed_from_step": before}
+            self.served[uid] = report.model_copy(update=told)
         await self.history.reached(self.name, await self.admin.status(pod, status))
 
     def _turn(self, pod: Manifest) -> int:
@@ -234,10 +236,13 @@ class Run:
 
     def _exit_code(self, pod: Manifest, stage: Stage) -> int:
         codes = self.life.exits.get(stage, (0,))
-        label = stage.value.lower()
+        return codes[min(self._number(pod), len(codes) - 1)]
+
+    def _number(self, pod: Manifest) -> int:
+        """How many pods of its stage were made before."""
+        label = pod["metadata"]["labels"][STAGE_LABEL]
         made = [e.object["metadata"] for e in self.history.events[self.name] if (e.kind, e.type) == ("pods", "ADDED")]
-        of_stage = [m["name"] for m in made if m["labels"][STAGE_LABEL] == label]
-        return codes[min(of_stage.index(pod["metadata"]["name"]), len(codes) - 1)]
+        return [m["name"] for m in made if m["labels"][STAGE_LABEL] == label].index(pod["metadata"]["name"])
 
     def _ended(self, pod: Manifest, report: Report, code: int) -> Manifest:
         """The status of a pod that has ended with `code` and its last word."""

@@ -45,30 +45,31 @@ class History:
     """All that has happened since the watches began, by FineTuneJob."""
 
     events: dict[str, list[Happened]] = field(default_factory=lambda: defaultdict(list))
-    listeners: list[Callable[[Happened], None]] = field(default_factory=list)
-    _latest: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    listeners: dict[str, Callable[[Happened], None]] = field(default_factory=dict)
+    """Who is told of each event, by FineTuneJob."""
+    _there: dict[tuple[str, str], dict[str, Manifest]] = field(default_factory=lambda: defaultdict(dict))
+    _versions: dict[tuple[str, str, str], int] = field(default_factory=lambda: defaultdict(int))
+    """The newest, by job, kind and name; of deleted objects too."""
     _news: dict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
 
     def saw(self, kind: str, event: Manifest) -> None:
         """Note an event."""
         assert event["type"] != "ERROR", event
         happened = Happened(kind, event["type"], event["object"])
-        self.events[happened.job].append(happened)
-        self._latest[kind] = int(event["object"]["metadata"]["resourceVersion"])
-        for listener in self.listeners:
-            listener(happened)
-        # A change of one job's objects is news for who waits for it; who waits for a version looks at each.
-        self._news[happened.job].set()
+        job, metadata = happened.job, happened.object["metadata"]
+        self.events[job].append(happened)
+        self._versions[job, kind, metadata["name"]] = int(metadata["resourceVersion"])
+        if happened.type == "DELETED":
+            self._there[job, kind].pop(metadata["name"], None)
+        else:
+            self._there[job, kind][metadata["name"]] = happened.object
+        if job in self.listeners:
+            self.listeners[job](happened)
+        self._news[job].set()
 
     def now(self, job: str, kind: str) -> dict[str, Manifest]:
         """The objects of that kind that belong to a job, by name, as last told."""
-        there: dict[str, Manifest] = {}
-        for event in self.events[job]:
-            if event.kind == kind and event.type == "DELETED":
-                there.pop(event.object["metadata"]["name"], None)
-            elif event.kind == kind:
-                there[event.object["metadata"]["name"]] = event.object
-        return there
+        return self._there[job, kind]
 
     async def until(self, job: str, condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
         """Wait until a condition on that job's objects holds.
@@ -86,13 +87,10 @@ class History:
 
     async def reached(self, job: str, written: Manifest) -> None:
         """Wait until an object that was written has been told of."""
-        version, name = int(written["metadata"]["resourceVersion"]), written["metadata"]["name"]
-
-        def told() -> bool:
-            versions = [e.object["metadata"] for e in self.events[job] if e.object["metadata"]["name"] == name]
-            return any(int(m["resourceVersion"]) >= version for m in versions)
-
-        await self.until(job, told, f"version {version} of {name}")
+        metadata, kind = written["metadata"], f"{written['kind'].lower()}s"
+        key = (job, kind, metadata["name"])
+        what = f"version {metadata['resourceVersion']} of {kind} {metadata['name']}"
+        await self.until(job, lambda: self._versions[key] >= int(metadata["resourceVersion"]), what)
 
 
 @asynccontextmanager

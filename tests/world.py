@@ -101,16 +101,24 @@ class OperatorProcess:
     def start(self) -> None:
         """Start it."""
         assert self.process is None
-        command = [sys.executable, "-m", "finetune_operator", "--log-format", "text"]
+        command = [sys.executable, *self.program(), "--log-format", "text"]
         paths = [str(ROOT / "operator"), os.environ.get("PYTHONPATH", "")]
         environment = {
             **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            "KUBECONFIG": str(self.kubeconfig),
             "FINETUNE_SETTINGS": str(self.settings),
+            **self.credentials(),
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+
+    def program(self) -> list[str]:
+        """What Python runs."""
+        return ["-m", "finetune_operator"]
+
+    def credentials(self) -> dict[str, str]:
+        """The environment that tells it where the API server is."""
+        return {"KUBECONFIG": str(self.kubeconfig)}
 
     def kill(self) -> None:
         """End it in the middle of whatever it does."""

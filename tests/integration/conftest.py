@@ -126,4 +126,5 @@ def quiet_namespace(quiet_plane) -> Iterator[str]:
     with temporary_namespace(api) as name:
         furnish(api, name)
         yield name
+        api.close()  # nobody may have spoken on it for long
     api.close()
