@@ -8,7 +8,8 @@ one that remembers nothing; unless told otherwise, the pods take their step in b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,9 +21,11 @@ from finetune_api.report import Failure, FailureCode, Report
 from finetune_api.trainer import ExitCode, Stage
 from finetune_operator.client import FINETUNE_JOBS, PODS, Cluster
 from finetune_operator.observe import Departed
+from finetune_operator.pace import Pace
 from finetune_operator.plan.state import Heard, Pod, timestamp
-from finetune_operator.queue import RetryLater
-from finetune_operator.reconcile import ProgressBudget, Reconciler
+from finetune_operator.poll import Told
+from finetune_operator.queue import Key, RetryLater
+from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from history import Happened, History
 from kubelet import CONTAINER
@@ -136,10 +139,13 @@ class Run:
     done: set[str] = field(default_factory=set)
     """What the user has done."""
 
-    async def hear(self, _job: str, _child: str, pods: Any, now: datetime) -> dict[str, Heard]:
-        """What the poller would bring."""
-        running: list[Pod] = [pod for pod in pods if pod.running and pod.uid in self.served]
-        return {pod.uid: Heard(self.served[pod.uid], timestamp(now)) for pod in running}
+    def follow(self, _key: Key, _job: str, pods: Iterable[Pod]) -> Told:
+        """What the poller would bring of those that run: an operator that has just started has asked them too."""
+        running = [pod for pod in pods if pod.running and pod.uid in self.served]
+        return Told({pod.uid: Heard(self.served[pod.uid], timestamp(_now())) for pod in running})
+
+    def forget(self, _key: Key) -> None:
+        """As the poller does; there is nothing to forget."""
 
     async def live(self, manifest: Manifest) -> Manifest:
         """From the job's making to its final state, which is returned."""
@@ -182,8 +188,8 @@ class Run:
         cluster, self._departed = MortalCluster(self.api, self.death), Departed()
         self.history.listeners[self.name] = self._remember
         poller: Any = self
-        settings = Settings(poll_period_seconds=1)
-        return Reconciler(cluster, poller, self._departed, settings, ProgressBudget(1000), _now), cluster
+        pace = Pace(_nobody, 1e6, time.monotonic)
+        return Reconciler(cluster, poller, self._departed, Settings(), pace, _now), cluster
 
     def _remember(self, happened: Happened) -> None:
         if happened.kind == "pods" and happened.type == "DELETED":
@@ -281,6 +287,10 @@ def _running(turn: int = 0) -> Manifest:
 def _container(state: Manifest) -> Manifest:
     common = {"name": CONTAINER, "image": "trainer", "imageID": "", "restartCount": 0}
     return {"containerStatuses": [{**common, "ready": "running" in state, "state": state}]}
+
+
+async def _nobody(_key: Key) -> None:
+    """Whom the pace wakes: the next look comes anyway."""
 
 
 def _now() -> datetime:

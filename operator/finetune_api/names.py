@@ -20,6 +20,7 @@ JOB_NAME_LABEL = f"{GROUP}/job-name"
 JOB_UID_LABEL = f"{GROUP}/job-uid"
 STAGE_LABEL = f"{GROUP}/stage"
 CONFIG_ANNOTATION = f"{GROUP}/trainer-config"
+STOP_ANNOTATION = f"{GROUP}/stop"
 
 JOB_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
 

@@ -8,19 +8,18 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
 from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
+from finetune_api.history import History as History
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
 MAX_ATTEMPTS = 5
 MAX_METRICS = 32
-
-Time = Annotated[str, StringConstraints(max_length=32), Field(json_schema_extra={"format": "date-time"})]
-"""RFC 3339, UTC, whole seconds."""
 
 
 class Phase(StrEnum):
@@ -29,6 +28,7 @@ class Phase(StrEnum):
     PENDING = "Pending"
     PREPARING = "Preparing"
     RUNNING = "Running"
+    SUSPENDED = "Suspended"
     PUBLISHING = "Publishing"
     COMPLETED = "Completed"
     FAILED = "Failed"
@@ -44,6 +44,8 @@ class ConditionType(StrEnum):
     """The prepare step has checked and tokenised the data."""
     RUNNING = "Running"
     """The training pod runs."""
+    SUSPENDED = "Suspended"
+    """No pod runs and none will until spec.suspend is false; its state is saved."""
     PUBLISHED = "Published"
     """Every requested output is where it was asked for."""
     COMPLETE = "Complete"
@@ -77,10 +79,18 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    NODE_LOST = "NodeLost"
+    EVICTED = "Evicted"
     INITIALIZING = "Initializing"
     FINISHED = "Finished"
+    SUSPENDED = "Suspended"
     UPLOADING = "Uploading"
     UPLOAD_FAILED = "UploadFailed"
+    # Suspended
+    USER_REQUESTED = "UserRequested"
+    RESUMED = "Resumed"
+    """Suspended=False again."""
     # Complete
     SUCCEEDED = "Succeeded"
     EARLY_STOPPED = "EarlyStopped"
@@ -94,8 +104,32 @@ class Reason(StrEnum):
     DATA_UNREACHABLE = "DataUnreachable"
     MODEL_UNAVAILABLE = "ModelUnavailable"
     PUBLISH_FAILED = "PublishFailed"
+    STORAGE_FULL = "StorageFull"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
+    INTERNAL = "Internal"
+
+
+class AttemptReason(StrEnum):
+    """Why a pod ended, where it is not a FailureCode of the trainer or another word of the kubelet's."""
+
+    SUCCEEDED = "Succeeded"
+    STOPPED = "Stopped"
+    """Exit code 3: it was asked to end, and saved."""
+    PEER_LOST = "PeerLost"
+    """Exit code 4: another pod of the same training was lost."""
+    OOM_KILLED = "OOMKilled"
+    """The kernel killed it for its memory."""
+    EVICTED = "Evicted"
+    """Its node was short of memory or disk, it wrote more than its limit, or it was evicted by request."""
+    PREEMPTED = "Preempted"
+    """The scheduler gave its place to a pod of higher priority."""
+    NODE_LOST = "NodeLost"
+    """Its node is gone or did not answer."""
+    POD_VANISHED = "PodVanished"
+    """It is gone, and nobody saw how it ended."""
+    NO_FINAL_REPORT = "NoFinalReport"
+    """It failed without a last word."""
 
 
 class ConditionStatus(StrEnum):
@@ -218,7 +252,8 @@ class Recovery(ApiModel):
     """When it was saved."""
 
 
-MetricValues = Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
+MetricName = Annotated[str, StringConstraints(max_length=64)]
+MetricValues = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
 
 
 class Metrics(ApiModel):
@@ -323,7 +358,7 @@ class JobStatus(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
-    """Accepted, DataReady, Running, Published, Complete, Failed, Stalled."""
+    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled."""
     resolved: Resolved | None = None
     """What names and absent values became."""
     data: DataStatus | None = None
@@ -334,6 +369,8 @@ class JobStatus(ApiModel):
     """The newest complete state from which training goes on exactly."""
     metrics: Metrics | None = None
     """The latest values."""
+    history: History | None = None
+    """The course of the values in few points."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
     """All published checkpoints, oldest first."""
     output: OutputStatus | None = None

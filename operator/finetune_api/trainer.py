@@ -56,6 +56,8 @@ class Start(ApiModel):
     """URI of full weights: hf://org/name[@revision], pvc://claim/path or file:///path."""
     adapter: Text | None = None
     """URI of the LoRA adapter on top of them, when a LoRA job is continued."""
+    same_as: Text | None = None
+    """URI of the model whose architecture and size the weights must have (fromHfModel)."""
     sha256: Annotated[str, Field(max_length=64)] | None = None
     """Digest that the checkpoint must have: of the adapter if there is one, else of the model."""
 
@@ -106,6 +108,8 @@ class TrainerConfig(ApiModel):
     """Folder of this job below it; empty = the output URI itself."""
     gpus: Integer = 0
     """GPUs of this pod; 0 = CPU."""
+    allow_remote_code: Flag = False
+    """Code that comes with the model may be run; only the runtime can say so."""
     offline: Flag = False
     """The Hub's client stays off the network."""
     mounts: dict[str, str] = Field(default_factory=dict)

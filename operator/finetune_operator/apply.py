@@ -44,9 +44,9 @@ async def apply_objects(plan: Plan, namespace: str, cluster: Cluster) -> str | N
             LOG.info("%s %s/%s exists already", kind, namespace, name)
         except Refused as refusal:
             return f"{kind} {name}: {refusal}"
-    for child in plan.suspend:
+    for child in (*plan.suspend, *plan.resume):
         try:
-            await cluster.suspend(namespace, child.name, child.uid)
+            await cluster.hold(namespace, child.name, child.uid, suspend=child.suspended, mark=child.mark)
         except (NotFound, Conflict):
             LOG.info("Job %s/%s is not there any more", namespace, child.name)
     return None

@@ -20,12 +20,14 @@ from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.config import ConfigException
 
 from finetune_api import names
+from finetune_operator.metrics import count_request
 
 Manifest = dict[str, Any]
 Manifests = list[Manifest]
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 PAGE = 500
 TIMEOUT_SECONDS = 30.0
+NO_ANSWER = 0
 IN_CLUSTER = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 
@@ -90,6 +92,7 @@ CLAIMS = Resource("v1", "persistentvolumeclaims")
 CONFIG_MAPS = Resource("v1", "configmaps")
 SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
 EVENTS = Resource("v1", "events")
+LEASES = Resource("coordination.k8s.io/v1", "leases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,18 @@ class Cluster:
         path = resource.path(manifest["metadata"].get("namespace"))
         return await self._call("POST", path, body=manifest, query={"fieldManager": names.FIELD_MANAGER})
 
+    async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Write a whole object over the one that was read: its resourceVersion is a precondition.
+
+        Raises:
+            Conflict: it has changed meanwhile.
+            NotFound
+            Refused
+        """
+        metadata = manifest["metadata"]
+        path = resource.path(metadata.get("namespace"), metadata["name"])
+        return await self._call("PUT", path, body=manifest, query={"fieldManager": names.FIELD_MANAGER})
+
     async def apply_status(self, resource: Resource, manifest: Manifest) -> Manifest:
         """Write a whole status by server-side apply. uid and resourceVersion in the metadata are preconditions.
 
@@ -196,14 +211,15 @@ class Cluster:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         return await self._call("PATCH", path, body=manifest, query=query, content="application/apply-patch+yaml")
 
-    async def suspend(self, namespace: str, name: str, uid: str) -> Manifest:
-        """Suspend a batch/v1 Job, if it is still the one with that uid.
+    async def hold(self, namespace: str, name: str, uid: str, *, suspend: bool, mark: str | None) -> Manifest:
+        """Suspend a batch/v1 Job or let it go on, if it is still the one with that uid, and say why on it.
 
         Raises:
             Conflict: it is another.
             NotFound
         """
-        body = {"metadata": {"uid": uid}, "spec": {"suspend": True}}
+        annotations = {names.STOP_ANNOTATION: mark}
+        body = {"metadata": {"uid": uid, "annotations": annotations}, "spec": {"suspend": suspend}}
         query = {"fieldManager": names.FIELD_MANAGER}
         path = JOBS.path(namespace, name)
         return await self._call("PATCH", path, body=body, query=query, content="application/merge-patch+json")
@@ -230,7 +246,9 @@ class Cluster:
             )
             payload = await response.read()
         except (TimeoutError, OSError, aiohttp.ClientError, ConfigException) as error:
+            count_request(method, path, NO_ANSWER)
             raise Unavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
+        count_request(method, path, response.status)
         if 200 <= response.status < 300:
             return _object(method, path, payload)
         raise _error(method, path, response.status, response.headers, payload)

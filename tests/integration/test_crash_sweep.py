@@ -31,13 +31,31 @@ async def cancels_while_it_trains(run: Run) -> None:
         await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, cancel=True))
 
 
+async def suspends_and_resumes(run: Run) -> None:
+    """The pods save and go; then the job goes on from there."""
+    suspended = any((c["type"], c["status"]) == ("Suspended", "True") for c in run.status().get("conditions", ()))
+    if run.status().get("progress") and "suspend" not in run.done:
+        run.done.add("suspend")
+        await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, suspend=True))
+    elif suspended and "resume" not in run.done:
+        run.done.add("resume")
+        await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, suspend=False))
+
+
 LIVES = {
     "well": Life(),
     "retried": Life({Stage.PREPARE: (20, 0), Stage.TRAIN: (1, 0)}),
     "diverged": Life({Stage.TRAIN: (15,)}),
     "cancelled": Life(user=cancels_while_it_trains),
+    "suspended": Life(user=suspends_and_resumes),
 }
-ENDS = {"well": "Succeeded", "retried": "Succeeded", "diverged": "Diverged", "cancelled": "Cancelled"}
+ENDS = {
+    "well": "Succeeded",
+    "retried": "Succeeded",
+    "diverged": "Diverged",
+    "cancelled": "Cancelled",
+    "suspended": "Succeeded",
+}
 
 
 @pytest.mark.parametrize("life", LIVES)

@@ -105,9 +105,12 @@ def test_success_without_a_last_word_invents_nothing():
         (16, FailureCode.CHECKPOINT_CHANGED, {"uri": "pvc://x"}, "CheckpointInvalid", "pvc://x has another digest"),
         (20, FailureCode.DATA_UNREACHABLE, {"uri": "u", "problem": "p"}, "DataUnreachable", "u could not be read: p"),
         (21, FailureCode.MODEL_UNREACHABLE, {"uri": "u", "problem": "p"}, "ModelUnavailable", "could not be fetched"),
-        (22, FailureCode.STORAGE_FULL, {"uri": "u"}, "PublishFailed", "no space is left at u"),
+        (22, FailureCode.STORAGE_FULL, {"uri": "u"}, "StorageFull", "no space is left at u"),
+        (22, FailureCode.OUTPUT_TAKEN, {"uri": "u"}, "PublishFailed", "u holds the output of another job"),
+        (10, FailureCode.CONFIG_UNREADABLE, {"field": "a.b", "problem": "p"}, "Internal", "configuration (a.b: p)"),
+        (1, FailureCode.STORAGE_FULL, {"uri": "u"}, "BackoffLimitExceeded", "with exit code 1 and left no report"),
         (1, None, {}, "BackoffLimitExceeded", "with exit code 1 and left no report"),
-        (12, None, {}, "UserError", "with exit code 12 and left no report"),
+        (12, None, {}, "Internal", "the image is not of its version"),
     ],
 )
 def test_the_exit_code_gives_the_reason_and_the_last_word_the_sentence(exit_code, code, args, reason, words):
@@ -120,7 +123,8 @@ def test_the_exit_code_gives_the_reason_and_the_last_word_the_sentence(exit_code
     assert said(plan)["Stalled"] == ("True", reason)
     assert words in message(plan, ConditionType.FAILED)
     assert (plan.status.phase, plan.status.completion_time) == (Phase.FAILED, LATER_TEXT)
-    assert said(plan)["Published"] == ("False", "UploadFailed" if reason == "PublishFailed" else "Finished")
+    not_written = reason in ("PublishFailed", "StorageFull")
+    assert said(plan)["Published"] == ("False", "UploadFailed" if not_written else "Finished")
 
 
 def test_bad_rows_are_told_and_no_train_job_is_ever_made():
@@ -202,10 +206,10 @@ def test_cancel_suspends_the_child_and_ends_when_no_pod_is_left(stage):
     report = report_for(pod, stage, recovery=make_recovery(12))
     job = cancelling(job)
     plan = look(job, seen(stage, child, pod, reports=heard(report)))
-    assert [c.name for c in plan.suspend] == [child.name]
+    assert [(c.name, c.suspended, c.mark) for c in plan.suspend] == [(child.name, True, "Cancelled: cancelled")]
     assert "Failed" not in said(plan)
     job = after(job, plan)
-    halting = replace(child, suspended=True)
+    (halting,) = plan.suspend
     plan = look(job, seen(stage, halting, replace(pod, running=False)))
     assert (plan.suspend, "Failed" in said(plan)) == ((), False)
     plan = look(after(job, plan), seen(stage, replace(halting, halted=True)))
@@ -255,7 +259,8 @@ def test_killed_for_memory_twice_at_the_same_step_is_final():
     job = after(job, plan)
     plan = look(job, seen(Stage.TRAIN, child, first, second))
     assert [c.name for c in plan.suspend] == ["tune-train"]
-    plan = look(after(job, plan), seen(Stage.TRAIN, replace(child, suspended=True, halted=True), first, second))
+    (halting,) = plan.suspend
+    plan = look(after(job, plan), seen(Stage.TRAIN, replace(halting, halted=True), first, second))
     assert said(plan)["Failed"] == ("True", "OutOfMemory")
     assert message(plan, ConditionType.FAILED).startswith("the pod needed more than its 2Gi of memory twice")
 

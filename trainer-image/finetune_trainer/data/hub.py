@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -26,10 +26,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import failed
+from finetune_trainer.files import is_full
+
 log = logging.getLogger(__name__)
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 WEIGHT_PATTERNS = ["*.safetensors"]
+CODE_PATTERNS = ["*.py"]
 LEFT_OUT = ["*/*", "consolidated*"]
 """Subfolders hold other formats of the same weights (onnx, original); `consolidated` is a second copy of them."""
 WAITS = (1.0, 4.0)
@@ -78,14 +83,16 @@ def count_parameters(repo: str, commit: str) -> int:
     return sum(header.parameter_count.values())
 
 
-def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: bool) -> str:
-    """Download a model's files into the client's cache, no code among them, and return the folder, named by its commit.
+def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: bool, code: bool = False) -> str:
+    """Download a model's files into the client's cache and return the folder, named by its commit.
+
+    Its code is left out unless `code` says otherwise.
 
     Raises:
         HubFailed
     """
     disable_progress_bars()
-    patterns = [*CONFIG_PATTERNS, *WEIGHT_PATTERNS] if weights else CONFIG_PATTERNS
+    patterns = [*CONFIG_PATTERNS, *(WEIGHT_PATTERNS if weights else ()), *(CODE_PATTERNS if code else ())]
     return _ask(
         lambda: snapshot_download(
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=LEFT_OUT, local_files_only=offline
@@ -110,7 +117,7 @@ def _ask(call: Callable[[], T], waits: tuple[float, ...]) -> T:
     """Call the Hub, and again after each of `waits` (seconds) while it is the Hub that fails."""
     for wait in (*waits, None):
         try:
-            return call()
+            return _with_room(call)
         except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, FileMetadataError) as error:
             failure = HubFailed(*_judge(error))
             if failure.trouble is not Trouble.UNREACHABLE or wait is None:
@@ -124,6 +131,16 @@ def _ask(call: Callable[[], T], waits: tuple[float, ...]) -> T:
         except SafetensorsParsingError as error:
             raise HubFailed(Trouble.UNSUPPORTED, "the header of its weights is damaged") from error
     raise AssertionError("the last try either returns or raises")
+
+
+def _with_room(call: Callable[[], T]) -> T:
+    """Raises: RunFailed: StorageFull: the client's cache is full. Its part in Rust raises a RuntimeError then."""
+    try:
+        return call()
+    except (OSError, RuntimeError) as error:
+        if is_full(error):
+            raise failed(FailureCode.STORAGE_FULL, uri=constants.HF_HUB_CACHE) from error
+        raise
 
 
 def _judge(error: BaseException) -> tuple[Trouble, str]:
