@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import shutil
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from faulty import HTTP_GONE, NONE, Asked, Fault, FaultyProxy, Rule
+import installed
+from apiserver import ControlPlane, free_ports
+from faulty import HTTP_GONE, NONE, Asked, Fault, FaultyProxy, Rule, faulty_proxy
 from in_pod import OperatorInPod
-from kubelet import Behaviour
+from kubelet import Behaviour, Fields, Kubelet
 from world import World, progress, published, script
 
 LONGEST_RECOVERY = 120.0
@@ -60,8 +64,8 @@ class Ground:
 
     def through(self, name: str) -> Recovery:
         """One fault from its beginning until nothing is left of it."""
-        version, begun = self.world.version(), time.monotonic()
         with FAULTS[name](self):
+            version, begun = self.world.version(), time.monotonic()
             self.holds[name].set()
             self.world.apply(_new(name))
             time.sleep(max(0.0, self.fault_seconds - (time.monotonic() - begun)))
@@ -91,6 +95,32 @@ class Ground:
                 return list(json.load(answer)["problems"])
         except urllib.error.HTTPError as error:
             return list(json.load(error)["problems"])
+
+
+@contextlib.contextmanager
+def ground(
+    plane: ControlPlane, namespace: str, folder: Path, settings: Fields, fault_seconds: float
+) -> Iterator[Ground]:
+    """An operator behind a proxy; nobody else's operator may run on this control plane."""
+    (port,) = free_ports(1)
+    (folder / "settings.yaml").write_text(json.dumps({**settings, "healthPort": port, "trainerImage": "trainer:1"}))
+    account = folder / "service-account"
+    account.mkdir()
+    shutil.copy(plane.folder / "pki" / "apiserver.crt", account / "ca.crt")
+    api, kubelet = plane.api(), Kubelet(plane.api())
+    with faulty_proxy(plane) as proxy:
+        operator = OperatorInPod(account, folder / "settings.yaml", folder / "operator.log", port=proxy.port)
+        operator.renew(installed.operator_token(plane))
+        operator.start()
+        kubelet.start()
+        world = World(plane, api, kubelet, operator, namespace)
+        try:
+            yield Ground(world, proxy, operator, port, fault_seconds, lambda: installed.operator_token(plane))
+        finally:
+            code = operator.stop()
+            kubelet.stop()
+            api.close()
+    assert code == 0
 
 
 def _busy(name: str) -> str:
@@ -138,6 +168,12 @@ def _stalled_watches(ground: Ground) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def _restart(ground: Ground) -> Iterator[None]:
+    ground.world.plane.restart_apiserver()
+    yield
+
+
 def _slow(ground: Ground) -> contextlib.AbstractContextManager[None]:
     return ground.proxy.doing(lambda _: Fault(delay=min(2.0, ground.fault_seconds / 4)))
 
@@ -173,6 +209,7 @@ FAULTS: dict[str, Callable[[Ground], contextlib.AbstractContextManager[None]]] =
     "watches-dropped": _dropped_watches,
     "watches-stalled": _stalled_watches,
     "slow-answers": _slow,
+    "api-server-restarted": _restart,
     "token-refused-for-a-while": _refused_token,
     "token-expired-and-renewed": _expired_token,
 }

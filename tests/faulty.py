@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 import threading
 import time
@@ -59,6 +60,8 @@ class Fault:
     """The same, after the API server has done what was asked."""
     event: str = ""
     """A watch gets this one line, and ends."""
+    page: int = 0
+    """A list gets pages of this size, whatever it asked for."""
 
 
 NONE = Fault()
@@ -159,7 +162,8 @@ class FaultyProxy:
         return await self._passed_on(request, asked, fault)
 
     async def _passed_on(self, request: web.Request, asked: Asked, fault: Fault) -> web.StreamResponse:
-        url = f"https://127.0.0.1:{self._plane.port}{request.raw_path}"
+        path = re.sub(r"\blimit=\d+", f"limit={fault.page}", request.raw_path) if fault.page else request.raw_path
+        url = f"https://127.0.0.1:{self._plane.port}{path}"
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
         try:
             async with self._session.request(

@@ -3,22 +3,16 @@ cannot recover from shows in /healthz."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
-import installed
-from apiserver import free_ports
-from faults import FAULTS, Ground
-from faulty import faulty_proxy
-from in_pod import OperatorInPod
-from kubelet import Kubelet, wait_for
-from world import World
+import faults
+from faults import EXPIRED, FAULTS, Ground
+from faulty import HTTP_GONE, NONE, Asked, Fault
+from kubelet import wait_for
 
-RESYNC_SECONDS, STUCK_SECONDS = 5, 4
-SETTINGS = {"pollPeriodSeconds": 2, "resyncPeriodSeconds": RESYNC_SECONDS, "stuckAfterSeconds": STUCK_SECONDS}
+SETTINGS = {"pollPeriodSeconds": 2, "resyncPeriodSeconds": 5, "stuckAfterSeconds": 4}
 MOST_REQUESTS = 60.0
 """Per second, from an operator with a dozen jobs that are looked at every two seconds or retried; one that repeats a
 request without pause makes hundreds."""
@@ -26,27 +20,9 @@ request without pause makes hundreds."""
 
 @pytest.fixture
 def ground(quiet_plane, quiet_account, quiet_namespace, tmp_path) -> Iterator[Ground]:
-    """An operator behind a proxy, with a job that trains for each fault."""
-    (port,) = free_ports(1)
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(json.dumps({**SETTINGS, "healthPort": port, "trainerImage": "trainer:1"}))
-    account = tmp_path / "service-account"
-    account.mkdir()
-    shutil.copy(quiet_plane.folder / "pki" / "apiserver.crt", account / "ca.crt")
-    api, kubelet = quiet_plane.api(), Kubelet(quiet_plane.api())
-    with faulty_proxy(quiet_plane) as proxy:
-        operator = OperatorInPod(account, settings, tmp_path / "operator.log", port=proxy.port)
-        operator.renew(installed.operator_token(quiet_plane))
-        operator.start()
-        kubelet.start()
-        world = World(quiet_plane, api, kubelet, operator, quiet_namespace)
-        try:
-            yield Ground(world, proxy, operator, port, 3.0, lambda: installed.operator_token(quiet_plane))
-        finally:
-            code = operator.stop()
-            kubelet.stop()
-            api.close()
-    assert code == 0
+    """An operator behind a proxy."""
+    with faults.ground(quiet_plane, quiet_namespace, tmp_path, SETTINGS, fault_seconds=3.0) as standing:
+        yield standing
 
 
 def test_nothing_is_lost_through_any_fault(ground, capsys) -> None:
@@ -57,3 +33,29 @@ def test_nothing_is_lost_through_any_fault(ground, capsys) -> None:
             print(f"\n{name}: recovered in {found.seconds:.1f} s, {found.requests:.1f} requests/s", end="")
         assert found.requests <= MOST_REQUESTS, name
     wait_for(lambda: ground.problems() == [], "/healthz", seconds=30)
+
+
+def test_a_watcher_that_has_died_makes_the_operator_unhealthy_and_jobs_go_on_all_the_same(ground) -> None:
+    """kopf's watcher ends for ever when the rest of a list that it reads in pages is gone."""
+    for name in ("first", "second"):
+        ground.world.apply(name)
+        ground.world.wait(name, "Complete")
+    wait_for(lambda: ground.problems() == [], "/healthz", seconds=30)
+
+    def rule(asked: Asked) -> Fault:
+        if asked.goes_on:
+            return Fault(status=HTTP_GONE)
+        if asked.watch:
+            return Fault(event=EXPIRED)
+        return Fault(page=1) if "limit" in asked.query and asked.path.endswith("/finetunejobs") else NONE
+
+    with ground.proxy.doing(rule):
+        ground.proxy.drop_watches()
+        wait_for(lambda: "finetunejobs is not watched" in ground.problems(), "/healthz to tell", seconds=60)
+    ground.world.apply("later")
+    ground.world.wait("later", "Complete", seconds=60)
+    assert "finetunejobs is not watched" in ground.problems(), "it never comes back by itself"
+    ground.operator.restart()
+    ground.world.apply("last")
+    ground.world.wait("last", "Complete", seconds=60)
+    assert ground.problems() == []
