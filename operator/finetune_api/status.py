@@ -15,6 +15,10 @@ from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
 from finetune_api.history import History as History
+from finetune_api.resolved import Resolved as Resolved
+from finetune_api.resolved import ResolvedFile as ResolvedFile
+from finetune_api.resolved import ResolvedModel as ResolvedModel
+from finetune_api.resolved import ResolvedRuntime as ResolvedRuntime
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
@@ -105,6 +109,7 @@ class Reason(StrEnum):
     MODEL_UNAVAILABLE = "ModelUnavailable"
     PUBLISH_FAILED = "PublishFailed"
     STORAGE_FULL = "StorageFull"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
     INTERNAL = "Internal"
@@ -155,69 +160,6 @@ class Condition(ApiModel):
     """When status last changed."""
     observed_generation: Integer | None = None
     """Generation of the spec that this was said of."""
-
-
-class ResolvedRuntime(ApiModel):
-    """The runtime as it was when the job started."""
-
-    name: Name
-    """Name of the FineTuneRuntime."""
-    generation: Integer
-    """Its generation then."""
-    spec: Annotated[dict[str, object], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
-    """Its spec then, with only the chosen model's entry. Later edits of the runtime do not touch this job."""
-
-
-class ResolvedModel(ApiModel):
-    """The starting weights as resolved."""
-
-    source: Text
-    """Hub id or URI of the base weights."""
-    revision: Annotated[str, StringConstraints(max_length=128)] | None = None
-    """Commit on the Hub."""
-    parameters: Integer | None = None
-    """Number of weights of the base model."""
-    checkpoint: Text | None = None
-    """URI of the checkpoint that the job continues."""
-    checkpoint_sha256: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Digest of that checkpoint's weights."""
-
-
-class ResolvedFile(ApiModel):
-    """A data file as read."""
-
-    sha256: Annotated[str, StringConstraints(max_length=64)]
-    """Digest of the file."""
-    size_bytes: Integer
-    """Its size."""
-
-
-ModuleNameText = Annotated[str, StringConstraints(max_length=128)]
-
-
-class Resolved(ApiModel):
-    """What names and absent values became."""
-
-    runtime: ResolvedRuntime | None = None
-    """The runtime, frozen when the job started."""
-    model: ResolvedModel | None = None
-    """The starting weights."""
-    training_file: ResolvedFile | None = None
-    """The training data."""
-    validation_file: ResolvedFile | None = None
-    """The validation data."""
-    batch_size: Integer | None = None
-    """Pairs or rows per optimiser step."""
-    lora_rank: Integer | None = None
-    """Rank of the adapter."""
-    lora_alpha: Number | None = None
-    """Its alpha; a job that continues the adapter inherits it."""
-    trainable_modules: Annotated[tuple[ModuleNameText, ...], Field(max_length=64)] = ()
-    """Names of the layers that have an adapter; inherited likewise."""
-    max_seq_length: Integer | None = None
-    """Longest sequence, in tokens."""
-    total_steps: Integer | None = None
-    """Optimiser steps of the whole job."""
 
 
 class Progress(ApiModel):
@@ -367,6 +309,10 @@ class JobStatus(ApiModel):
     """How far training is."""
     recovery: Recovery | None = None
     """The newest complete state from which training goes on exactly."""
+    active_seconds: Integer = 0
+    """Seconds in which pods of the job ran, up to activeSince."""
+    active_since: Time | None = None
+    """Since when one runs; absent while none does."""
     metrics: Metrics | None = None
     """The latest values."""
     history: History | None = None

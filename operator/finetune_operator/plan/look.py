@@ -15,6 +15,7 @@ from finetune_api.status import ConditionType, JobStatus, Resolved
 from finetune_api.trainer import Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
+from finetune_operator.plan.lifetime import with_running_time
 from finetune_operator.plan.state import ChildJob, Observed, Pod, timestamp
 from finetune_operator.plan.told import report_of, retold
 
@@ -92,7 +93,7 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
             status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
     stopped = job.spec.cancel or (own is not None and own.suspended)
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=stopped)
-    status = _with_tally(status, tally)
+    status = with_running_time(_with_tally(status, tally), status.attempts)
     runtime = runtime_of(status.resolved or Resolved())
     return Look(job, stage, status, runtime, own, child, pods, there, reports, tally, now)
 

@@ -177,5 +177,7 @@ class Plan:
     resume: tuple[ChildJob, ...] = ()
     """Held children to let go on, each as it shall be."""
     events: tuple[Event, ...] = ()
+    delete: bool = False
+    """The FineTuneJob itself, whose time after the end is over; nothing else is done then."""
     look_again_after: float | None = None
     """Seconds; None = when something changes."""
