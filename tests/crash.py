@@ -120,6 +120,8 @@ class Life:
     """Exit codes of the pods of a stage, one after the other; the last for all after. 0 by default."""
     user: Callable[[Run], Awaitable[None]] | None = None
     """What the user does after a look; decides by what is there, and not by the number of looks."""
+    waits_for: str = ""
+    """What the user must have done before a training pod ends by itself, so that the two never race."""
     spec: Manifest = field(default_factory=dict)
 
 
@@ -217,7 +219,8 @@ class Run:
                 await self.history.until(self.name, lambda: metadata["name"] not in self._names(), "the pod to go")
             return
         stage = Stage.PREPARE if metadata["labels"][STAGE_LABEL] == "prepare" else Stage.TRAIN
-        report = Report(job_uid=metadata["labels"][JOB_UID_LABEL], pod_uid=uid, stage=stage)
+        fresh = Report(job_uid=metadata["labels"][JOB_UID_LABEL], pod_uid=uid, stage=stage)
+        report = self.served.get(uid, fresh)
         if "deletionTimestamp" in metadata:
             status = self._ended(pod, report, int(ExitCode.STOPPED))
         elif turn == 0:
@@ -225,12 +228,14 @@ class Run:
             status = _running()
         elif stage is Stage.TRAIN and turn < TURNS:
             status = _running(turn)
+        elif stage is Stage.TRAIN and self.life.waits_for and self.life.waits_for not in self.done:
+            return
         else:
             status = self._ended(pod, report, self._exit_code(pod, stage))
         if stage is Stage.TRAIN and turn < TURNS:
             before = TURNS * self._number(pod)
             told = {**progress(before + turn + 1), "resumed_from_step": before}
-            self.served[uid] = report.model_copy(update=told)
+            self.served[uid] = fresh.model_copy(update=told)
         await self.history.reached(self.name, await self.admin.status(pod, status))
 
     def _turn(self, pod: Manifest) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,13 @@ from finetune_operator.queue import WorkQueue
 from finetune_operator.roster import Roster, key_of
 from finetune_operator.settings import Settings
 
+LOG = logging.getLogger(__name__)
 Handler = Callable[..., Coroutine[Any, Any, None]]
 OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 NAMESPACED = (names.JOB_PLURAL, "jobs", "pods")
 LOGIN_PAUSE_SECONDS = 2.0
+LAST_SECONDS = 10.0
+"""How long kopf may take to end after everything beside it has."""
 
 
 class Backoffs:
@@ -100,20 +104,35 @@ async def run(
 ) -> None:
     """Watch until SIGTERM, SIGINT or `stopping`; `stop` is awaited then, to end what else runs in this event loop."""
 
+    deadline: list[asyncio.TimerHandle] = []
+
     async def cleanup(**_: Any) -> None:
         # kopf waits for tasks that it finds running beside its own, and only then returns.
         await stop()
+        deadline.append(asyncio.get_running_loop().call_later(LAST_SECONDS, _end))
 
     registry = _registry(watch)
     kopf.on.cleanup(registry=registry)(cleanup)
-    await kopf.operator(
-        registry=registry,
-        settings=_engine_settings(),
-        stop_flag=stopping,
-        standalone=True,
-        clusterwide=not settings.namespaces,
-        namespaces=settings.namespaces,
-    )
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=_engine_settings(),
+            stop_flag=stopping,
+            standalone=True,
+            clusterwide=not settings.namespaces,
+            namespaces=settings.namespaces,
+        )
+    finally:
+        for timer in deadline:
+            timer.cancel()
+
+
+def _end() -> None:
+    """End the process: after a watcher has failed, kopf may wait for ever for others that it has itself broken off,
+    and an operator that neither watches nor works must not stay until its health is noticed."""
+    LOG.critical("the watch has ended but kopf has not, so this process ends")
+    logging.shutdown()
+    os._exit(1)
 
 
 def missing_watches(namespaces: tuple[str, ...]) -> list[str]:

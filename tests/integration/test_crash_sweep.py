@@ -46,8 +46,8 @@ LIVES = {
     "well": Life(),
     "retried": Life({Stage.PREPARE: (20, 0), Stage.TRAIN: (1, 0)}),
     "diverged": Life({Stage.TRAIN: (15,)}),
-    "cancelled": Life(user=cancels_while_it_trains),
-    "suspended": Life(user=suspends_and_resumes),
+    "cancelled": Life(user=cancels_while_it_trains, waits_for="cancel"),
+    "suspended": Life(user=suspends_and_resumes, waits_for="resume"),
 }
 ENDS = {
     "well": "Succeeded",
