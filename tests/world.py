@@ -96,13 +96,16 @@ class OperatorProcess:
     kubeconfig: Path
     settings: Path
     log: Path
+    package: Path = ROOT / "operator"
+    """Where its code lies: a folder or a wheel."""
+    log_format: str = "text"
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it."""
         assert self.process is None
-        command = [sys.executable, *self.program(), "--log-format", "text"]
-        paths = [str(ROOT / "operator"), os.environ.get("PYTHONPATH", "")]
+        command = [sys.executable, *self.program(), "--log-format", self.log_format]
+        paths = [str(self.package), os.environ.get("PYTHONPATH", "")]
         environment = {
             **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -194,6 +197,15 @@ class World:
             return wait_for(found, what, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}; its status: {as_json(self.status(name))}") from None
+
+    def kubectl_wait(self, name: str, condition: str, seconds: int = 60) -> None:
+        """Wait for a condition as a user does."""
+        where = ("-n", self.namespace, f"ftj/{name}", f"--timeout={seconds}s")
+        self.plane.kubectl("wait", f"--for=condition={condition}", *where)
+
+    def ask(self, name: str, **spec: Any) -> None:
+        """Change the job's spec."""
+        self.api.patch(f"{self.jobs}/{name}", {"spec": spec}).must()
 
     def children(self, name: str) -> dict[str, dict[str, Any]]:
         """The batch Jobs of a job by name."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.attempt import MAX_ATTEMPTS as MAX_ATTEMPTS
+from finetune_api.attempt import Attempt as Attempt
+from finetune_api.attempt import AttemptReason as AttemptReason
+from finetune_api.base import ApiModel, Flag, Integer, Name, Text
 from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
@@ -15,6 +18,10 @@ from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
 from finetune_api.history import History as History
+from finetune_api.progress import Metrics as Metrics
+from finetune_api.progress import MetricValues as MetricValues
+from finetune_api.progress import Progress as Progress
+from finetune_api.progress import Recovery as Recovery
 from finetune_api.resolved import Resolved as Resolved
 from finetune_api.resolved import ResolvedFile as ResolvedFile
 from finetune_api.resolved import ResolvedModel as ResolvedModel
@@ -22,8 +29,6 @@ from finetune_api.resolved import ResolvedRuntime as ResolvedRuntime
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
-MAX_ATTEMPTS = 5
-MAX_METRICS = 32
 
 
 class Phase(StrEnum):
@@ -58,6 +63,8 @@ class ConditionType(StrEnum):
     """Final: the reason is the cause."""
     STALLED = "Stalled"
     """Abnormal when True: mirrors a permanent failure, for tools that read kstatus."""
+    PROGRESS_STALE = "ProgressStale"
+    """Abnormal when True: a running pod has given no report for a while. Training may go on all the same."""
 
 
 class Reason(StrEnum):
@@ -95,6 +102,9 @@ class Reason(StrEnum):
     USER_REQUESTED = "UserRequested"
     RESUMED = "Resumed"
     """Suspended=False again."""
+    # ProgressStale
+    NO_REPORT = "NoReport"
+    ENDPOINT_UNREACHABLE = "EndpointUnreachable"
     # Complete
     SUCCEEDED = "Succeeded"
     EARLY_STOPPED = "EarlyStopped"
@@ -113,28 +123,6 @@ class Reason(StrEnum):
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
     INTERNAL = "Internal"
-
-
-class AttemptReason(StrEnum):
-    """Why a pod ended, where it is not a FailureCode of the trainer or another word of the kubelet's."""
-
-    SUCCEEDED = "Succeeded"
-    STOPPED = "Stopped"
-    """Exit code 3: it was asked to end, and saved."""
-    PEER_LOST = "PeerLost"
-    """Exit code 4: another pod of the same training was lost."""
-    OOM_KILLED = "OOMKilled"
-    """The kernel killed it for its memory."""
-    EVICTED = "Evicted"
-    """Its node was short of memory or disk, it wrote more than its limit, or it was evicted by request."""
-    PREEMPTED = "Preempted"
-    """The scheduler gave its place to a pod of higher priority."""
-    NODE_LOST = "NodeLost"
-    """Its node is gone or did not answer."""
-    POD_VANISHED = "PodVanished"
-    """It is gone, and nobody saw how it ended."""
-    NO_FINAL_REPORT = "NoFinalReport"
-    """It failed without a last word."""
 
 
 class ConditionStatus(StrEnum):
@@ -160,51 +148,6 @@ class Condition(ApiModel):
     """When status last changed."""
     observed_generation: Integer | None = None
     """Generation of the spec that this was said of."""
-
-
-class Progress(ApiModel):
-    """How far training is."""
-
-    display: Annotated[str, StringConstraints(max_length=32)]
-    """Step of total steps, for people."""
-    step: Integer
-    """Optimiser steps done."""
-    total_steps: Integer
-    """Optimiser steps of the whole job."""
-    epoch: Number = 0.0
-    """Passes over the data so far."""
-    percentage: Integer = 0
-    """Share of the steps done."""
-    tokens: Integer = 0
-    """Tokens trained on so far."""
-    tokens_per_second: Number | None = None
-    """Recent speed."""
-    estimated_remaining_seconds: Integer | None = None
-    """Seconds to the last step at recent speed."""
-    last_report_time: Time | None = None
-    """When the operator last heard from the pod."""
-
-
-class Recovery(ApiModel):
-    """The newest complete state from which training goes on exactly."""
-
-    step: Integer
-    """Its step."""
-    time: Time
-    """When it was saved."""
-
-
-MetricName = Annotated[str, StringConstraints(max_length=64)]
-MetricValues = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
-
-
-class Metrics(ApiModel):
-    """The latest values, by the names of the metric table."""
-
-    train: MetricValues = Field(default_factory=dict)
-    """Of the latest optimiser step."""
-    eval: MetricValues = Field(default_factory=dict)
-    """Of the latest evaluation."""
 
 
 class CheckpointType(StrEnum):
@@ -261,21 +204,10 @@ class JobWarning(ApiModel):
     """Step at which it was seen."""
 
 
-class Attempt(ApiModel):
-    """One pod that prepared or trained."""
-
-    pod: Name
-    """Its name."""
-    start_time: Time | None = None
-    """When it started."""
-    end_time: Time | None = None
-    """When it ended."""
-    exit_code: Integer | None = None
-    """How its process ended."""
-    reason: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Why it ended."""
-    resumed_from_step: Integer | None = None
-    """Step of the recovery state that it went on from; 0 = from the start."""
+def _without_empty(document: dict[str, Any]) -> dict[str, Any]:
+    """`document` without maps and lists that hold nothing, or nothing but such."""
+    inner = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in document.items()}
+    return {key: value for key, value in inner.items() if value not in ({}, [])}
 
 
 class JobStatus(ApiModel):
@@ -300,7 +232,7 @@ class JobStatus(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
-    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled."""
+    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled, ProgressStale."""
     resolved: Resolved | None = None
     """What names and absent values became."""
     data: DataStatus | None = None
@@ -329,6 +261,16 @@ class JobStatus(ApiModel):
     """Attempts after failures that count against backoffLimit."""
     disruptions: Integer = 0
     """Attempts after preemptions and stops, which are free."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, without what is empty.
+
+        Taking the last entry out of a map by server-side apply leaves a null there, which the schema refuses.
+        """
+        document = _without_empty(super().to_json())
+        if self.resolved is not None and self.resolved.runtime is not None:
+            document["resolved"]["runtime"]["spec"] = self.resolved.runtime.spec
+        return document
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """The condition of that type, if it was ever set."""

@@ -7,6 +7,7 @@ few and named after what the caller does about them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,9 @@ from finetune_operator.metrics import count_request
 Manifest = dict[str, Any]
 Manifests = list[Manifest]
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+APPLY_PATCH = "application/apply-patch+yaml; charset=utf-8"
+"""The only form in which the API server takes an apply. With a parameter the library leaves the body as it is."""
+NOT_PLAIN_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 PAGE = 500
 TIMEOUT_SECONDS = 30.0
 NO_ANSWER = 0
@@ -92,6 +96,8 @@ CLAIMS = Resource("v1", "persistentvolumeclaims")
 CONFIG_MAPS = Resource("v1", "configmaps")
 SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
 EVENTS = Resource("v1", "events")
+CHILDREN = {"Job": JOBS, "Service": SERVICES, "NetworkPolicy": NETWORK_POLICIES, "PersistentVolumeClaim": CLAIMS}
+"""What the operator makes, by its kind."""
 LEASES = Resource("coordination.k8s.io/v1", "leases")
 
 
@@ -209,7 +215,7 @@ class Cluster:
         metadata = manifest["metadata"]
         path = resource.path(metadata.get("namespace"), metadata["name"]) + "/status"
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        return await self._call("PATCH", path, body=manifest, query=query, content="application/apply-patch+yaml")
+        return await self._call("PATCH", path, body=as_yaml(manifest), query=query, content=APPLY_PATCH)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str, version: str) -> Manifest:
         """Delete an object, if it is still the one with that uid and resourceVersion; what it owns goes after it.
@@ -240,7 +246,7 @@ class Cluster:
         method: str,
         path: str,
         *,
-        body: Manifest | None = None,
+        body: Manifest | bytes | None = None,
         query: dict[str, str] | None = None,
         accept: str = "application/json",
         content: str = "application/json",
@@ -279,6 +285,12 @@ def _object(method: str, path: str, payload: bytes) -> Manifest:
     if not isinstance(answer, dict):
         raise Unavailable(f"{method} {path}: the answer is no object: {payload[:200].decode(errors='replace')}")
     return answer
+
+
+def as_yaml(manifest: Manifest) -> bytes:
+    """The manifest as JSON that is YAML too, where a surrogate pair is no character and lines end in many ways."""
+    text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
+    return NOT_PLAIN_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 def _error(method: str, path: str, status: int, headers: Mapping[str, str], payload: bytes) -> ClusterError:

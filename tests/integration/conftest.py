@@ -128,3 +128,28 @@ def quiet_namespace(quiet_plane) -> Iterator[str]:
         yield name
         api.close()  # nobody may have spoken on it for long
     api.close()
+
+
+@pytest.fixture(scope="module")
+def own_plane(tmp_path_factory) -> Iterator[ControlPlane]:
+    """A control plane for a module whose operators are its own: none else works on its jobs."""
+    with control_plane(tmp_path_factory.mktemp("own")) as plane:
+        yield plane
+
+
+@pytest.fixture
+def own_namespace(own_plane) -> Iterator[str]:
+    """A namespace on it."""
+    api = own_plane.api()
+    with temporary_namespace(api) as made:
+        yield made
+    api.close()
+
+
+@pytest.fixture
+def own_namespaces(own_plane) -> Iterator[tuple[str, str, str]]:
+    """Three namespaces on it."""
+    api = own_plane.api()
+    with temporary_namespace(api) as one, temporary_namespace(api) as two, temporary_namespace(api) as three:
+        yield one, two, three
+    api.close()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kubernetes.aio import client as kubernetes_client
+from ruamel.yaml import YAML
 
 from finetune_operator import client
 from finetune_operator.client import (
@@ -24,6 +25,7 @@ from finetune_operator.client import (
     NotFound,
     Refused,
     Unavailable,
+    as_yaml,
 )
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -223,3 +225,12 @@ def test_the_token_of_a_pod_is_read_from_its_file_each_time_and_a_missing_file_i
             await cluster.close()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "\U0001f600", "\\ud83d\\ude00", "a\nb\x00\x7f\x85\u2028\ufeff\uffff", '"{}"']
+)
+def test_a_status_travels_as_json_that_a_reader_of_yaml_reads_alike(text):
+    body = as_yaml({"status": {text: text}})
+    assert json.loads(body) == {"status": {text: text}}
+    assert YAML(typ="safe", pure=True).load(body.decode()) == {"status": {text: text}}
