@@ -24,38 +24,12 @@ KEPT_FACTS = ("startTime", "completionTime", "id", "outputName")
 MOST_ATTEMPTS = 5
 
 
-async def cancels_while_it_trains(run: Run) -> None:
-    """What a user may do in the middle."""
-    if run.status().get("progress") and "cancel" not in run.done:
-        run.done.add("cancel")
-        await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, cancel=True))
-
-
-async def suspends_and_resumes(run: Run) -> None:
-    """The pods save and go; then the job goes on from there."""
-    suspended = any((c["type"], c["status"]) == ("Suspended", "True") for c in run.status().get("conditions", ()))
-    if run.status().get("progress") and "suspend" not in run.done:
-        run.done.add("suspend")
-        await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, suspend=True))
-    elif suspended and "resume" not in run.done:
-        run.done.add("resume")
-        await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, suspend=False))
-
-
 LIVES = {
     "well": Life(),
     "retried": Life({Stage.PREPARE: (20, 0), Stage.TRAIN: (1, 0)}),
     "diverged": Life({Stage.TRAIN: (15,)}),
-    "cancelled": Life(user=cancels_while_it_trains, waits_for="cancel"),
-    "suspended": Life(user=suspends_and_resumes, waits_for="resume"),
 }
-ENDS = {
-    "well": "Succeeded",
-    "retried": "Succeeded",
-    "diverged": "Diverged",
-    "cancelled": "Cancelled",
-    "suspended": "Succeeded",
-}
+ENDS = {"well": "Succeeded", "retried": "Succeeded", "diverged": "Diverged"}
 
 
 @pytest.mark.parametrize("life", LIVES)
