@@ -6,12 +6,15 @@ The borders come from the generated schema itself, so a new field is tested with
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
 
 from finetune_api.crd import job_crd, runtime_crd
-from manifests import job, runtime
+from judges import pydantic_verdict
+from manifests import INVALID, expected_message, job, read, runtime
 
 Path = tuple[str, ...]
 ODD: list[Any] = [None, 0, -1, 1, 1.0, 2.0, 0.5, 1.5, 1e-320, 1e30, 2**53, 2**63, True, False, "", "1", "max", "a\n"]
@@ -27,6 +30,9 @@ WORDS: dict[str, list[Any]] = {
         "s3://b/k",
         "/",
     ],
+    "fromHfModel": ["me/custom", "me/custom@v1", "hf://me/custom", "custom", "pvc://claim/model", "me/custom@a/b"],
+    "hfModelRevision": ["main", "v1.0", "0123abcd", "refs/pr/1", "a" * 128, "a" * 129],
+    "targetModules": [["q_proj"], ["q proj"], ["a"] * 65],
     "fromCheckpoint": [
         "support-sft",
         "support-sft:120",
@@ -126,7 +132,8 @@ def bases() -> list[dict[str, Any]]:
     complete = job(trainingMethod=dpo, trainingType=lora, output={"merge": True}, **evaluated)
     continued = job(fromCheckpoint="support-sft:12", trainingMethod=sft)
     del continued["spec"]["model"]
-    return [job(), complete, continued, job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})]
+    own = job(model="org/model", fromHfModel="me/custom", hfModelRevision="v1")
+    return [job(), complete, continued, own, job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})]
 
 
 def edits(manifest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -135,10 +142,61 @@ def edits(manifest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def jobs() -> st.SearchStrategy[dict[str, Any]]:
-    """FineTuneJobs, about half of them valid."""
+    """FineTuneJobs: some with several good changes, most of them valid, the others with one or two odd ones."""
     one = _changes(_schema(job_crd()))
-    changes = st.one_of(st.lists(one, max_size=1), st.lists(one, min_size=1, max_size=2))
-    return st.builds(_applied, st.sampled_from(bases()), changes)
+    return st.one_of(_together(), st.builds(_applied, st.sampled_from(bases()), st.lists(one, min_size=1, max_size=2)))
+
+
+def breaking(rule: str) -> st.SearchStrategy[dict[str, Any]]:
+    """FineTuneJobs that break `rule`, unless a further change mends that."""
+    changes = st.lists(_changes(_schema(job_crd())), max_size=1)
+    return st.builds(_applied, st.sampled_from(_fixtures()[rule]), changes)
+
+
+def _together() -> st.SearchStrategy[dict[str, Any]]:
+    """Several changes of which each alone is good; most are good together, and rules across fields are met."""
+    manifests = bases()
+
+    def of(number: int) -> st.SearchStrategy[dict[str, Any]]:
+        good = st.lists(st.sampled_from(_good_changes(number)), min_size=1, max_size=4)
+        return st.builds(_applied, st.just(manifests[number]), good)
+
+    return st.sampled_from(range(len(manifests))).flatmap(of)
+
+
+@cache
+def _good_changes(number: int) -> list[tuple[Path, Any]]:
+    """The changes of one base that leave it valid."""
+    base, schema = bases()[number], _schema(job_crd())
+    all_changes = [(path, value) for path, form in fields(schema) for value in (*_fitting(path[-1], form), *ODD)]
+    return [change for change in all_changes if pydantic_verdict(_applied(base, [change])).accepted]
+
+
+def job_rules() -> list[str]:
+    """The sentences of all rules that a new FineTuneJob may break."""
+    return sorted({rule["message"] for rule in validations(job_crd()) if "oldSelf" not in rule["rule"]})
+
+
+def validations(node: Any) -> Iterator[dict[str, str]]:
+    """Every CEL rule in a CRD."""
+    if isinstance(node, dict):
+        yield from node.get("x-kubernetes-validations", [])
+        for child in node.values():
+            yield from validations(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from validations(child)
+
+
+@cache
+def _fixtures() -> dict[str, list[dict[str, Any]]]:
+    """The fixtures of new jobs that break each rule."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in INVALID:
+        documents = read(path)
+        if len(documents) == 1 and documents[0]["kind"] == "FineTuneJob":
+            found.setdefault(expected_message(path), []).append(documents[0])
+    return found
 
 
 def runtimes() -> st.SearchStrategy[dict[str, Any]]:

@@ -193,6 +193,9 @@ def _bounds(schema: Schema) -> str:
             words.append(f"at least {schema[least]} {what}")
         if most in schema:
             words.append(f"at most {schema[most]} {what}")
+    items = schema.get("items", {})
+    if items and "properties" not in items and (each := _bounds(items)):
+        words.append(f"each: {each}")
     return ", ".join(words)
 
 

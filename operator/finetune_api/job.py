@@ -26,7 +26,7 @@ from finetune_api.evaluation import METRIC_RULES, Evaluation
 from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
 from finetune_api.status import JobStatus
-from finetune_api.uris import DataUri, ModelUri, OutputUri
+from finetune_api.uris import DataUri, HubModel, HubRevision, ModelUri, OutputUri
 
 MAX_BATCH_SIZE = 65536
 MAX_EPOCHS = 1000
@@ -167,6 +167,11 @@ CheckpointName = Annotated[
 ]
 
 
+def on_hub(model: str | None) -> bool:
+    """Whether `model` may be one of the Hub: a name without a scheme, or hf://."""
+    return model is not None and ("://" not in model or model.startswith("hf://"))
+
+
 class JobSpec(ApiModel):
     """What to train, on what, how, and where the result goes."""
 
@@ -179,6 +184,12 @@ class JobSpec(ApiModel):
     """Starting weights of an earlier job in this namespace: JOB (its final checkpoint), JOB:STEP, or JOB:best (the
     one with the best evaluation). A LoRA job that continues a LoRA job goes on with its adapter and inherits rank,
     alpha and modules."""
+    from_hf_model: HubModel | None = None
+    """Other weights of the same architecture and size as model, from the Hub: org/name[@revision]. Needs model, whose
+    limits hold."""
+    hf_model_revision: HubRevision | None = None
+    """Branch, tag or commit of model, or of fromHfModel where that is set. What it stood for is in
+    status.resolved.model.revision. Never together with @revision."""
     training_file: DataUri
     """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
     hf://datasets/org/name[@revision]/path."""
@@ -218,6 +229,28 @@ class JobSpec(ApiModel):
             message="You must specify either a model or a checkpoint",
             cel="has(self.model) || has(self.fromCheckpoint)",
             holds=lambda s: s.model is not None or s.from_checkpoint is not None,
+        ),
+        Rule(
+            message="You must specify either a Hugging Face Hub model or a previous checkpoint to start from, not both",
+            cel="!(has(self.fromHfModel) && has(self.fromCheckpoint))",
+            holds=lambda s: s.from_hf_model is None or s.from_checkpoint is None,
+        ),
+        Rule(
+            message="You must specify the base model to fine-tune a model from the Hugging Face Hub",
+            cel="!has(self.fromHfModel) || has(self.model)",
+            holds=lambda s: s.from_hf_model is None or s.model is not None,
+        ),
+        Rule(
+            message="hfModelRevision needs a model from the Hugging Face Hub",
+            cel="!has(self.hfModelRevision) || has(self.fromHfModel)"
+            " || (has(self.model) && (!self.model.contains('://') || self.model.startsWith('hf://')))",
+            holds=lambda s: s.hf_model_revision is None or s.from_hf_model is not None or on_hub(s.model),
+        ),
+        Rule(
+            message="hfModelRevision and @revision are both set",
+            cel="!has(self.hfModelRevision) || !((has(self.model) && self.model.contains('@'))"
+            " || (has(self.fromHfModel) && self.fromHfModel.contains('@')))",
+            holds=lambda s: s.hf_model_revision is None or "@" not in f"{s.model or ''}{s.from_hf_model or ''}",
         ),
         Rule(
             message="nEvals needs a validationFile",

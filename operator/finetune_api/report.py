@@ -7,7 +7,7 @@ text from a row or an exception can reach a status.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
@@ -135,6 +135,7 @@ class FailureCode(StrEnum):
     """Why a run ended without success; each has an exit code and a sentence."""
 
     CONFIG_INVALID = "ConfigInvalid"
+    CONFIG_UNREADABLE = "ConfigUnreadable"
     ADAPTER_MODULES_UNKNOWN = "AdapterModulesUnknown"
     ADAPTER_ON_HEAD = "AdapterOnHead"
     ADAPTER_IN_EXPERTS = "AdapterInExperts"
@@ -165,6 +166,11 @@ class FailureCode(StrEnum):
 
 FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.CONFIG_INVALID: (ExitCode.BAD_CONFIG, "the configuration is invalid at {field}: {problem}"),
+    FailureCode.CONFIG_UNREADABLE: (
+        ExitCode.BAD_CONFIG,
+        "the trainer cannot read the operator's configuration ({field}: {problem}): use an image of the operator's own"
+        " version in the FineTuneRuntime",
+    ),
     FailureCode.ADAPTER_MODULES_UNKNOWN: (
         ExitCode.BAD_CONFIG,
         "lora.trainableModules names {module}, which the model does not have; its linear layers are {known}",
@@ -245,7 +251,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         ExitCode.PUBLISH_FAILED,
         "the adapter is published, but it could not be merged into {model}: {problem}",
     ),
-    FailureCode.STORAGE_FULL: (ExitCode.PUBLISH_FAILED, "no space is left at {uri}: make room or use a larger claim"),
+    FailureCode.STORAGE_FULL: (
+        ExitCode.PUBLISH_FAILED,
+        "no space is left at {uri}: make room there, or give it more (a claim, or a pod's temporary storage)",
+    ),
     FailureCode.STOPPED: (ExitCode.STOPPED, "stopped on request after step {step}"),
 }
 
@@ -355,3 +364,7 @@ class Report(ApiModel):
     """What absent values became (Prepare)."""
     output: OutputStatus | None = None
     """Where the results lie (Train, at the end)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form on the wire, without default values: an older operator reads all but what is new."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

@@ -120,11 +120,12 @@ def _lora(given: Lora, limits: ModelLimits, parent: LoraConfig | None) -> LoraCo
     if parent is not None:
         return parent.model_copy(update={"dropout": given.dropout or 0.0})
     rank = given.rank or limits.lora.default_rank or limits.lora.max_rank or DEFAULT_LORA_RANK
+    modules = given.trainable_modules or (ALL_LINEAR,)
     return LoraConfig(
         rank=rank,
         alpha=given.alpha if given.alpha is not None else 2.0 * rank,
         dropout=given.dropout or 0.0,
-        trainable_modules=given.trainable_modules or (ALL_LINEAR,),
+        trainable_modules=(limits.lora.target_modules or modules) if modules == (ALL_LINEAR,) else modules,
     )
 
 
@@ -141,6 +142,34 @@ def model_uri(model: str, entry: RuntimeModel | None) -> str | None:
     if entry is not None:
         return source_uri(entry.source)
     return source_uri(model) if "/" in model else None
+
+
+def starting_uri(spec: JobSpec, entry: RuntimeModel | None) -> str | None:
+    """The URI, with its revision, of the weights that `model` and `fromHfModel` name; None as `model_uri`."""
+    base = model_uri(spec.model or "", entry)
+    if base is None:
+        return None
+    uri = source_uri(spec.from_hf_model) if spec.from_hf_model else base
+    return f"{uri}@{spec.hf_model_revision}" if spec.hf_model_revision else uri
+
+
+def same_as(spec: JobSpec, entry: RuntimeModel | None) -> str | None:
+    """The URI of the model whose architecture the weights of `fromHfModel` must have; None where there are none."""
+    return model_uri(spec.model or "", entry) if spec.from_hf_model else None
+
+
+def revision_conflict(spec: JobSpec, entry: RuntimeModel | None) -> str | None:
+    """The sentence that refuses hfModelRevision for a model whose source the runtime has settled; None = none."""
+    if spec.hf_model_revision is None or spec.from_hf_model is not None or entry is None:
+        return None
+    uri = source_uri(entry.source)
+    if uri.startswith("hf://") and "@" not in uri:
+        return None
+    why = "settles it" if uri.startswith("hf://") else "is not on the Hub"
+    return (
+        f"hfModelRevision is {spec.hf_model_revision}, but the runtime has model {entry.name} as {uri}, which {why}:"
+        " leave it out"
+    )
 
 
 def source_uri(source: str) -> str:

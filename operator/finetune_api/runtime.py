@@ -19,7 +19,7 @@ from finetune_api.job import (
     ObjectMeta,
     Resources,
 )
-from finetune_api.method import MethodType, TrainingKind
+from finetune_api.method import MethodType, ModuleName, TrainingKind
 from finetune_api.names import ApiVersion
 from finetune_api.uris import ModelUri, OutputTemplate
 
@@ -147,6 +147,8 @@ class LoraLimits(KindLimits):
     """Rank when a job gives none."""
     max_rank: Annotated[Integer, Field(ge=1, le=1024)] | None = None
     """Largest rank."""
+    target_modules: Annotated[tuple[ModuleName, ...], Field(max_length=64)] = ()
+    """Layers that may have an adapter; all-linear stands for these. Empty = any."""
 
 
 class ModelLimits(ApiModel):

@@ -77,6 +77,9 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    NODE_LOST = "NodeLost"
+    EVICTED = "Evicted"
     INITIALIZING = "Initializing"
     FINISHED = "Finished"
     UPLOADING = "Uploading"
@@ -94,8 +97,32 @@ class Reason(StrEnum):
     DATA_UNREACHABLE = "DataUnreachable"
     MODEL_UNAVAILABLE = "ModelUnavailable"
     PUBLISH_FAILED = "PublishFailed"
+    STORAGE_FULL = "StorageFull"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
+    INTERNAL = "Internal"
+
+
+class AttemptReason(StrEnum):
+    """Why a pod ended, where it is not a FailureCode of the trainer or another word of the kubelet's."""
+
+    SUCCEEDED = "Succeeded"
+    STOPPED = "Stopped"
+    """Exit code 3: it was asked to end, and saved."""
+    PEER_LOST = "PeerLost"
+    """Exit code 4: another pod of the same training was lost."""
+    OOM_KILLED = "OOMKilled"
+    """The kernel killed it for its memory."""
+    EVICTED = "Evicted"
+    """Its node was short of memory or disk, it wrote more than its limit, or it was evicted by request."""
+    PREEMPTED = "Preempted"
+    """The scheduler gave its place to a pod of higher priority."""
+    NODE_LOST = "NodeLost"
+    """Its node is gone or did not answer."""
+    POD_VANISHED = "PodVanished"
+    """It is gone, and nobody saw how it ended."""
+    NO_FINAL_REPORT = "NoFinalReport"
+    """It failed without a last word."""
 
 
 class ConditionStatus(StrEnum):

@@ -1,12 +1,16 @@
 """What the operator tells the trainer: one TrainerConfig, the same for preparing and for training.
 
 It embeds the spec's own models and adds only what names became: sources as URIs, volumes as folders.
+
+The trainer's image is the platform team's and may be older than the operator. So a field that is new gets a default
+that means what was done before, a released default never changes, and what has its default value is not written: a
+trainer that does not know a field then runs every job that does not use it.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -52,6 +56,8 @@ class Start(ApiModel):
     """URI of full weights: hf://org/name[@revision], pvc://claim/path or file:///path."""
     adapter: Text | None = None
     """URI of the LoRA adapter on top of them, when a LoRA job is continued."""
+    same_as: Text | None = None
+    """URI of the model whose architecture and size the weights must have (fromHfModel)."""
     sha256: Annotated[str, Field(max_length=64)] | None = None
     """Digest that the checkpoint must have: of the adapter if there is one, else of the model."""
 
@@ -106,6 +112,10 @@ class TrainerConfig(ApiModel):
     """The Hub's client stays off the network."""
     mounts: dict[str, str] = Field(default_factory=dict)
     """Folder of each volume: `pvc://claim` or `configmap://name` to a path."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form for the pod, without default values."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
 
 class Stage(StrEnum):

@@ -12,21 +12,24 @@ from finetune_api.base import Matching
 
 SEGMENT = r"\.?[A-Za-z0-9_-][A-Za-z0-9._-]*"
 DNS_NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
-REVISION = r"(@[A-Za-z0-9._-]{1,128})?"
+REVISION_NAME = r"[A-Za-z0-9._-]{1,128}"
+REVISION = rf"(@{REVISION_NAME})?"
 PVC = rf"pvc://{DNS_NAME}(/{SEGMENT})*"
 CONFIG_MAP = rf"configmap://{DNS_NAME}/{SEGMENT}"
 HF_REPO = rf"{SEGMENT}/{SEGMENT}"
 HF_MODEL = rf"hf://{HF_REPO}{REVISION}"
-HF_DATA = rf"hf://(datasets/)?{HF_REPO}(@[A-Za-z0-9._-]{{1,128}})?(/{SEGMENT})+"
+HF_DATA = rf"hf://(datasets/)?{HF_REPO}{REVISION}(/{SEGMENT})+"
 MODEL_NAME = rf"{SEGMENT}(/{SEGMENT})?{REVISION}"
 LOCAL_FILE = "file://"
 MAX_URI = 1024
+MAX_REVISION = 128
 
 PVC_FILE = rf"pvc://{DNS_NAME}(/{SEGMENT})+"
 MODEL_PATTERN = rf"^({MODEL_NAME}|{HF_MODEL}|{PVC})$"
 DATA_PATTERN = rf"^({PVC_FILE}|{CONFIG_MAP}|{HF_DATA})$"
 DATA_SET_ALONE = rf"^hf://datasets/{SEGMENT}{REVISION}/{SEGMENT}{REVISION}$"
 """A data set without a file of it, which reads like a file of the repository datasets/org."""
+HUB_MODEL_PATTERN = rf"^(hf://)?{HF_REPO}{REVISION}$"
 OUTPUT_PATTERN = rf"^{PVC}$"
 OUTPUT_TEMPLATE_PATTERN = rf"^pvc://{DNS_NAME}(/({SEGMENT}|\{{namespace\}}|\{{name\}}))*$"
 
@@ -39,6 +42,10 @@ def _uri(pattern: str, takes: str, never: str | None = None) -> Any:
 ModelUri = _uri(
     MODEL_PATTERN, "a model of the runtime, org/name[@revision], hf://org/name[@revision] or pvc://claim/path"
 )
+HubModel = Annotated[str, Matching("must be org/name[@revision] of the Hugging Face Hub", HUB_MODEL_PATTERN, MAX_URI)]
+HubRevision = Annotated[
+    str, Matching("must be a branch, tag or commit without slashes", rf"^{REVISION_NAME}$", MAX_REVISION)
+]
 DataUri = _uri(
     DATA_PATTERN,
     "pvc://claim/path, configmap://name/key or hf://datasets/org/name[@revision]/path of a file",

@@ -1,4 +1,4 @@
-"""Start the operator: read the environment, connect, and run watch, queue, resync and health side by side."""
+"""Start the operator: read the environment, connect, and run watch, queue, resync, poller and health side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import aiohttp
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -22,10 +21,11 @@ from finetune_operator.client import IN_CLUSTER, Cluster
 from finetune_operator.first_runtime import ensure_default_runtime
 from finetune_operator.health import Health, serve
 from finetune_operator.observe import Departed
+from finetune_operator.pace import Pace
 from finetune_operator.plan.invalid import sentences
-from finetune_operator.poll import Poller
+from finetune_operator.poll import Poller, open_session
 from finetune_operator.queue import WorkQueue
-from finetune_operator.reconcile import ProgressBudget, Reconciler
+from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
 from finetune_operator.roster import Roster
 from finetune_operator.settings import Settings
@@ -63,22 +63,17 @@ async def run(settings: Settings, kubeconfig: str | None) -> None:
     resync = Resync(cluster, queue, roster, settings, time.monotonic)
     missing = functools.partial(handlers.missing_watches, settings.namespaces)
     health = Health(queue, resync, missing, settings.stuck_after_seconds, time.monotonic)
-    # The pods' answers are a matter between their address and us: no proxy, no cookies, no decompression.
-    session = aiohttp.ClientSession(trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
     runner = await serve(health, settings.health_port)
     try:
-        async with session, asyncio.TaskGroup() as group:
-            reconciler = Reconciler(
-                cluster,
-                Poller(session, settings),
-                departed,
-                settings,
-                ProgressBudget(settings.status_writes_per_second),
-                _now,
-            )
+        async with open_session() as session, asyncio.TaskGroup() as group:
+            pace = Pace(queue.add, settings.status_writes_per_second, time.monotonic)
+            poller = Poller(session, pace, queue.add, settings, _now)
+            reconciler = Reconciler(cluster, poller, departed, settings, pace, _now)
             background = [
                 group.create_task(queue.run(reconciler.look, settings.workers), name="queue"),
                 group.create_task(resync.run(), name="resync"),
+                group.create_task(poller.run(), name="poller"),
+                group.create_task(pace.run(), name="pace"),
             ]
             if settings.create_default_runtime:
                 image = settings.trainer_image or f"finetune-trainer:{version('finetune-operator')}"

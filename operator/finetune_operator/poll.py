@@ -1,16 +1,20 @@
 """Progress is pulled: the operator asks each running pod, and believes only what a pod of ours says of this very job.
 
 A training pod runs code and data of users, so its answer is bounded in time and size, follows no redirect, and must
-satisfy the schema to the letter. What does not is dropped and counted.
+satisfy the schema to the letter. What does not is dropped and counted. Asking is a loop of its own beside the looks:
+a look only says which pods there are, and takes what was heard; it never waits for a pod. A pod that gave no answer
+is asked among its like from then on, so that pods that hang delay each other and nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Iterable
+import heapq
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 import aiohttp
 from pydantic import ValidationError
@@ -18,94 +22,226 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.report import Report
 from finetune_operator.metrics import REPORTS
-from finetune_operator.plan.state import Heard, Pod, timestamp
+from finetune_operator.pace import Pace
+from finetune_operator.plan.news import HEARTBEAT, urgent_part
+from finetune_operator.plan.state import Fault, Heard, Pod, Silence, timestamp
+from finetune_operator.queue import Key
 from finetune_operator.settings import Settings
 
-V = TypeVar("V")
-REMEMBERED = 4096
-"""Pods whose last report is kept: it is wanted once more when the pod ends."""
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a job's pods have said, by pod uid."""
+
+    reports: dict[str, Heard] = field(default_factory=dict)
+    """The newest report of each."""
+    silences: dict[str, Silence] = field(default_factory=dict)
+    """Running pods whose newest answer was no report."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """The line to one pod."""
+
+    key: Key
+    job_uid: str
+    pod: Pod
+    since: datetime
+    """When it was first to be asked, or gave its newest report."""
+    body: bytes = b""
+    """Its newest report as it was sent: parsed again when it is wanted, because that is seldom and bytes are small."""
+    urgent: object = None
+    """The part of that report that cannot wait."""
+    fault: Fault | None = None
+    """What was wrong with the newest answer."""
+    told: datetime | None = None
+    """`since` when its job was last woken for it."""
+    stale: bool = False
+    """Its job was woken because it has been silent for too long."""
+    scheduled: bool = False
+    closed: bool = False
 
 
 class Poller:
-    """Asks pods for their progress, each at most once a period, a bounded number at the same time."""
+    """Asks the pods that it was told of for their progress, each once a period, a bounded number at the same time."""
 
-    def __init__(self, session: aiohttp.ClientSession, settings: Settings, port: int = names.PROGRESS_PORT) -> None:
-        self._session = session
-        self._port = port
-        # A look comes at the period; a little earlier still counts, or every second look would ask nothing.
-        self._period = timedelta(seconds=0.8 * settings.poll_period_seconds)
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        pace: Pace,
+        wake: Callable[[Key], Awaitable[None]],
+        settings: Settings,
+        clock: Callable[[], datetime],
+        port: int = names.PROGRESS_PORT,
+    ) -> None:
+        """`wake` is called for a job with news that cannot wait; progress alone is left to `pace`."""
+        self._session, self._pace, self._wake, self._clock, self._port = session, pace, wake, clock, port
+        self._period = settings.poll_period_seconds
+        self._patience = timedelta(seconds=settings.patience_seconds)
         self._timeout = aiohttp.ClientTimeout(total=settings.poll_timeout_seconds)
-        self._slots = asyncio.Semaphore(settings.concurrent_polls)
-        self._heard: OrderedDict[str, Heard] = OrderedDict()
-        self._asked: OrderedDict[str, datetime] = OrderedDict()
+        self._lanes = {answered: asyncio.Semaphore(settings.concurrent_polls) for answered in (True, False)}
+        self._lines: dict[Key, dict[str, _Line]] = {}
+        self._due: list[tuple[float, int, _Line]] = []
+        self._order = itertools.count()
+        self._more = asyncio.Event()
 
-    async def hear(self, job_uid: str, child_uid: str, pods: Iterable[Pod], now: datetime) -> dict[str, Heard]:
-        """The newest report of each pod, by pod uid; those that run and are due are asked first.
+    def follow(self, key: Key, job_uid: str, pods: Iterable[Pod]) -> Told:
+        """Ask these pods of the job from now on, and no others; returns what was heard.
 
         Args:
-            child_uid: uid of our Job; a pod that another controls is never asked.
+            pods: those that our own Jobs control. One that does not run is not asked, but what it said is kept.
         """
-        pods = [pod for pod in pods if pod.job_uid == child_uid]
-        await asyncio.gather(*(self._ask(job_uid, pod, now) for pod in pods if self._is_due(pod, now)))
-        return {pod.uid: self._heard[pod.uid] for pod in pods if pod.uid in self._heard}
+        before, lines = self._lines.get(key, {}), {}
+        for pod in pods:
+            line = lines[pod.uid] = before.get(pod.uid) or _Line(key, job_uid, pod, self._clock())
+            line.pod = pod
+            if _askable(pod) and not line.scheduled:
+                self._schedule(line, asyncio.get_running_loop().time())
+        for uid in before.keys() - lines.keys():
+            before[uid].closed = True
+        self._lines[key] = lines
+        return Told(
+            {uid: _heard(line) for uid, line in lines.items() if line.body},
+            {uid: Silence(timestamp(line.since), line.fault) for uid, line in lines.items() if line.fault},
+        )
 
-    def _is_due(self, pod: Pod, now: datetime) -> bool:
-        if not pod.running or pod.ip is None or pod.host_network:
-            return False
-        asked = self._asked.get(pod.uid)
-        return asked is None or now - asked >= self._period
+    def forget(self, key: Key) -> None:
+        """The job is final or gone."""
+        for line in self._lines.pop(key, {}).values():
+            line.closed = True
 
-    async def _ask(self, job_uid: str, pod: Pod, now: datetime) -> None:
-        _remember(self._asked, pod.uid, now)
-        async with self._slots:
-            body = await self._fetch(job_uid, pod)
-        if body is None:
-            return
-        try:
-            report = Report.model_validate_json(body)
-        except ValidationError:
-            REPORTS.labels("malformed").inc()
-            return
-        if report.job_uid != job_uid or report.pod_uid != pod.uid:
-            REPORTS.labels("foreign").inc()
-            return
-        REPORTS.labels("taken").inc()
-        _remember(self._heard, pod.uid, Heard(report, timestamp(now)))
+    def followed(self) -> int:
+        """Pods that are asked."""
+        return sum(_askable(line.pod) for lines in self._lines.values() for line in lines.values())
 
-    async def _fetch(self, job_uid: str, pod: Pod) -> bytes | None:
-        """The body of the answer; None if there is none, or it is too long."""
-        host = f"[{pod.ip}]" if ":" in (pod.ip or "") else pod.ip
-        url = f"http://{host}:{self._port}{names.PROGRESS_PATH}"
-        headers = {names.PROGRESS_HEADER: job_uid, "Accept-Encoding": "identity"}
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._more.clear()
+                while self._due and self._due[0][0] <= loop.time():
+                    _, _, line = heapq.heappop(self._due)
+                    group.create_task(self._turn(line))
+                seconds = self._due[0][0] - loop.time() if self._due else None
+                try:
+                    await asyncio.wait_for(self._more.wait(), seconds)
+                except TimeoutError:
+                    continue
+
+    async def _turn(self, line: _Line) -> None:
+        """Ask one pod, and put it down for its next turn."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        async with self._lanes[line.fault is None]:
+            if line.closed or not _askable(line.pod):
+                line.scheduled = False
+                return
+            # Whatever one pod's answer makes us raise is its own matter: neither the operator's nor the other pods'.
+            (outcome,) = await asyncio.gather(self._ask(line), return_exceptions=True)
+        if isinstance(outcome, asyncio.CancelledError):
+            raise outcome
+        if isinstance(outcome, BaseException):
+            LOG.error("%s/%s: asking pod %s failed", *line.key, line.pod.name, exc_info=outcome)
+        self._schedule(line, max(begun + self._period, loop.time()))
+
+    def _schedule(self, line: _Line, moment: float) -> None:
+        line.scheduled = True
+        heapq.heappush(self._due, (moment, next(self._order), line))
+        self._more.set()
+
+    async def _ask(self, line: _Line) -> None:
+        answer = await self._fetch(line)
+        report = _judged(answer, line) if isinstance(answer, bytes) else None
+        fault = answer if isinstance(answer, Fault) else report if isinstance(report, Fault) else None
+        REPORTS.labels(fault.value if fault else "taken").inc()
+        if line.closed:
+            return
+        line.fault = fault
+        if fault is not None:
+            await self._silent(line)
+        elif isinstance(answer, bytes):
+            await self._spoke(line, answer, report if isinstance(report, Report) else None)
+
+    async def _spoke(self, line: _Line, body: bytes, report: Report | None) -> None:
+        """Keep a report, and see that its job is looked at if it says anything new.
+
+        Args:
+            report: None = the same to the letter as before.
+        """
+        line.since, line.body = self._clock(), body
+        urgent = urgent_part(report) if report is not None else line.urgent
+        at_once = urgent != line.urgent or line.stale
+        line.urgent, line.stale = urgent, False
+        if at_once:
+            line.told = line.since
+            await self._wake(line.key)
+        elif report is not None or line.told is None or line.since - line.told > HEARTBEAT:
+            line.told = line.since
+            self._pace.wants(line.key)
+
+    async def _silent(self, line: _Line) -> None:
+        """Wake the job, once, when the pod has given no report for too long."""
+        if not line.stale and self._clock() - line.since >= self._patience:
+            line.stale = True
+            await self._wake(line.key)
+
+    async def _fetch(self, line: _Line) -> bytes | Fault:
+        """The body of the answer, or why there is none."""
+        ip = line.pod.ip or ""
+        url = f"http://{f'[{ip}]' if ':' in ip else ip}:{self._port}{names.PROGRESS_PATH}"
+        headers = {names.PROGRESS_HEADER: line.job_uid, "Accept-Encoding": "identity"}
         try:
             async with self._session.get(
                 url, headers=headers, timeout=self._timeout, allow_redirects=False
             ) as response:
                 if response.status != 200 or response.headers.get("Content-Encoding", "identity") != "identity":
-                    REPORTS.labels("refused").inc()
-                    return None
-                body = await _bounded(response.content)
+                    return Fault.REFUSED
+                return await _bounded(response.content)
+        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError):
+            return Fault.MALFORMED
         except (TimeoutError, aiohttp.ClientError):
-            REPORTS.labels("unreachable").inc()
-            return None
-        if body is None:
-            REPORTS.labels("too_long").inc()
-        return body
+            return Fault.UNREACHABLE
 
 
-async def _bounded(content: aiohttp.StreamReader) -> bytes | None:
-    """All of the body, or None as soon as it is longer than a report may be."""
+def open_session() -> aiohttp.ClientSession:
+    """The connections to pods: a matter between their address and us. No proxy, no cookies, no decompression.
+
+    The number of connections is the poller's to bound; each is used once, because an address may change hands.
+    """
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    jar = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False, cookie_jar=jar)
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes | Fault:
+    """All of the body, unless it is longer than a report may be."""
     body = bytearray()
     while chunk := await content.read(names.PROGRESS_BYTES + 1 - len(body)):
         body += chunk
         if len(body) > names.PROGRESS_BYTES:
-            return None
+            return Fault.TOO_LONG
     return bytes(body)
 
 
-def _remember(store: OrderedDict[str, V], key: str, value: V) -> None:
-    """Keep the newest, forget the oldest beyond the bound."""
-    store[key] = value
-    store.move_to_end(key)
-    while len(store) > REMEMBERED:
-        store.popitem(last=False)
+def _judged(body: bytes, line: _Line) -> Report | Fault | None:
+    """The report, if it is one of that pod about that job; None = the same as before."""
+    if body == line.body:
+        return None
+    try:
+        report = Report.model_validate_json(body)
+    except ValidationError:
+        return Fault.MALFORMED
+    about_us = report.job_uid == line.job_uid and report.pod_uid == line.pod.uid
+    return report if about_us else Fault.FOREIGN
+
+
+def _askable(pod: Pod) -> bool:
+    """Only a pod that runs, in a network of its own, so that its address is its own."""
+    return pod.running and pod.ip is not None and not pod.host_network
+
+
+def _heard(line: _Line) -> Heard:
+    return Heard(Report.model_validate_json(line.body), timestamp(line.since))

@@ -14,36 +14,17 @@ from finetune_operator.apply import apply_objects, post_events, write_status
 from finetune_operator.client import FINETUNE_JOBS, Cluster, ClusterError, Conflict, Manifest, NotFound, Unavailable
 from finetune_operator.metrics import LOOKS, STATUS_WRITES
 from finetune_operator.observe import Departed, observe
+from finetune_operator.pace import Pace
 from finetune_operator.plan.decide import decide, refused_child
 from finetune_operator.plan.invalid import invalid_job, shell, unreadable_status
 from finetune_operator.plan.news import News, news
-from finetune_operator.plan.state import Heard, Observed, Plan
-from finetune_operator.poll import Poller
+from finetune_operator.plan.state import Observed, Plan
+from finetune_operator.poll import Poller, Told
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.settings import Settings
 
 LOG = logging.getLogger(__name__)
 CHANGED_MEANWHILE_SECONDS = 0.1
-
-
-class ProgressBudget:
-    """How many status writes per second may bring nothing but progress, over all jobs."""
-
-    def __init__(self, per_second: float) -> None:
-        self._rate = per_second
-        self._tokens = max(1.0, per_second)
-        self._filled: datetime | None = None
-
-    def grants(self, now: datetime) -> bool:
-        """Whether one more may be written now."""
-        if self._filled is not None:
-            gained = (now - self._filled).total_seconds() * self._rate
-            self._tokens = min(max(1.0, self._rate), self._tokens + gained)
-        self._filled = now
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +35,7 @@ class Reconciler:
     poller: Poller
     departed: Departed
     settings: Settings
-    budget: ProgressBudget
+    pace: Pace
     clock: Callable[[], datetime]
 
     async def look(self, key: Key) -> float | None:
@@ -82,6 +63,7 @@ class Reconciler:
         try:
             manifest = await self.cluster.get(FINETUNE_JOBS, namespace, name)
         except NotFound:
+            self._forget((namespace, name))
             return None
         if (why := unreadable_status(manifest)) is not None:
             LOG.error("%s/%s: its status is another version's and is left alone: %s", namespace, name, why)
@@ -91,6 +73,8 @@ class Reconciler:
         if refusal is not None:
             plan = refused_child(job, plan, refusal, self.settings, now)
         await self._write(job, plan, now)
+        if plan.status.is_final:
+            self._forget((namespace, name))
         return plan.look_again_after
 
     async def _plan(self, manifest: Manifest, now: datetime) -> tuple[FineTuneJob, Plan]:
@@ -99,26 +83,36 @@ class Reconciler:
         except ValidationError as error:
             return shell(manifest), invalid_job(manifest, error, self.settings, now)
         observed = await observe(job, self.cluster, self.departed)
-        observed = replace(observed, reports=await self._reports(job, observed, now))
+        told = self._told(job, observed)
+        observed = replace(observed, reports=told.reports, silences=told.silences)
         return job, decide(job, observed, self.settings, now)
 
-    async def _reports(self, job: FineTuneJob, observed: Observed, now: datetime) -> dict[str, Heard]:
-        """What the pods of our own children report."""
+    def _told(self, job: FineTuneJob, observed: Observed) -> Told:
+        """What the pods of our own children have said; from now on these are asked."""
         uid = job.metadata.uid or ""
-        heard: dict[str, Heard] = {}
-        for stage, child in observed.children.items():
-            if child.owner is not None and child.owner.uid == uid:
-                heard |= await self.poller.hear(uid, child.uid, observed.pods.get(stage, ()), now)
-        return heard
+        own = [child.uid for child in observed.children.values() if child.owner is not None and child.owner.uid == uid]
+        pods = [pod for there in observed.pods.values() for pod in there if pod.job_uid in own]
+        return self.poller.follow(_key(job), uid, pods)
 
     async def _write(self, job: FineTuneJob, plan: Plan, now: datetime) -> None:
         """The status, if there is news in it; then the events."""
         kind = news(job.status, plan.status)
-        if kind is News.NONE or (kind is News.PROGRESS and not self.budget.grants(now)):
+        if kind is News.PROGRESS and not self.pace.may_write(_key(job)):
             return
-        try:
-            await write_status(job.metadata, plan.status, self.cluster)
-        except NotFound:
-            return
-        STATUS_WRITES.labels(kind.value).inc()
-        await post_events(job.metadata, plan.events, now, self.cluster)
+        if kind is not News.NONE:
+            try:
+                await write_status(job.metadata, plan.status, self.cluster)
+            except NotFound:
+                return
+            STATUS_WRITES.labels(kind.value).inc()
+        self.pace.looked(_key(job), wrote=kind is not News.NONE)
+        if kind is not News.NONE:
+            await post_events(job.metadata, plan.events, now, self.cluster)
+
+    def _forget(self, key: Key) -> None:
+        self.poller.forget(key)
+        self.pace.forget(key)
+
+
+def _key(job: FineTuneJob) -> Key:
+    return (job.metadata.namespace or "", job.metadata.name)

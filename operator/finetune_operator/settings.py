@@ -8,6 +8,8 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number
 
+PERIODS_OF_SILENCE = 6
+
 
 class Settings(ApiModel):
     """All settings, each with the value that suits most clusters."""
@@ -22,8 +24,10 @@ class Settings(ApiModel):
     """How often a running pod is asked for its progress, and a missing reference is looked for."""
     poll_timeout_seconds: Annotated[Number, Field(ge=0.05, le=60)] = 3.0
     """How long a pod may take to answer."""
-    concurrent_polls: Annotated[Integer, Field(ge=1, le=1000)] = 32
-    """Pods that are asked at the same time."""
+    concurrent_polls: Annotated[Integer, Field(ge=1, le=1000)] = 64
+    """Pods that are asked at the same time; those that gave no answer last time have as many places of their own."""
+    progress_stale_seconds: Annotated[Number, Field(ge=0.1, le=86400)] = 300.0
+    """How long a running pod may give no report before ProgressStale says so; never less than six poll periods."""
     resync_period_seconds: Annotated[Number, Field(ge=0.5, le=3600)] = 60.0
     """How often all jobs are listed and compared with what the watch has told."""
     status_writes_per_second: Annotated[Number, Field(gt=0, le=1000)] = 10.0
@@ -34,3 +38,8 @@ class Settings(ApiModel):
     """Age of a waiting job, or of a difference between list and watch, from which /healthz says unhealthy."""
     health_port: Annotated[Integer, Field(ge=0, le=65535)] = 8081
     """Port of /healthz and /metrics; 0 = any free one."""
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long a running pod may give no report."""
+        return max(self.progress_stale_seconds, PERIODS_OF_SILENCE * self.poll_period_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -19,8 +20,11 @@ from judges import (
     verdict_of,
 )
 from manifests import job
-from specs import bases, edits, jobs, runtimes
+from specs import bases, breaking, edits, job_rules, jobs, runtimes
 
+ANY_JOBS, JOBS_PER_RULE, RUNTIMES = 2400, 60, 400
+OFTEN = 20
+"""Times that each rule must be seen broken."""
 MINORITY = 0.3
 """Both verdicts must be common, or the comparison would prove little."""
 
@@ -33,28 +37,57 @@ thorough = settings(
 )
 
 
-def _same_verdicts(api: Any, strategy: Any, examples: int) -> None:
-    seen: Counter[bool] = Counter()
+@dataclass
+class Verdicts:
+    """What was seen: verdicts, and how often each rule was broken."""
+
+    accepted: Counter[bool] = field(default_factory=Counter)
+    broken: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        """Manifests that were judged."""
+        return self.accepted.total()
+
+    @property
+    def minority(self) -> float:
+        """Share of the rarer verdict."""
+        return min(self.accepted[True], self.accepted[False]) / self.total
+
+
+def _judge(api: Any, strategy: Any, examples: int, seen: Verdicts) -> None:
+    """Hold both judges against each other on `examples` generated manifests."""
 
     @settings(thorough, max_examples=examples)
     @given(strategy)
     def compare(manifest: dict[str, Any]) -> None:
         server, ours = server_verdict(api, manifest), pydantic_verdict(manifest)
         assert disagreement(server, ours) is None, f"{disagreement(server, ours)}\n{manifest['spec']}"
-        seen[server.accepted] += 1
+        seen.accepted[server.accepted] += 1
+        seen.broken.update(server.rules)
 
     compare()
-    total = sum(seen.values())
-    assert total >= examples
-    assert min(seen[True], seen[False]) >= MINORITY * total, seen
 
 
-def test_jobs_are_judged_alike(api) -> None:
-    _same_verdicts(api, jobs(), 600)
+def test_jobs_are_judged_alike_and_every_rule_is_broken_often(api, capsys) -> None:
+    seen = Verdicts()
+    _judge(api, jobs(), ANY_JOBS, seen)
+    for rule in job_rules():
+        _judge(api, breaking(rule), JOBS_PER_RULE, seen)
+    lines = [f"{seen.broken[rule]:6d}  {rule}" for rule in sorted(job_rules(), key=lambda rule: seen.broken[rule])]
+    with capsys.disabled():
+        print(f"\n{seen.accepted[True]} jobs accepted, {seen.accepted[False]} refused; how often each rule was broken:")
+        print("\n".join(lines))
+    assert seen.total >= ANY_JOBS
+    assert seen.minority >= MINORITY
+    assert min(seen.broken[rule] for rule in job_rules()) >= OFTEN
 
 
 def test_runtimes_are_judged_alike(api) -> None:
-    _same_verdicts(api, runtimes(), 300)
+    seen = Verdicts()
+    _judge(api, runtimes(), RUNTIMES, seen)
+    assert seen.total >= RUNTIMES
+    assert seen.minority >= MINORITY
 
 
 def test_edits_of_a_started_job_are_judged_alike(api, namespace) -> None:

@@ -24,9 +24,11 @@ from finetune_api.resolve import (
     checkpoint_named,
     configure,
     inherited_conflict,
-    model_uri,
     resolve,
+    revision_conflict,
+    same_as,
     source_uri,
+    starting_uri,
 )
 from finetune_api.runtime import RuntimeModel, RuntimeSpec, runtime_from
 from finetune_api.status import Checkpoint, CheckpointType
@@ -131,10 +133,12 @@ class LocalRun:
         if runtime and runtime.models and entry is None:
             known = ", ".join(model.name for model in runtime.models)
             raise Refused(f"spec.model {spec.model} is not in the runtime's list: choose one of {known}")
-        uri = model_uri(spec.model, entry)
+        if (conflict := revision_conflict(spec, entry)) is not None:
+            raise Refused(conflict)
+        uri = starting_uri(spec, entry)
         if uri is None:
             raise Refused(f"spec.model {spec.model} is no Hub id (org/name), no URI and in no runtime's list")
-        return Start(model=uri), entry, None
+        return Start(model=uri, same_as=same_as(spec, entry)), entry, None
 
     def _continued(
         self, name: str, spec: JobSpec, runtime: RuntimeSpec | None

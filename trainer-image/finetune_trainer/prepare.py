@@ -18,7 +18,14 @@ from finetune_api.report import DATA_SENTENCES, DataErrorCode, DataWarningCode, 
 from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Resolved, ResolvedFile, ResolvedModel
 from finetune_api.trainer import JobIdentity, TrainerConfig
 from finetune_trainer.data.check import FileCheck, Rules, Tell
-from finetune_trainer.data.model import StartModel, check_checkpoint, inherited_template, read_model, resolve_length
+from finetune_trainer.data.model import (
+    StartModel,
+    check_architecture,
+    check_checkpoint,
+    inherited_template,
+    read_model,
+    resolve_length,
+)
 from finetune_trainer.data.prepared import (
     PREPARED_FILE,
     TRAIN_FOLDER,
@@ -127,6 +134,7 @@ def _claim_output(layout: Layout, job: JobIdentity) -> None:
 def _gather(config: TrainerConfig, layout: Layout) -> Inputs:
     """Cheap and certain things first, so that a wrong checkpoint or length is told before the data is read."""
     checkpoint_digest = check_checkpoint(config.start, config.mounts)
+    check_architecture(config.start, config.mounts, config.offline)
     template = config.data.chat_template or inherited_template(config.start, config.mounts)
     model = read_model(config.start.model, config.mounts, config.offline, template)
     length = resolve_length(config.max_seq_length, model)

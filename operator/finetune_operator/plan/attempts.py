@@ -10,16 +10,16 @@ from itertools import pairwise
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Report
-from finetune_api.status import MAX_ATTEMPTS, Attempt, JobStatus, Reason
+from finetune_api.status import MAX_ATTEMPTS, Attempt, AttemptReason, JobStatus
 from finetune_api.trainer import NOT_RETRIED, Stage
-from finetune_operator.plan.objects import FREE_EXITS, PEER_LOST, child_name
+from finetune_operator.plan.failure import word_of
+from finetune_operator.plan.objects import FREE_EXITS, child_name
 from finetune_operator.plan.state import Pod
 
 MAX_FREE = 100
 """Free attempts after which even those are too many."""
 KEPT_OF_NAME = 58
 """Characters that the API server keeps of a generateName, before its own five."""
-OOM_KILLED, VANISHED, STOPPED, LOST, DONE = "OOMKilled", "PodVanished", "Stopped", "PeerLost", "Succeeded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ def out_of_memory_twice(tally: Tally, job: FineTuneJob, stage: Stage) -> bool:
     """
     ended = [a for a in tally.attempts if a.end_time and of_stage(a, job, stage)]
     return any(
-        first.reason == second.reason == OOM_KILLED and first.resumed_from_step == second.resumed_from_step
+        first.reason == second.reason == AttemptReason.OOM_KILLED
+        and first.resumed_from_step == second.resumed_from_step
         for first, second in pairwise(ended)
     )
 
@@ -86,7 +87,7 @@ def _seen(
         start_time=pod.started or (known.start_time if known else None),
         end_time=pod.ended,
         exit_code=pod.exit_code if pod.ended else None,
-        reason=_reason(pod, report) if pod.ended else None,
+        reason=word_of(pod, report) if pod.ended else None,
         resumed_from_step=resumed if resumed is not None else (known.resumed_from_step if known else None),
     )
     others = tuple(a for a in tally.attempts if a.pod != pod.name)
@@ -106,7 +107,7 @@ def _vanished(job: FineTuneJob, stage: Stage, tally: Tally, there: set[str], now
     lost = [a for a in tally.attempts if a.end_time is None and of_stage(a, job, stage) and a.pod not in there]
     if not lost:
         return tally
-    ends = {a.pod: a.model_copy(update={"end_time": now, "reason": VANISHED}) for a in lost}
+    ends = {a.pod: a.model_copy(update={"end_time": now, "reason": AttemptReason.POD_VANISHED.value}) for a in lost}
     return replace(
         tally,
         attempts=tuple(ends.get(a.pod, a) for a in tally.attempts),
@@ -137,18 +138,3 @@ def _stuck(
     recovery = (report.recovery if report else None) or status.recovery
     begun = attempt.resumed_from_step or 0
     return (before.resumed_from_step or 0) == begun and (recovery.step if recovery else 0) <= begun
-
-
-def _reason(pod: Pod, report: Report | None) -> str:
-    """Why the pod ended, in one word."""
-    if pod.exit_code == 0:
-        return DONE
-    if pod.cause is not None:
-        return pod.cause[:64]
-    if pod.disrupted is not None:
-        return pod.disrupted[:64]
-    if pod.exit_code in FREE_EXITS:
-        return LOST if pod.exit_code == PEER_LOST else STOPPED
-    if report is not None and report.failure is not None:
-        return report.failure.code.value
-    return VANISHED if pod.exit_code is None else Reason.NO_FINAL_REPORT.value

@@ -10,9 +10,17 @@ from finetune_operator.plan.state import Event
 
 ORDER = tuple(ConditionType)
 MAX_MESSAGE = 8192
-QUIET = frozenset({Reason.PENDING, Reason.INITIALIZING, Reason.FINISHED})
-"""Reasons that are no event: nothing has happened."""
-ALARMING = frozenset({Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG_ERROR})
+QUIET = frozenset({Reason.PENDING, Reason.INITIALIZING, Reason.FINISHED, Reason.EVICTED})
+"""Reasons that are no event: nothing has happened, or the end of the pod is the event."""
+ALARMING = frozenset(
+    {
+        Reason.UNSCHEDULABLE,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.CONTAINER_CONFIG_ERROR,
+        Reason.SECRET_NOT_FOUND,
+        Reason.NODE_LOST,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

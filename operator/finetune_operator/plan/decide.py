@@ -73,7 +73,7 @@ def _follow(look: Look, observed: Observed, settings: Settings, now: datetime) -
         return _occupied(look, look.child, settings, now)
     if look.own is None:
         return _create(look, now)
-    return _says(look, outcome.under_way(look), now, Plan(look.status, look_again_after=settings.poll_period_seconds))
+    return _says(look, outcome.under_way(look), now, Plan(look.status))
 
 
 def _data_ready(look: Look, now: datetime) -> Plan:

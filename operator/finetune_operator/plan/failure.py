@@ -1,14 +1,16 @@
-"""From the end of a pod to the reason and the sentence of the Failed condition."""
+"""From the end of a pod to words: the attempt's reason, and the reason and sentence of the Failed condition."""
 
 from __future__ import annotations
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Report
+from finetune_api.report import Failure, FailureCode, Report
 from finetune_api.runtime import RuntimeSpec
-from finetune_api.status import JobStatus, Reason
-from finetune_api.trainer import ExitCode
+from finetune_api.status import AttemptReason, JobStatus, Reason
+from finetune_api.trainer import NOT_RETRIED, ExitCode
+from finetune_operator.plan.objects import FREE_EXITS, PEER_LOST
+from finetune_operator.plan.seen import NEVER_STARTED
 from finetune_operator.plan.size import size_of
-from finetune_operator.plan.state import Pod
+from finetune_operator.plan.state import Pod, Waiting
 
 FINAL_AT_ONCE: dict[int, Reason] = {
     ExitCode.BAD_CONFIG: Reason.USER_ERROR,
@@ -24,6 +26,56 @@ AFTER_RETRIES: dict[int, Reason] = {
     ExitCode.PUBLISH_FAILED: Reason.PUBLISH_FAILED,
 }
 REASONS = {**FINAL_AT_ONCE, **AFTER_RETRIES}
+REASONS_OF_CODES: dict[FailureCode, Reason] = {
+    FailureCode.STORAGE_FULL: Reason.STORAGE_FULL,
+    FailureCode.CONFIG_UNREADABLE: Reason.INTERNAL,
+}
+"""Causes that the exit code alone does not tell."""
+DISRUPTIONS: dict[str, tuple[AttemptReason, str]] = {
+    "PreemptionByScheduler": (
+        AttemptReason.PREEMPTED,
+        "was preempted: the scheduler gave its place to a pod of higher priority",
+    ),
+    "DeletionByTaintManager": (
+        AttemptReason.NODE_LOST,
+        "was removed from its node, which did not answer or bears a NoExecute taint that the pod does not tolerate",
+    ),
+    "DeletionByPodGC": (AttemptReason.NODE_LOST, "was lost with its node, which is gone"),
+    "EvictionByEvictionAPI": (AttemptReason.EVICTED, "was evicted by request, as kubectl drain does it"),
+    "TerminationByKubelet": (
+        AttemptReason.EVICTED,
+        "was ended by its node, which was short of memory or disk, or shut down",
+    ),
+}
+"""Reasons of the DisruptionTarget condition, which Kubernetes sets on a pod that is not to blame for its end."""
+EVICTED = "Evicted"
+MOVES = {AttemptReason.EVICTED: Reason.EVICTED, AttemptReason.PREEMPTED: Reason.EVICTED} | {
+    AttemptReason.NODE_LOST: Reason.NODE_LOST
+}
+
+
+def word_of(pod: Pod, report: Report | None) -> str:
+    """Why the pod ended, in one word: for the attempt's record."""
+    if pod.exit_code == 0:
+        return AttemptReason.SUCCEEDED.value
+    if pod.cause == AttemptReason.OOM_KILLED:
+        return AttemptReason.OOM_KILLED.value
+    if pod.disrupted is not None:
+        return DISRUPTIONS[pod.disrupted][0].value if pod.disrupted in DISRUPTIONS else pod.disrupted[:64]
+    if pod.cause is not None:
+        return pod.cause[:64]
+    if pod.exit_code in FREE_EXITS:
+        return (AttemptReason.PEER_LOST if pod.exit_code == PEER_LOST else AttemptReason.STOPPED).value
+    if (failure := failure_of(pod, report)) is not None:
+        return failure.code.value
+    vanished = pod.exit_code is None
+    return (AttemptReason.POD_VANISHED if vanished else AttemptReason.NO_FINAL_REPORT).value
+
+
+def failure_of(pod: Pod, report: Report | None) -> Failure | None:
+    """The cause that the trainer named, if it goes with the exit code: a pod that lies about it is not believed."""
+    failure = report.failure if report is not None else None
+    return failure if failure is not None and failure.exit_code == pod.exit_code else None
 
 
 def cause_of(pod: Pod | None, report: Report | None, fallback: str) -> tuple[Reason, str]:
@@ -33,22 +85,68 @@ def cause_of(pod: Pod | None, report: Report | None, fallback: str) -> tuple[Rea
         report: what that pod reported.
         fallback: the Job controller's sentence, for when no pod is left to ask.
     """
-    if pod is None or pod.exit_code is None:
+    if pod is None:
         return Reason.BACKOFF_LIMIT_EXCEEDED, fallback
-    reason = REASONS.get(pod.exit_code, Reason.USER_ERROR if 10 <= pod.exit_code < 20 else None)
-    sentence = end_of(pod, report)
-    if reason is None:
-        return Reason.BACKOFF_LIMIT_EXCEEDED, f"the last retry failed too: {sentence}"
+    reason, sentence = _reason_of(pod, failure_of(pod, report)), end_of(pod, report)
+    if reason is Reason.BACKOFF_LIMIT_EXCEEDED:
+        return reason, f"no retry is left (backoffLimit): {sentence}"
     return reason, sentence
 
 
+def _reason_of(pod: Pod, failure: Failure | None) -> Reason:
+    """The cause, where there is one that a person can act on; else only that nothing is tried any more."""
+    if failure is not None and failure.code in REASONS_OF_CODES:
+        return REASONS_OF_CODES[failure.code]
+    if pod.exit_code in REASONS:
+        return REASONS[pod.exit_code]
+    if pod.exit_code in NOT_RETRIED:
+        return Reason.INTERNAL
+    return Reason.OUT_OF_MEMORY if pod.cause == AttemptReason.OOM_KILLED else Reason.BACKOFF_LIMIT_EXCEEDED
+
+
 def end_of(pod: Pod, report: Report | None) -> str:
-    """How the pod ended, in a sentence: the trainer's own where it left one."""
-    if report is not None and report.failure is not None:
-        return report.failure.sentence
-    why = f" ({pod.cause or pod.disrupted})" if pod.cause or pod.disrupted else ""
-    code = "without an exit code" if pod.exit_code is None else f"with exit code {pod.exit_code}"
-    return f"pod {pod.name} ended {code}{why} and left no report"
+    """How the pod ended, in a sentence that says what to do: the trainer's own where it left one."""
+    failure = failure_of(pod, report)
+    if pod.disrupted is not None:
+        how = DISRUPTIONS[pod.disrupted][1] if pod.disrupted in DISRUPTIONS else f"was disrupted ({pod.disrupted})"
+        return f"pod {pod.name} {how}{_quoted(pod)}{f'; {failure.sentence}' if failure else ''}"
+    if failure is not None:
+        return failure.sentence
+    if pod.cause is not None:
+        return _by_node(pod, pod.cause)
+    if pod.exit_code is None:
+        return f"pod {pod.name} is gone, and nobody saw how it ended"
+    unknown = pod.exit_code in NOT_RETRIED and pod.exit_code not in REASONS
+    what = ", which this operator does not know: the image is not of its version" if unknown else ""
+    log = f"{what}; kubectl logs {pod.name} may tell more"
+    return f"pod {pod.name} ended with exit code {pod.exit_code} and left no report{log}"
+
+
+def _by_node(pod: Pod, cause: str) -> str:
+    """The sentence of an end that the node brought about."""
+    if cause == AttemptReason.OOM_KILLED:
+        return (
+            f"pod {pod.name} needed more than its memory and was killed ({cause}, exit code {pod.exit_code}):"
+            " raise resources.memory or lower maxSeqLength"
+        )
+    if cause == EVICTED:
+        remedy = "have the limit of its temporary storage raised (a LimitRange, the FineTuneRuntime's podTemplate)"
+        return f"pod {pod.name} was evicted{_quoted(pod)}: {remedy}, if it is that"
+    if cause in NEVER_STARTED:
+        return f"pod {pod.name} could not be started ({cause}{_quoted(pod)}): check spec.image of the FineTuneRuntime"
+    code = "" if pod.exit_code is None else f", exit code {pod.exit_code}"
+    return f"pod {pod.name} was ended by its node ({cause}{code}{_quoted(pod)})"
+
+
+def _quoted(pod: Pod) -> str:
+    return f": {pod.node_said.rstrip(' .')}" if pod.node_said else ""
+
+
+def follow_up(pod: Pod, report: Report | None) -> Waiting:
+    """What to say between the end of a pod and the beginning of the next."""
+    word = word_of(pod, report)
+    reason = MOVES.get(AttemptReason(word), Reason.INITIALIZING) if word in set(AttemptReason) else Reason.INITIALIZING
+    return Waiting(reason, f"{end_of(pod, report)}; a new pod follows")
 
 
 def killed_for_memory(job: FineTuneJob, runtime: RuntimeSpec, status: JobStatus) -> str:

@@ -51,7 +51,20 @@ def model_limits_refused(
             )
             message = f"{field} is {value:g}, and FineTuneRuntime {runtime} allows {allowed} for {entry.name}"
             return Refusal(Reason.LIMIT_EXCEEDED, message)
-    return None
+    return _modules_refused(values, entry, runtime)
+
+
+def _modules_refused(values: ResolvedValues, entry: RuntimeModel, runtime: str) -> Refusal | None:
+    """The refusal of an adapter on layers that may not have one."""
+    targets = entry.limits.lora.target_modules
+    beyond = sorted(set(values.lora.trainable_modules) - set(targets)) if targets and values.lora else []
+    if not beyond:
+        return None
+    message = (
+        f"lora.trainableModules has {', '.join(beyond)}, and FineTuneRuntime {runtime} allows"
+        f" {', '.join(targets)} for {entry.name}"
+    )
+    return Refusal(Reason.LIMIT_EXCEEDED, message)
 
 
 def _bounded(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from enum import Enum
 
-from finetune_api.status import JobStatus
+from finetune_api.report import Report
+from finetune_api.status import JobStatus, JobWarning
 
 HEARTBEAT = timedelta(seconds=60)
 """How old a written lastReportTime may become while nothing else changes."""
@@ -16,9 +17,9 @@ class News(Enum):
 
     NONE = "none"
     PROGRESS = "progress"
-    """Only progress, metrics, recovery or warnings: may wait."""
+    """Only progress, metrics, history, recovery, or the facts of a known warning: may wait."""
     EVENT = "event"
-    """A condition, a time, a checkpoint, an attempt: goes at once."""
+    """A condition, a time, a checkpoint, an attempt, a warning of a new kind: goes at once."""
 
 
 def news(old: JobStatus | None, new: JobStatus) -> News:
@@ -32,8 +33,20 @@ def news(old: JobStatus | None, new: JobStatus) -> News:
     return News.NONE
 
 
+def urgent_part(report: Report) -> object:
+    """What of a report cannot wait: all but figures. Of warnings their kinds, because the numbers in them move."""
+    figures = {"progress": None, "metrics": None, "recovery": None, "warnings": ()}
+    return report.model_copy(update=figures), frozenset(w.reason for w in report.warnings)
+
+
 def _without_progress(status: JobStatus) -> JobStatus:
-    return status.model_copy(update={"progress": None, "metrics": None, "recovery": None, "warnings": ()})
+    update = {"progress": None, "metrics": None, "recovery": None}
+    return status.model_copy(update={**update, "warnings": tuple(_kind(warning) for warning in status.warnings)})
+
+
+def _kind(warning: JobWarning) -> JobWarning:
+    """A warning without its facts, which may move with each step."""
+    return JobWarning(reason=warning.reason, message="")
 
 
 def _without_heartbeat(status: JobStatus) -> JobStatus:

@@ -12,7 +12,7 @@ from finetune_api.status import Attempt, ConditionType, JobStatus, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.attempts import MAX_FREE, Tally, out_of_memory_twice
 from finetune_operator.plan.conditions import Say
-from finetune_operator.plan.failure import cancelled, cause_of, end_of, killed_for_memory
+from finetune_operator.plan.failure import cancelled, cause_of, end_of, follow_up, killed_for_memory
 from finetune_operator.plan.objects import child_name
 from finetune_operator.plan.size import output_uri
 from finetune_operator.plan.state import ChildJob, Pod, Waiting
@@ -135,7 +135,7 @@ def failed(look: Look, reason: Reason, message: str) -> list[Say]:
     if look.stage is Stage.PREPARE:
         why = Reason.OUTPUT_NOT_WRITABLE if reason is Reason.PUBLISH_FAILED else reason
         says.append(Say(ConditionType.DATA_READY, False, message, why))
-    elif reason is Reason.PUBLISH_FAILED:
+    elif reason in (Reason.PUBLISH_FAILED, Reason.STORAGE_FULL):
         says.append(Say(ConditionType.PUBLISHED, False, message, Reason.UPLOAD_FAILED))
     return says
 
@@ -223,10 +223,13 @@ def _unpublished() -> Say:
 def _waiting(look: Look, pod: Pod | None) -> Waiting:
     if pod is None:
         name = child_name(look.job, look.stage)
-        message = f"Job {name} has no pod yet; if this lasts, kubectl describe job {name} tells why"
+        message = (
+            f"Job {name} has no pod yet; if this lasts, the API server refuses its pods (a quota, a policy):"
+            f" kubectl describe job {name} tells why"
+        )
         return Waiting(Reason.INITIALIZING, message)
     if pod.ended is not None:
-        return Waiting(Reason.INITIALIZING, f"{end_of(pod, look.report(pod))}; a new pod follows")
+        return follow_up(pod, look.report(pod))
     return pod.waiting or Waiting(Reason.INITIALIZING, f"pod {pod.name} is being deleted; a new pod follows")
 
 

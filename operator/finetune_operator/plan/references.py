@@ -118,7 +118,11 @@ def _files(job: FineTuneJob, target: str) -> tuple[Use, ...]:
 
 def _weight_files(weights: Weights) -> tuple[Use, ...]:
     """What a pod mounts for its weights, whether or not it needs an entry in access."""
-    sources = [("model", weights.model.source), ("fromCheckpoint", weights.model.checkpoint)]
+    sources = [
+        ("model", weights.model.source),
+        ("model", weights.same_as),
+        ("fromCheckpoint", weights.model.checkpoint),
+    ]
     return tuple(Use(field, uri) for field, uri in sources if uri)
 
 

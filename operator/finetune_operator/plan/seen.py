@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.status import Reason
 from finetune_operator.plan.pod import CONTAINER
-from finetune_operator.plan.state import ChildJob, Manifest, Owner, Pod, Waiting
+from finetune_operator.plan.state import ChildJob, Manifest, Owner, Pod
+from finetune_operator.plan.waiting import MAX_QUOTE, node_lost, waiting_of
 
-IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
-CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-NO_CAUSE = frozenset({"Error", "Completed", "ContainerCannotRun", None})
-MAX_QUOTE = 1024
+NO_CAUSE = frozenset({"Error", "Completed", None})
+NEVER_STARTED = frozenset({"StartError", "ContainerCannotRun"})
+"""What runtimes call the end of a container whose program could not be started: its message is theirs."""
 
 
 def owner_of(manifest: Manifest) -> Owner | None:
@@ -51,21 +50,24 @@ def pod(manifest: Manifest, *, gone: bool = False) -> Pod | None:
     end = state.get("terminated") or {}
     over = status.get("phase") in ("Succeeded", "Failed")
     going = gone or metadata.get("deletionTimestamp") is not None
+    lost = node_lost(manifest) if not (end or over or gone) else None
+    never_started = end.get("reason") in NEVER_STARTED
     return Pod(
         name=metadata["name"],
         uid=metadata["uid"],
         job_uid=owner.uid,
         created=metadata["creationTimestamp"],
-        running="running" in state and status.get("phase") == "Running" and not going,
+        running="running" in state and status.get("phase") == "Running" and not going and lost is None,
         ip=status.get("podIP"),
         host_network=spec.get("hostNetwork", False),
         started=(state.get("running") or end).get("startedAt"),
-        ended=_ended(end, metadata) if end or over or gone else None,
+        ended=_ended(end, metadata, status) if end or over or gone else None,
         exit_code=end.get("exitCode"),
         disrupted=_disrupted(status),
         cause=_cause(end, status),
-        last_word=end.get("message", ""),
-        waiting=None if end or over or "running" in state else _waiting(metadata["name"], status, container),
+        node_said=str((end if never_started else status).get("message") or "")[:MAX_QUOTE],
+        last_word="" if never_started else end.get("message", ""),
+        waiting=None if end or over else lost or (None if "running" in state else waiting_of(manifest)),
         gone=gone,
     )
 
@@ -74,9 +76,11 @@ def _container(status: dict[str, Any]) -> dict[str, Any]:
     return next((c for c in status.get("containerStatuses", ()) if c["name"] == CONTAINER), {})
 
 
-def _ended(end: dict[str, Any], metadata: dict[str, Any]) -> str:
-    """When the container ended; a pod that never ran one ended when it was deleted, or at once."""
-    return str(end.get("finishedAt") or metadata.get("deletionTimestamp") or metadata["creationTimestamp"])
+def _ended(end: dict[str, Any], metadata: dict[str, Any], status: dict[str, Any]) -> str:
+    """When the container ended; a pod that never ran one ended when it was deleted, or when last something changed."""
+    changed = [str(c["lastTransitionTime"]) for c in status.get("conditions", ()) if c.get("lastTransitionTime")]
+    known = end.get("finishedAt") or metadata.get("deletionTimestamp")
+    return str(known or max(changed, default=metadata["creationTimestamp"]))
 
 
 def _disrupted(status: dict[str, Any]) -> str | None:
@@ -89,22 +93,3 @@ def _disrupted(status: dict[str, Any]) -> str | None:
 def _cause(end: dict[str, Any], status: dict[str, Any]) -> str | None:
     cause = end.get("reason")
     return str(cause) if cause not in NO_CAUSE else status.get("reason")
-
-
-def _waiting(name: str, status: dict[str, Any], container: dict[str, Any]) -> Waiting:
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            word = condition.get("reason", "Pending")
-            return Waiting(Reason.UNSCHEDULABLE, _quoted(name, word, condition.get("message", "")))
-    waiting = container.get("state", {}).get("waiting", {})
-    word = waiting.get("reason", "ContainerCreating")
-    message = _quoted(name, word, waiting.get("message", ""))
-    if word in IMAGE_REASONS:
-        return Waiting(Reason.IMAGE_PULL_FAILED, message)
-    if word in CONFIG_REASONS:
-        return Waiting(Reason.CONTAINER_CONFIG_ERROR, message)
-    return Waiting(Reason.INITIALIZING, message)
-
-
-def _quoted(name: str, word: str, message: str) -> str:
-    return f"pod {name}: {word}{': ' if message else ''}{message[:MAX_QUOTE]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from finetune_api.job import FineTuneJob
@@ -90,6 +91,8 @@ class Pod:
     """Reason of the DisruptionTarget condition."""
     cause: str | None = None
     """The kubelet's word for the end (OOMKilled, Evicted), where it says more than Error."""
+    node_said: str = ""
+    """The sentence to that word, where it is the node's and not the trainer's."""
     last_word: str = ""
     """The termination message."""
     waiting: Waiting | None = None
@@ -103,6 +106,30 @@ class Heard:
 
     report: Report
     at: str
+
+
+class Fault(StrEnum):
+    """Why a pod's answer was no report."""
+
+    UNREACHABLE = "unreachable"
+    """No answer in time, or no connection."""
+    REFUSED = "refused"
+    """Another status than 200, or compressed."""
+    TOO_LONG = "too_long"
+    MALFORMED = "malformed"
+    """No HTTP, no JSON, or not to the letter of the schema."""
+    FOREIGN = "foreign"
+    """It speaks of another job or pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A running pod that gives no report."""
+
+    since: str
+    """Its newest report, or when it was first to be asked."""
+    fault: Fault
+    """What was wrong with its newest answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +149,8 @@ class Observed:
     pods: Mapping[Stage, tuple[Pod, ...]] = field(default_factory=dict)
     """Pods controlled by this job's children, oldest first."""
     reports: Mapping[str, Heard] = field(default_factory=dict)
+    """By pod uid."""
+    silences: Mapping[str, Silence] = field(default_factory=dict)
     """By pod uid."""
 
 

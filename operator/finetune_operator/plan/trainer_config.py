@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune_api.job import FineTuneJob
 from finetune_api.method import TrainingKind
-from finetune_api.resolve import Place, configure, resolve
+from finetune_api.resolve import Place, configure, resolve, same_as
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Resolved, ResolvedModel
 from finetune_api.trainer import JobIdentity, Start, TrainerConfig
@@ -21,10 +21,10 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
         resolved: what the first look wrote; the model and, for LoRA, the adapter are set.
     """
     spec = job.spec
-    start = start_of(resolved.model or ResolvedModel(source=""))
+    entry = runtime.models[0] if runtime.models else None
+    start = start_of(resolved.model or ResolvedModel(source=""), same_as(spec, entry))
     target = output_uri(job, runtime) or ""
     continued = start.adapter is not None and spec.training_type.type is TrainingKind.LORA
-    entry = runtime.models[0] if runtime.models else None
     values = resolve(spec, entry, adapter_of(resolved) if continued else None)
     place = Place(
         job=JobIdentity(namespace=job.metadata.namespace or "", name=job.metadata.name, uid=job.metadata.uid or ""),
@@ -33,13 +33,17 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
         output_name=output_name,
         gpus=size_of(job, runtime).gpus,
         offline=runtime.offline,
-        mounts=mounts_of(start.model, start.adapter, spec.training_file, spec.validation_file, target),
+        mounts=mounts_of(start.model, start.same_as, start.adapter, spec.training_file, spec.validation_file, target),
     )
     return configure(spec, values, place)
 
 
-def start_of(model: ResolvedModel) -> Start:
-    """Starting weights: a checkpoint that is not itself the source is an adapter on top of it."""
+def start_of(model: ResolvedModel, base: str | None = None) -> Start:
+    """Starting weights: a checkpoint that is not itself the source is an adapter on top of it.
+
+    Args:
+        base: URI of the model whose architecture they must have.
+    """
     pinned = f"{model.source}@{model.revision}" if model.revision else model.source
     adapter = model.checkpoint if model.checkpoint != model.source else None
-    return Start(model=pinned, adapter=adapter, sha256=model.checkpoint_sha256)
+    return Start(model=pinned, adapter=adapter, same_as=base, sha256=model.checkpoint_sha256)

@@ -44,7 +44,13 @@ def volumes_of(config: TrainerConfig) -> tuple[list[Manifest], list[Manifest]]:
 
 def _wanted(config: TrainerConfig) -> _Wanted:
     wanted = _Wanted()
-    read = (config.start.model, config.start.adapter, config.training_file, config.validation_file)
+    read = (
+        config.start.model,
+        config.start.same_as,
+        config.start.adapter,
+        config.training_file,
+        config.validation_file,
+    )
     for uri, writable in (*((uri, False) for uri in read), (config.output_uri, True)):
         if uri is None:
             continue

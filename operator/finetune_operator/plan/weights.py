@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.job import FineTuneJob
+from finetune_api.job import FineTuneJob, JobSpec
 from finetune_api.method import TrainingKind
-from finetune_api.resolve import BEST, checkpoint_named, inherited_conflict, model_uri, source_uri
+from finetune_api.resolve import (
+    BEST,
+    checkpoint_named,
+    inherited_conflict,
+    revision_conflict,
+    same_as,
+    source_uri,
+    starting_uri,
+)
 from finetune_api.runtime import RuntimeModel, RuntimeSpec
 from finetune_api.status import Checkpoint, CheckpointType, ConditionType, JobStatus, Reason, Resolved, ResolvedModel
 from finetune_api.trainer import LoraConfig
@@ -29,13 +37,15 @@ class Weights:
     """URIs that need an entry in `access`; a model of the list needs none."""
     parent: LoraConfig | None = None
     """The adapter that a LoRA job continues."""
+    same_as: str | None = None
+    """URI of the model whose architecture the weights must have."""
 
 
 def weights_of(job: FineTuneJob, name: str, runtime: RuntimeSpec, parent: FineTuneJob | None) -> Weights | Refusal:
     """The starting weights of `job` on runtime `name`."""
     if job.spec.from_checkpoint is not None:
         return _from_checkpoint(job, name, runtime, parent)
-    return _from_model(job.spec.model or "", name, runtime)
+    return _from_model(job.spec, name, runtime)
 
 
 def parent_name(job: FineTuneJob) -> str | None:
@@ -43,24 +53,27 @@ def parent_name(job: FineTuneJob) -> str | None:
     return job.spec.from_checkpoint.split(":", 1)[0] if job.spec.from_checkpoint else None
 
 
-def _from_model(model: str, name: str, runtime: RuntimeSpec) -> Weights | Refusal:
+def _from_model(spec: JobSpec, name: str, runtime: RuntimeSpec) -> Weights | Refusal:
+    model = spec.model or ""
     entry = runtime.model_named(model)
-    if entry is not None:
-        return Weights(model=_resolved(source_uri(entry.source)), entry=entry, named=model, uses=())
-    if runtime.models:
+    if entry is None and runtime.models:
         known = ", ".join(m.name for m in runtime.models)
         return Refusal(
             Reason.MODEL_NOT_ALLOWED,
             f"model is {model}, which is not in the model list of FineTuneRuntime {name}: choose one of {known}",
         )
-    uri = model_uri(model, None)
+    if (conflict := revision_conflict(spec, entry)) is not None:
+        return Refusal(Reason.INVALID_SPEC, conflict)
+    uri, base = starting_uri(spec, entry), same_as(spec, entry)
     if uri is None:
         return Refusal(
             Reason.MODEL_NOT_ALLOWED,
             f"model is {model}, which FineTuneRuntime {name} does not list and which is no Hub id:"
             " write org/name or pvc://claim/path",
         )
-    return Weights(model=_resolved(uri), entry=None, named=model, uses=(Use("model", uri),))
+    theirs = (Use("fromHfModel", uri),) if base else ()
+    own = () if entry else (Use("model", base or uri),)
+    return Weights(model=_resolved(uri), entry=entry, named=model, uses=(*own, *theirs), same_as=base)
 
 
 def _from_checkpoint(

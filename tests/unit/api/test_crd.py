@@ -71,7 +71,11 @@ def test_bounds_are_whole_numbers(crd) -> None:
         ("hyperparameters.learningRate", "Default: 1e-05. Bounds: > 0, <= 10."),
         ("hyperparameters.batchSize", 'batchSize must be "max" or an integer from 1 to 65536.'),
         ("trainingType.lora.dropout", "Bounds: >= 0, < 1."),
-        ("trainingType.lora.trainableModules", "at least 1 items, at most 64 items."),
+        (
+            "trainingType.lora.trainableModules",
+            "at least 1 items, at most 64 items, each: trainableModules must hold names of modules such as q_proj"
+            " or all-linear.",
+        ),
         ("trainingMethod.dpo.labelSmoothing", "Bounds: labelSmoothing must be at least 0 and below 0.5."),
         ("trainingMethod.type", "Default: SFT."),
         ("cancel", "Default: false."),

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from finetune_api.names import PROGRESS_BYTES
-from finetune_api.report import DATA_SENTENCES, FAILURES, DataErrorCode, Failure, FailureCode, Report, WarningCode
-from finetune_api.status import MAX_CHECKPOINTS, MAX_METRICS, Checkpoint, CheckpointType, Metrics
+from finetune_api.report import (
+    DATA_SENTENCES,
+    FAILURES,
+    DataErrorCode,
+    EarlyStop,
+    Failure,
+    FailureCode,
+    Report,
+    WarningCode,
+)
+from finetune_api.status import MAX_CHECKPOINTS, MAX_METRICS, Checkpoint, CheckpointType, Metrics, Progress
 from finetune_api.trainer import NOT_RETRIED, ExitCode, Stage
+from finetune_operator.plan.state import Pod
+from finetune_operator.plan.told import last_word
 from manifests import ROOT
+from previous import as_previous
 
+PROGRESS = Progress(display="1/2", step=1, total_steps=2, percentage=50)
 RETRIED = {ExitCode.DATA_UNREACHABLE, ExitCode.MODEL_UNREACHABLE, ExitCode.PUBLISH_FAILED}
 
 
@@ -73,3 +89,24 @@ def test_the_fullest_report_fits_the_progress_answer() -> None:
 def test_a_report_travels_as_json() -> None:
     report = Report(job_uid="a", stage=Stage.PREPARE, failure=Failure(code=FailureCode.STOPPED, args={"step": "3"}))
     assert Report.model_validate_json(report.model_dump_json(exclude_none=True)) == report
+
+
+def test_reports_pass_between_releases() -> None:
+    """The previous operator reads a report that tells nothing new, and this one whatever the previous trainer says."""
+    report = Report(
+        job_uid="u", pod_uid="p", stage=Stage.TRAIN, progress=PROGRESS, metrics=Metrics(train={"loss": 1.0})
+    )
+    (answer,) = as_previous("finetune_api.report", "Report", [json.dumps(report.to_json())])
+    assert Report.model_validate(answer["read"]) == report
+    told_new = report.model_copy(update={"early_stop": EarlyStop(metric="loss", step=1, evaluations=2, best_step=1)})
+    (answer,) = as_previous("finetune_api.report", "Report", [json.dumps(told_new.to_json())])
+    assert answer["refused"] == [["earlyStop", "extra_forbidden"]]
+
+
+def test_what_a_newer_trainer_tells_is_not_guessed_at() -> None:
+    """A report with an unknown field or code is none: the exit code alone decides then."""
+    told = Report(job_uid="u", pod_uid="p", stage=Stage.TRAIN, finished=True).to_json()
+    pod = Pod(name="p", uid="p", job_uid="j", created="", last_word=json.dumps(told))
+    assert last_word(pod, "u") is not None
+    for newer in ({"novelty": 1}, {"failure": {"code": "NotInventedYet"}}):
+        assert last_word(replace(pod, last_word=json.dumps({**told, **newer})), "u") is None

@@ -46,6 +46,17 @@ def test_rank_is_the_default_rank_else_the_maximum_else_16_and_alpha_twice_that(
     assert (lora.rank, lora.alpha) == (rank, 2.0 * rank)
 
 
+@pytest.mark.parametrize(
+    ("given", "modules"),
+    [(None, ("q_proj", "v_proj")), (["all-linear"], ("q_proj", "v_proj")), (["q_proj"], ("q_proj",))],
+)
+def test_all_linear_stands_for_the_layers_that_the_runtime_names(given, modules):
+    lora = {"trainableModules": given} if given else None
+    assert (
+        resolve(spec(lora=lora), entry(lora={"targetModules": ["q_proj", "v_proj"]})).lora.trainable_modules == modules
+    )
+
+
 @pytest.mark.parametrize(("method", "size"), [("SFT", 128), ("DPO", 24)])
 @pytest.mark.parametrize("given", [{}, {"batchSize": "max"}])
 def test_max_is_the_limit_of_the_model_and_method(method, size, given):

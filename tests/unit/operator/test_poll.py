@@ -5,62 +5,85 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from datetime import timedelta
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
-from builders import JOB_UID, NOW, make_child, make_job, make_pod, make_progress, report_for
+from builders import JOB_UID, make_checkpoint, make_child, make_job, make_pod, make_progress, report_for
 from finetune_api import names
+from finetune_api.report import Report
 from finetune_api.status import JobWarning
 from finetune_api.trainer import Stage
 from finetune_operator.metrics import REPORTS
-from finetune_operator.plan.state import Pod
-from finetune_operator.poll import Poller
+from finetune_operator.pace import Pace
+from finetune_operator.plan.state import Fault, Pod
+from finetune_operator.poll import Poller, Told, open_session
+from finetune_operator.queue import Key
 from finetune_operator.settings import Settings
 
+KEY = ("team", "tune")
 CHILD = make_child(make_job(), Stage.TRAIN)
 POD = make_pod(CHILD, ip="127.0.0.1")
 GOOD = report_for(POD, Stage.TRAIN, progress=make_progress(7))
-SETTINGS = Settings(poll_timeout_seconds=0.3)
+SETTINGS = Settings(poll_period_seconds=0.1, poll_timeout_seconds=0.5, progress_stale_seconds=0.1)
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+@dataclass
+class Asking:
+    """A poller at work, and what it has done."""
+
+    poller: Poller
+    pace: Pace
+    woken: list[Key]
+    """Jobs with news that cannot wait."""
+
+    def follow(self, *pods: Pod, key: Key = KEY) -> Told:
+        return self.poller.follow(key, JOB_UID, pods or (POD,))
+
+    async def until(self, condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+        async with asyncio.timeout(seconds):
+            while not (value := condition()):
+                await asyncio.sleep(0.002)
+        return value
+
+
 @asynccontextmanager
-async def pod_server(answer: Answer) -> AsyncIterator[Poller]:
-    """A Poller whose pods answer as `answer` says."""
+async def asking(answer: Answer, settings: Settings = SETTINGS) -> AsyncIterator[Asking]:
+    """A poller whose pods, at whatever address of loopback, answer as `answer` says."""
     application = web.Application()
     application.router.add_get(names.PROGRESS_PATH, answer)
-    runner = web.AppRunner(application, access_log=None)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    try:
-        async with aiohttp.ClientSession(auto_decompress=False) as session:
-            yield Poller(session, SETTINGS, port=port)
-    finally:
-        await runner.cleanup()
+    await web.TCPSite(runner, "0.0.0.0", 0).start()
+    woken: list[Key] = []
+
+    async def wake(key: Key) -> None:
+        woken.append(key)
+
+    async with open_session() as session:
+        pace = Pace(wake, 10, asyncio.get_running_loop().time)
+        poller = Poller(session, pace, wake, settings, lambda: datetime.now(UTC), port=runner.addresses[0][1])
+        task = asyncio.create_task(poller.run())
+        try:
+            yield Asking(poller, pace, woken)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await runner.cleanup()
 
 
-def hear(answer: Answer, *pods: Pod, child_uid: str = CHILD.uid) -> dict[str, Any]:
-    """What the poller has heard after one turn."""
+def answering(body: str | bytes | Report, status: int = 200, **headers: str) -> Answer:
+    raw = body.model_dump_json() if isinstance(body, Report) else body
 
-    async def story() -> dict[str, Any]:
-        async with pod_server(answer) as poller:
-            return await poller.hear(JOB_UID, child_uid, pods or (POD,), NOW)
-
-    return asyncio.run(story())
-
-
-def answering(body: str | bytes, status: int = 200, **headers: str) -> Answer:
     async def answer(_: web.Request) -> web.Response:
-        raw = body.encode() if isinstance(body, str) else body
-        return web.Response(body=raw, status=status, headers=headers)
+        return web.Response(body=raw.encode() if isinstance(raw, str) else raw, status=status, headers=headers)
 
     return answer
 
@@ -76,98 +99,208 @@ def test_a_pods_report_is_heard_and_the_question_names_the_job():
         asked.append(dict(request.headers))
         return web.Response(text=GOOD.model_dump_json())
 
-    found = hear(answer)
-    assert found[POD.uid].report == GOOD
-    assert found[POD.uid].at == "2026-01-02T03:04:05Z"
-    assert asked[0][names.PROGRESS_HEADER] == JOB_UID
+    async def story() -> None:
+        async with asking(answer) as pods:
+            assert pods.follow() == Told()
+            told = await pods.until(lambda: pods.follow().reports)
+            assert told[POD.uid].report == GOOD
+            age = datetime.now(UTC) - datetime.fromisoformat(told[POD.uid].at)
+            assert 0 <= age.total_seconds() < 5
+            assert asked[0][names.PROGRESS_HEADER] == JOB_UID
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome"),
+    ("answer", "fault"),
     [
-        (answering(GOOD.model_copy(update={"job_uid": "another"}).model_dump_json()), "foreign"),
-        (answering(GOOD.model_copy(update={"pod_uid": "another"}).model_dump_json()), "foreign"),
-        (answering(GOOD.model_copy(update={"pod_uid": None}).model_dump_json()), "foreign"),
-        (answering("not JSON"), "malformed"),
-        (answering(GOOD.model_dump_json()[:-1] + ',"unknown":1}'), "malformed"),
-        (answering("{}" + " " * names.PROGRESS_BYTES), "too_long"),
-        (answering("", status=404), "refused"),
-        (answering("", status=302, Location="/progress"), "refused"),
-        (answering(gzip.compress(b"{}" + b" " * 10_000_000), **{"Content-Encoding": "gzip"}), "refused"),
+        (answering(GOOD.model_copy(update={"job_uid": "another"})), Fault.FOREIGN),
+        (answering(GOOD.model_copy(update={"pod_uid": "another"})), Fault.FOREIGN),
+        (answering(GOOD.model_copy(update={"pod_uid": None})), Fault.FOREIGN),
+        (answering("not JSON"), Fault.MALFORMED),
+        (answering("[" * 60_000), Fault.MALFORMED),
+        (answering(GOOD.model_dump_json()[:-1] + ',"unknown":1}'), Fault.MALFORMED),
+        (answering(GOOD.model_dump_json().replace('"epoch":0.0', '"epoch":NaN')), Fault.MALFORMED),
+        (answering("{}" + " " * names.PROGRESS_BYTES), Fault.TOO_LONG),
+        (answering(b" " * 10_000_000), Fault.TOO_LONG),
+        (answering("", status=404), Fault.REFUSED),
+        (answering("", status=302, Location="/progress"), Fault.REFUSED),
+        (answering(gzip.compress(b"{}" + b" " * 10_000_000), **{"Content-Encoding": "gzip"}), Fault.REFUSED),
     ],
 )
-def test_any_other_answer_is_dropped_and_counted(answer, outcome):
-    before = counted(outcome)
-    assert hear(answer) == {}
-    assert counted(outcome) == before + 1
+def test_any_other_answer_is_dropped_counted_and_told(answer, fault):
+    async def story() -> None:
+        before = counted(fault.value)
+        async with asking(answer) as pods:
+            pods.follow()
+            silences = await pods.until(lambda: pods.follow().silences)
+            assert silences[POD.uid].fault is fault
+            assert pods.follow().reports == {}
+            assert pods.pace.waiting() == 0
+        assert counted(fault.value) > before
+
+    asyncio.run(story())
 
 
 def test_the_largest_report_that_is_allowed_is_heard():
     text = GOOD.model_dump_json()
-    found = hear(answering(text + " " * (names.PROGRESS_BYTES - len(text.encode()))))
-    assert found[POD.uid].report == GOOD
 
+    async def story() -> None:
+        async with asking(answering(text + " " * (names.PROGRESS_BYTES - len(text.encode())))) as pods:
+            pods.follow()
+            assert (await pods.until(lambda: pods.follow().reports))[POD.uid].report == GOOD
 
-def test_an_endless_answer_is_cut_off():
-    async def answer(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for _ in range(1000):
-            await response.write(b" " * 1024)
-        return response
-
-    before = counted("too_long")
-    assert hear(answer) == {}
-    assert counted("too_long") == before + 1
-
-
-def test_a_pod_that_does_not_answer_in_time_is_left():
-    async def answer(_: web.Request) -> web.Response:
-        await asyncio.sleep(2)
-        return web.Response(text=GOOD.model_dump_json())
-
-    before = counted("unreachable")
-    assert hear(answer) == {}
-    assert counted("unreachable") == before + 1
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize(
-    "pod",
-    [
-        replace(POD, running=False),
-        replace(POD, ip=None),
-        replace(POD, host_network=True),
-        replace(POD, job_uid="another Job"),
-    ],
+    "pod", [replace(POD, running=False), replace(POD, ip=None), replace(POD, host_network=True)], ids=str
 )
-def test_only_a_running_pod_of_our_job_in_its_own_network_is_asked(pod):
+def test_only_a_running_pod_in_its_own_network_is_asked(pod):
     asked = []
 
     async def answer(request: web.Request) -> web.Response:
         asked.append(request)
         return web.Response(text=GOOD.model_dump_json())
 
-    assert hear(answer, pod) == {}
-    assert asked == []
-
-
-def test_a_pod_is_asked_once_a_period_and_its_last_report_stays():
     async def story() -> None:
-        asked = 0
+        async with asking(answer) as pods:
+            pods.follow(pod)
+            await asyncio.sleep(0.2)
+            assert (pods.follow(pod), asked) == (Told(), [])
+            pods.follow(POD)
+            await pods.until(lambda: pods.follow(POD).reports)
+            assert list(pods.follow(pod).reports) == [POD.uid], "its last report stays when it ends"
+            so_far = len(asked)
+            await asyncio.sleep(0.3)
+            assert len(asked) <= so_far + 1
 
-        async def answer(_: web.Request) -> web.Response:
-            nonlocal asked
-            asked += 1
-            warning = JobWarning(reason="Number", message=str(asked))
-            return web.Response(text=GOOD.model_copy(update={"warnings": (warning,)}).model_dump_json())
+    asyncio.run(story())
 
-        async with pod_server(answer) as poller:
-            for seconds, times in ((0, 1), (1, 1), (7, 1), (10, 2), (12, 2)):
-                found = await poller.hear(JOB_UID, CHILD.uid, (POD,), NOW + timedelta(seconds=seconds))
-                assert asked == times
-                assert found[POD.uid].report.warnings[0].message == str(times)
-            ended = replace(POD, running=False, ended="x")
-            found = await poller.hear(JOB_UID, CHILD.uid, (ended,), NOW + timedelta(seconds=60))
-            assert (asked, found[POD.uid].report.warnings[0].message) == (2, "2")
+
+def test_a_pod_is_asked_once_a_period_until_its_job_is_forgotten():
+    asked = []
+
+    async def answer(_: web.Request) -> web.Response:
+        asked.append(asyncio.get_running_loop().time())
+        return web.Response(text=GOOD.model_dump_json())
+
+    async def story() -> None:
+        async with asking(answer) as pods:
+            for _ in range(20):
+                pods.follow()
+                await asyncio.sleep(0.01)
+            await pods.until(lambda: len(asked) >= 4)
+            assert all(b - a > 0.08 for a, b in pairwise(asked))
+            assert pods.poller.followed() == 1
+            pods.poller.forget(KEY)
+            assert pods.poller.followed() == 0
+            so_far = len(asked)
+            await asyncio.sleep(0.3)
+            assert len(asked) <= so_far + 1
+
+    asyncio.run(story())
+
+
+def test_only_what_is_new_wakes_a_job_and_figures_wait_for_the_budget():
+    said = [GOOD]
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=said[0].model_dump_json())
+
+    async def story() -> None:
+        async with asking(answer) as pods:
+            pods.follow()
+
+            async def says(**news: Any) -> tuple[int, int]:
+                """Woken at once, and left to the budget, for this news."""
+                said[0] = said[0].model_copy(update=news)
+                woken = len(pods.woken)
+                await pods.until(lambda: pods.follow().reports.get(POD.uid, None))
+                await pods.until(lambda: pods.follow().reports[POD.uid].report == said[0])
+                waiting = pods.pace.waiting()
+                pods.pace.looked(KEY, wrote=True)
+                return len(pods.woken) - woken, waiting
+
+            warning = JobWarning(reason="StepSkipped", message="1 step")
+            assert await says() == (1, 0), "the first report tells that the pod is the job's"
+            assert await says(progress=make_progress(8)) == (0, 1)
+            assert await says(warnings=(warning,)) == (1, 0)
+            assert await says(warnings=(warning.model_copy(update={"message": "2 steps"}),)) == (0, 1)
+            assert await says(checkpoints=(make_checkpoint(8),)) == (1, 0)
+            assert await says(finished=True) == (1, 0)
+            await asyncio.sleep(0.3)
+            assert (len(pods.woken), pods.pace.waiting()) == (4, 0), "the same again is no news"
+
+    asyncio.run(story())
+
+
+def test_a_silent_pod_wakes_its_job_once_and_again_when_it_speaks():
+    speaks = asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=GOOD.model_dump_json() if speaks.is_set() else "garbage")
+
+    async def story() -> None:
+        async with asking(answer) as pods:
+            first = pods.follow()
+            await pods.until(lambda: pods.woken)
+            assert first == Told()
+            await asyncio.sleep(0.3)
+            assert len(pods.woken) == 1
+            speaks.set()
+            await pods.until(lambda: len(pods.woken) == 2)
+            assert pods.follow().silences == {}
+
+    asyncio.run(story())
+
+
+def test_pods_that_hang_delay_each_other_and_nobody_else():
+    """Twenty pods answer, forty never do, and only two are asked at a time."""
+    settings = Settings(poll_period_seconds=0.2, poll_timeout_seconds=0.3, concurrent_polls=2)
+    answered: dict[str, list[float]] = {}
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        address = request.transport.get_extra_info("sockname")[0]
+        if address.startswith("127.0.1."):
+            await asyncio.sleep(10)
+        answered.setdefault(address, []).append(asyncio.get_running_loop().time())
+        return web.Response(text=GOOD.model_dump_json())
+
+    async def story() -> None:
+        async with asking(answer, settings) as pods:
+            for number in range(1, 41):
+                hanging = replace(POD, uid=f"hanging-{number}", ip=f"127.0.1.{number}")
+                pods.follow(hanging, key=("team", f"hanging-{number}"))
+            in_one_lane = 40 * settings.poll_timeout_seconds / 2
+            await pods.until(lambda: counted("unreachable") >= before + 40, 3 * in_one_lane)
+            begun = asyncio.get_running_loop().time()
+            for number in range(1, 21):
+                pods.follow(replace(POD, ip=f"127.0.2.{number}"), key=("team", f"well-{number}"))
+            await pods.until(lambda: len(answered) == 20 and min(map(len, answered.values())) >= 6)
+            assert asyncio.get_running_loop().time() - begun < 6 * in_one_lane / 3
+
+    before = counted("unreachable")
+    asyncio.run(story())
+
+
+def test_an_answer_that_drips_is_left_in_time():
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            for _ in range(1000):
+                await response.write(b" ")
+                await asyncio.sleep(0.02)
+        return response
+
+    async def story() -> None:
+        async with asking(answer) as pods:
+            begun = asyncio.get_running_loop().time()
+            pods.follow()
+            silences = await pods.until(lambda: pods.follow().silences)
+            assert silences[POD.uid].fault is Fault.UNREACHABLE
+            assert asyncio.get_running_loop().time() - begun < 3 * SETTINGS.poll_timeout_seconds
 
     asyncio.run(story())

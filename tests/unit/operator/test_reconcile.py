@@ -6,19 +6,20 @@ import asyncio
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from builders import JOB_UID, NOW, job_manifest, runtime_manifest
+from builders import JOB_UID, job_manifest, runtime_manifest
 from finetune_api.job import job_from
 from finetune_api.status import JobStatus
 from finetune_api.trainer import Stage
 from finetune_operator.client import CLAIMS, FINETUNE_JOBS, RUNTIMES, SERVICE_ACCOUNTS, Refused, Unavailable
 from finetune_operator.observe import Departed
-from finetune_operator.queue import RetryLater
-from finetune_operator.reconcile import ProgressBudget, Reconciler
+from finetune_operator.pace import Pace
+from finetune_operator.poll import Told
+from finetune_operator.queue import Key, RetryLater
+from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from simulated import OperatorDied, SimulatedCluster, World
 
@@ -29,8 +30,11 @@ LOOKS = 60
 class SilentPods:
     """No pod answers: what a job becomes must not hang on its progress."""
 
-    async def hear(self, *_: Any) -> dict[str, Any]:
-        return {}
+    def follow(self, *_: Any) -> Told:
+        return Told()
+
+    def forget(self, _: Any) -> None:
+        """Nothing was kept."""
 
 
 @dataclass
@@ -55,6 +59,15 @@ class Death:
             raise OperatorDied
 
 
+async def not_woken(key: Key) -> None:
+    raise AssertionError(f"{key} was woken, but no pod says anything")
+
+
+def pace() -> Pace:
+    """A budget that nobody needs."""
+    return Pace(not_woken, 10, lambda: 0.0)
+
+
 def fresh_world(script: dict[Stage, list[int]], **spec: Any) -> World:
     """A job, and everything that it names."""
     world = World(script)
@@ -70,7 +83,7 @@ def operator(world: World, death: Death) -> Reconciler:
     """A newly started operator: it remembers nothing."""
     cluster: Any = SimulatedCluster(world, death.before_write, death.after_write)
     pods: Any = SilentPods()
-    return Reconciler(cluster, pods, Departed(), Settings(), ProgressBudget(10), lambda: world.now)
+    return Reconciler(cluster, pods, Departed(), Settings(), pace(), lambda: world.now)
 
 
 def status_of(world: World) -> JobStatus:
@@ -202,7 +215,7 @@ def test_a_status_is_not_written_over_a_change_that_was_not_read():
 
     cluster: Any = SimulatedCluster(world, change_meanwhile, lambda: None)
     pods: Any = SilentPods()
-    reconciler = Reconciler(cluster, pods, Departed(), Settings(), ProgressBudget(10), lambda: world.now)
+    reconciler = Reconciler(cluster, pods, Departed(), Settings(), pace(), lambda: world.now)
     with pytest.raises(RetryLater):
         asyncio.run(reconciler.look(KEY))
     assert "status" not in stored
@@ -237,19 +250,10 @@ def test_an_api_server_that_does_not_answer_makes_the_look_come_later(error, aft
     world = fresh_world({})
     cluster: Any = SimulatedCluster(world, fail, lambda: None)
     pods: Any = SilentPods()
-    reconciler = Reconciler(cluster, pods, Departed(), Settings(), ProgressBudget(10), lambda: world.now)
+    reconciler = Reconciler(cluster, pods, Departed(), Settings(), pace(), lambda: world.now)
     with pytest.raises(RetryLater) as raised:
         asyncio.run(reconciler.look(KEY))
     assert raised.value.after == after
-
-
-def test_the_budget_grants_a_number_per_second_and_no_more():
-    budget = ProgressBudget(per_second=2)
-    granted = [budget.grants(NOW) for _ in range(5)]
-    assert granted == [True, True, False, False, False]
-    assert budget.grants(NOW + timedelta(seconds=0.6))
-    assert not budget.grants(NOW + timedelta(seconds=0.6))
-    assert [budget.grants(NOW + timedelta(seconds=60)) for _ in range(3)] == [True, True, False]
 
 
 def test_the_private_state_is_the_uids():

@@ -28,7 +28,7 @@ from finetune_api.status import (
 )
 from finetune_api.trainer import Stage
 from finetune_operator.plan.state import ChildJob, Owner, Plan, Waiting
-from lives import LATER_TEXT, SETTINGS, after, look, message, said, seen, started
+from lives import LATER_TEXT, after, look, message, said, seen, started
 
 # --- order -----------------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ def test_a_running_pods_progress_enters_the_status():
     assert plan.status.progress.display == "7/20"
     assert plan.status.progress.last_report_time == NOW_TEXT
     assert plan.status.metrics.train == {"loss": 0.5}
-    assert plan.look_again_after == SETTINGS.poll_period_seconds
+    assert plan.look_again_after is None, "what it says next wakes the job"
     (attempt,) = [a for a in plan.status.attempts if "train" in a.pod]
     assert (attempt.resumed_from_step, attempt.end_time) == (0, None)
 

@@ -12,7 +12,13 @@ from finetune_operator.plan.quantity import amount
 from finetune_operator.settings import Settings
 
 LIMITS: dict[str, Any] = {
-    "lora": {"maxRank": 32, "minBatchSize": 2, "maxBatchSize": 64, "maxBatchSizeDpo": 16},
+    "lora": {
+        "maxRank": 32,
+        "minBatchSize": 2,
+        "maxBatchSize": 64,
+        "maxBatchSizeDpo": 16,
+        "targetModules": ["q_proj", "v_proj"],
+    },
     "full": {"supported": False},
     "minSeqLength": 16,
     "maxSeqLengthSft": 2048,
@@ -66,6 +72,12 @@ def test_the_size_stays_within_the_runtime(resources, limits, expected):
         ({"hyperparameters": {"learningRate": 0.01}}, "learningRate is 0.01"),
         ({"hyperparameters": {"learningRate": 1e-7}}, "learningRate is 1e-07"),
         ({"trainingType": {"type": "Full"}}, "trainingType is Full, which FineTuneRuntime gpu does not support"),
+        (
+            {"trainingType": {"lora": {"trainableModules": ["q_proj", "k_proj"]}}},
+            "lora.trainableModules has k_proj, and FineTuneRuntime gpu allows q_proj, v_proj for tiny",
+        ),
+        ({"trainingType": {"lora": {"trainableModules": ["q_proj"]}}}, None),
+        ({"trainingType": {"lora": {"trainableModules": ["all-linear"]}}}, None),
         ({"hyperparameters": {"batchSize": "max"}}, None),
         ({"hyperparameters": {"maxSeqLength": 1024}, "trainingMethod": {"type": "DPO"}}, None),
     ],

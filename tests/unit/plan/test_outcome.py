@@ -105,9 +105,12 @@ def test_success_without_a_last_word_invents_nothing():
         (16, FailureCode.CHECKPOINT_CHANGED, {"uri": "pvc://x"}, "CheckpointInvalid", "pvc://x has another digest"),
         (20, FailureCode.DATA_UNREACHABLE, {"uri": "u", "problem": "p"}, "DataUnreachable", "u could not be read: p"),
         (21, FailureCode.MODEL_UNREACHABLE, {"uri": "u", "problem": "p"}, "ModelUnavailable", "could not be fetched"),
-        (22, FailureCode.STORAGE_FULL, {"uri": "u"}, "PublishFailed", "no space is left at u"),
+        (22, FailureCode.STORAGE_FULL, {"uri": "u"}, "StorageFull", "no space is left at u"),
+        (22, FailureCode.OUTPUT_TAKEN, {"uri": "u"}, "PublishFailed", "u holds the output of another job"),
+        (10, FailureCode.CONFIG_UNREADABLE, {"field": "a.b", "problem": "p"}, "Internal", "configuration (a.b: p)"),
+        (1, FailureCode.STORAGE_FULL, {"uri": "u"}, "BackoffLimitExceeded", "with exit code 1 and left no report"),
         (1, None, {}, "BackoffLimitExceeded", "with exit code 1 and left no report"),
-        (12, None, {}, "UserError", "with exit code 12 and left no report"),
+        (12, None, {}, "Internal", "the image is not of its version"),
     ],
 )
 def test_the_exit_code_gives_the_reason_and_the_last_word_the_sentence(exit_code, code, args, reason, words):
@@ -120,7 +123,8 @@ def test_the_exit_code_gives_the_reason_and_the_last_word_the_sentence(exit_code
     assert said(plan)["Stalled"] == ("True", reason)
     assert words in message(plan, ConditionType.FAILED)
     assert (plan.status.phase, plan.status.completion_time) == (Phase.FAILED, LATER_TEXT)
-    assert said(plan)["Published"] == ("False", "UploadFailed" if reason == "PublishFailed" else "Finished")
+    not_written = reason in ("PublishFailed", "StorageFull")
+    assert said(plan)["Published"] == ("False", "UploadFailed" if not_written else "Finished")
 
 
 def test_bad_rows_are_told_and_no_train_job_is_ever_made():

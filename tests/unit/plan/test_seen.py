@@ -31,33 +31,11 @@ def container(**state: Any) -> list[dict[str, Any]]:
     return [{"name": "sidecar", "state": {"running": {}}}, {"name": "trainer", "state": state}]
 
 
-@pytest.mark.parametrize(
-    ("status", "reason", "words"),
-    [
-        (
-            {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3"}]},
-            Reason.UNSCHEDULABLE,
-            "pod p: Unschedulable: 0/3",
-        ),
-        (
-            {"containerStatuses": container(waiting={"reason": "ImagePullBackOff", "message": "not found"})},
-            Reason.IMAGE_PULL_FAILED,
-            "pod p: ImagePullBackOff: not found",
-        ),
-        (
-            {"containerStatuses": container(waiting={"reason": "CreateContainerConfigError", "message": "no secret"})},
-            Reason.CONTAINER_CONFIG_ERROR,
-            "pod p: CreateContainerConfigError: no secret",
-        ),
-        ({"containerStatuses": container(waiting={"reason": "PodInitializing"})}, Reason.INITIALIZING, "pod p: Pod"),
-        ({}, Reason.INITIALIZING, "pod p: ContainerCreating"),
-    ],
-)
-def test_why_a_pod_waits(status, reason, words):
-    pod = seen.pod(pod_manifest({"phase": "Pending", **status}))
-    assert pod.waiting.reason is reason
-    assert pod.waiting.message.startswith(words)
-    assert (pod.running, pod.ended, pod.started) == (False, None, None)
+def test_a_pod_that_waits_says_why():
+    pod = seen.pod(
+        pod_manifest({"phase": "Pending", "containerStatuses": container(waiting={"reason": "PodInitializing"})})
+    )
+    assert (pod.waiting.reason, pod.running, pod.ended, pod.started) == (Reason.INITIALIZING, False, None, None)
 
 
 def test_a_running_pod_has_an_address():
@@ -95,7 +73,36 @@ def test_an_evicted_pod_never_ran_and_is_over():
     disruption = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
     pod = seen.pod(pod_manifest({"phase": "Failed", "reason": "Evicted", "conditions": [disruption]}))
     assert (pod.exit_code, pod.cause, pod.disrupted, pod.started) == (None, "Evicted", "TerminationByKubelet", None)
-    assert pod.ended is not None
+    assert pod.ended == "2026-01-01T00:00:00Z", "its creation: nothing else is known"
+
+
+def test_a_pod_without_an_end_of_its_container_ended_when_its_status_last_changed():
+    lost = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC"}
+    states = [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T02:00:00Z"}]
+    disruption = {**lost, "lastTransitionTime": "2026-01-01T02:05:00Z"}
+    running = container(running={"startedAt": "2026-01-01T00:00:05Z"})
+    status = {"phase": "Failed", "conditions": [disruption, *states], "containerStatuses": running}
+    pod = seen.pod(pod_manifest(status))
+    assert (pod.started, pod.ended) == ("2026-01-01T00:00:05Z", "2026-01-01T02:05:00Z")
+    assert (pod.running, pod.waiting) == (False, None)
+
+
+def test_the_runtimes_words_about_a_container_that_never_started_are_no_last_word():
+    end = {
+        "exitCode": 128,
+        "reason": "StartError",
+        "message": 'exec: "finetune": not found',
+        "finishedAt": "2026-01-01T00:09:00Z",
+    }
+    pod = seen.pod(pod_manifest({"phase": "Failed", "containerStatuses": container(terminated=end)}))
+    assert (pod.cause, pod.node_said, pod.last_word) == ("StartError", 'exec: "finetune": not found', "")
+
+
+def test_a_pod_on_a_node_that_does_not_answer_runs_no_more():
+    conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+    status = {"phase": "Running", "conditions": conditions, "containerStatuses": container(running={})}
+    pod = seen.pod(pod_manifest(status))
+    assert (pod.running, pod.ended, pod.waiting.reason) == (False, None, Reason.NODE_LOST)
 
 
 def test_a_deleted_pod_is_over_even_if_its_last_event_says_running():

@@ -181,6 +181,8 @@ def test_claims_are_folders_and_the_runtime_fills_in(tmp_path, tiny_model, train
         ({"fromCheckpoint": "sft"}, "You must specify either a model or a checkpoint to start from, not both"),
         ({"model": "nowhere"}, "spec.model nowhere is no Hub id"),
         ({"colour": "red"}, "spec.colour"),
+        ({"hfModelRevision": "main"}, "hfModelRevision needs a model from the Hugging Face Hub"),
+        ({"fromHfModel": "me"}, "must be org/name[@revision] of the Hugging Face Hub"),
     ],
 )
 def test_what_the_cluster_would_refuse_is_refused_with_its_field(tmp_path, tiny_model, change, sentence, capsys):

@@ -20,7 +20,7 @@ from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout
 from finetune_trainer.prepare import prepare
 from hub import serving
-from rows import LIGHT_PARAMETERS, LLAMA_LIKE, THINKING, conversation, preference, write_rows
+from rows import LIGHT_PARAMETERS, LLAMA_LIKE, THINKING, conversation, preference, save_light_model, write_rows
 
 
 @pytest.fixture
@@ -299,3 +299,10 @@ def test_from_the_hub_alone_and_without_torch(config, light_model, tmp_path):
         "parameters": LIGHT_PARAMETERS,
     }
     assert "config.json" in hub.downloads()
+
+
+def test_other_weights_than_the_model_s_are_held_to_its_architecture(config, light_model, tmp_path):
+    larger = save_light_model(tmp_path / "larger", hidden_size=4096)
+    start = {"model": f"file://{larger}", "sameAs": f"file://{light_model}"}
+    assert failure_of(config(start=start)).code is Code.MODEL_UNSUPPORTED
+    assert prepare(config(start={**start, "sameAs": f"file://{larger}"}), quiet).rows == 5

@@ -26,6 +26,12 @@ from finetune_trainer.volumes import OutsideVolume, locate_folder
 
 TEMPLATE_FILE = "chat_template.jinja"
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+ARCHITECTURE = (
+    "model_type",
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+    *("n_embd", "n_layer", "n_head", "num_local_experts", "num_experts"),
+)
+"""What two configurations share that differ only in their weights; a vocabulary may have grown by a few tokens."""
 SANE_LENGTH = 10**9
 """Tokenizers without a limit of their own carry a huge number in its place."""
 MAX_HEADER_BYTES = 100_000_000
@@ -110,6 +116,27 @@ def check_checkpoint(start: Start, mounts: Mapping[str, str]) -> str | None:
     if start.sha256 is not None and digest != start.sha256:
         raise failed(FailureCode.CHECKPOINT_CHANGED, uri=uri)
     return digest
+
+
+def check_architecture(start: Start, mounts: Mapping[str, str], offline: bool) -> None:
+    """Hold the starting weights to the architecture and the size of the model that they stand for.
+
+    Raises:
+        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable.
+    """
+    if start.same_as is None:
+        return
+    theirs, ours = (
+        _read_config(uri, fetch_model(uri, mounts, offline, tokenizer_only=True).path)
+        for uri in (start.model, start.same_as)
+    )
+    for key in ARCHITECTURE:
+        if theirs.get(key) != ours.get(key):
+            problem = (
+                f"its {key} is {theirs.get(key)}, that of {start.same_as} is {ours.get(key)}:"
+                " fromHfModel takes weights of the same architecture and size"
+            )
+            raise failed(FailureCode.MODEL_UNSUPPORTED, uri=start.model, problem=problem)
 
 
 def inherited_template(start: Start, mounts: Mapping[str, str]) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.report import FailureCode as Code
 from finetune_api.trainer import Start
-from finetune_trainer.data.model import check_checkpoint, read_model, resolve_length
+from finetune_trainer.data.model import check_architecture, check_checkpoint, read_model, resolve_length
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import sha256_of
 from rows import LIGHT_PARAMETERS, save_light_model
@@ -157,3 +157,27 @@ def test_a_model_that_links_out_of_its_volume_is_refused(tmp_path):
     failure = failure_of(lambda: read_model("pvc://models/m", {"pvc://models": str(tmp_path / "claim")}, offline=True))
     assert failure.code is Code.MODEL_UNSUPPORTED
     assert "generation_config.json is a symbolic link" in failure.sentence
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "n_embd"])
+def test_other_weights_must_be_of_the_same_architecture_and_size(tmp_path, key):
+    base = save_light_model(tmp_path / "base", **{key: 8})
+    start = Start(model=f"file://{save_light_model(tmp_path / 'own', **{key: 16})}", same_as=f"file://{base}")
+    failure = failure_of(lambda: check_architecture(start, {}, offline=True))
+    assert (failure.code, failure.exit_code) == (Code.MODEL_UNSUPPORTED, 13)
+    assert failure.sentence == (
+        f"the model {start.model} cannot be trained: its {key} is 16, that of file://{base} is 8:"
+        " fromHfModel takes weights of the same architecture and size"
+    )
+
+
+def test_other_weights_may_know_more_tokens(tmp_path):
+    base = save_light_model(tmp_path / "base", hidden_size=8)
+    own = save_light_model(tmp_path / "own", hidden_size=8, vocab_size=321)
+    check_architecture(Start(model=f"file://{own}", same_as=f"file://{base}"), {}, offline=True)
+
+
+def test_other_weights_of_another_family_are_refused(tmp_path):
+    base, own = save_light_model(tmp_path / "base"), save_light_model(tmp_path / "own", model_type="gemma3")
+    start = Start(model=f"file://{own}", same_as=f"file://{base}")
+    assert "its model_type is gemma3" in failure_of(lambda: check_architecture(start, {}, offline=True)).sentence

@@ -1,0 +1,89 @@
+"""The trainer's configuration: complete for a trainer of today, and read by the one that was released before."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from builders import NOW_TEXT, job_manifest, make_runtime
+from finetune_api.job import FineTuneJob, job_from
+from finetune_api.status import Resolved, ResolvedModel, ResolvedRuntime
+from finetune_api.trainer import TrainerConfig
+from finetune_operator.plan.trainer_config import trainer_config
+from previous import as_previous
+from specs import bases, edits
+
+DEFAULTED = {
+    "runtime": "gpu",
+    "data": {"overlong": "Drop", "extraColumns": "Reject", "duplicates": "Warn"},
+    "hyperparameters": {"nEpochs": 1, "packing": True, "seed": 42, "lrScheduler": {"type": "Cosine"}},
+    "evaluation": {"nEvals": 0},
+    "checkpointing": {"nCheckpoints": 1, "recoveryPeriodSeconds": 600},
+    "trainingType": {"type": "LoRA"},
+}
+"""What the API server writes into a spec that names none of it."""
+
+
+def config(**spec: Any) -> TrainerConfig:
+    """The configuration of a started job with this spec."""
+    return config_of(job_from(job_manifest(**spec)))
+
+
+def config_of(job: FineTuneJob) -> TrainerConfig:
+    """The configuration of a job as if it had started."""
+    found = make_runtime()
+    resolved = Resolved(
+        runtime=ResolvedRuntime(name="gpu", generation=1, spec=found.spec.to_json()),
+        model=ResolvedModel(source="pvc://finetune-weights/tiny"),
+        lora_rank=16,
+    )
+    return trainer_config(job, found.spec, resolved, "team/tiny-6f1c2b3a")
+
+
+def text(made: TrainerConfig) -> str:
+    """As it stands in the pod's annotation."""
+    return json.dumps(made.to_json())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        DEFAULTED,
+        {"trainingMethod": {"type": "DPO", "dpo": {"beta": 0.3}}, "hyperparameters": {"batchSize": 8}},
+        {"trainingType": {"type": "Full"}, "validationFile": "configmap://rows/eval.jsonl"},
+    ],
+    ids=["plain", "defaults written out", "dpo", "full"],
+)
+def test_a_plain_job_runs_in_the_previous_trainer(spec) -> None:
+    made = config(**spec)
+    (answer,) = as_previous("finetune_api.trainer", "TrainerConfig", [text(made)])
+    now = made.model_dump(mode="json")
+    assert _shared(answer["read"], now) == _shared(now, answer["read"]), "a default has changed its meaning"
+
+
+def test_what_the_previous_trainer_does_not_know_it_refuses_by_name() -> None:
+    """Never does it train as if the field were not there: it exits with 10, and the job fails with the sentence."""
+    made = config(data={"overlong": "Fail"})
+    (answer,) = as_previous("finetune_api.trainer", "TrainerConfig", [text(made)])
+    assert answer["refused"] == [["data", "extra_forbidden"]]
+
+
+@given(edits(bases()[1]))
+def test_nothing_is_lost_by_leaving_defaults_out(manifest) -> None:
+    try:
+        job = job_from({**manifest, "metadata": {**manifest["metadata"], "uid": "u", "creationTimestamp": NOW_TEXT}})
+    except ValueError:
+        return
+    made = config_of(job)
+    assert TrainerConfig.model_validate_json(text(made)) == made
+
+
+def _shared(values: Any, others: Any) -> Any:
+    """The values of the fields that both have."""
+    if not isinstance(values, dict) or not isinstance(others, dict):
+        return values
+    return {key: _shared(value, others[key]) for key, value in values.items() if key in others}
