@@ -28,6 +28,7 @@ class Phase(StrEnum):
 
     PENDING = "Pending"
     PREPARING = "Preparing"
+    QUEUED = "Queued"
     RUNNING = "Running"
     PUBLISHING = "Publishing"
     COMPLETED = "Completed"
@@ -74,6 +75,7 @@ class Reason(StrEnum):
     PENDING = "Pending"
     CHECKING = "Checking"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
+    QUEUED = "Queued"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"

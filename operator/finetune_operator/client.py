@@ -81,6 +81,7 @@ CLAIMS = Resource("v1", "persistentvolumeclaims")
 CONFIG_MAPS = Resource("v1", "configmaps")
 SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
 EVENTS = Resource("v1", "events")
+WORKLOADS = Resource("kueue.x-k8s.io/v1beta1", "workloads")
 
 
 @dataclass(frozen=True, slots=True)

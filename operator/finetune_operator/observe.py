@@ -23,6 +23,7 @@ from finetune_operator.client import (
     PODS,
     RUNTIMES,
     SERVICE_ACCOUNTS,
+    WORKLOADS,
     Cluster,
     Manifest,
     NotFound,
@@ -60,14 +61,18 @@ class Departed:
         return [pod for pod in self._pods.values() if wanted.items() <= pod["metadata"].get("labels", {}).items()]
 
 
-async def observe(job: FineTuneJob, cluster: Cluster, departed: Departed) -> Observed:
-    """What `decide` needs to know about `job`, but for reports: references before it starts, children after."""
+async def observe(job: FineTuneJob, cluster: Cluster, departed: Departed, *, kueue: bool = False) -> Observed:
+    """What `decide` needs to know about `job`, but for reports: references before it starts, children after.
+
+    Args:
+        kueue: whether Kueue may be asked about a Job that is in a queue.
+    """
     status = job.status or JobStatus()
     if status.is_final or job.metadata.deletion_timestamp is not None:
         return Observed()
     if status.start_time is None:
         return await _references(job, cluster)
-    return await _children(job, status, cluster, departed)
+    return await _children(job, status, cluster, departed, kueue=kueue)
 
 
 async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
@@ -93,7 +98,9 @@ async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
     )
 
 
-async def _children(job: FineTuneJob, status: JobStatus, cluster: Cluster, departed: Departed) -> Observed:
+async def _children(
+    job: FineTuneJob, status: JobStatus, cluster: Cluster, departed: Departed, *, kueue: bool
+) -> Observed:
     """The stage's Job and its pods."""
     stage, namespace, uid = stage_of(status), job.metadata.namespace or "", job.metadata.uid or ""
     manifest = await _find(cluster, JOBS, namespace, child_name(job, stage))
@@ -104,8 +111,21 @@ async def _children(job: FineTuneJob, status: JobStatus, cluster: Cluster, depar
     gone = await _gone(running, there, departed, uid, word)
     parsed = [*(seen.pod(pod) for pod in there), *(seen.pod(pod, gone=True) for pod in gone)]
     pods = sorted((pod for pod in parsed if pod is not None), key=_age)
-    children = {stage: seen.child_job(manifest)} if manifest is not None else {}
+    workloads = await _workloads(manifest, cluster) if kueue else []
+    children = {stage: seen.child_job(manifest, workloads)} if manifest is not None else {}
     return Observed(children=children, pods={stage: tuple(pods)})
+
+
+async def _workloads(job: Manifest | None, cluster: Cluster) -> list[Manifest]:
+    """Kueue's objects for a batch/v1 Job in a queue; none where Kueue is not installed."""
+    metadata = job["metadata"] if job is not None else {}
+    if not metadata.get("labels", {}).get(names.QUEUE_LABEL):
+        return []
+    try:
+        labels = f"{names.QUEUED_JOB_LABEL}={metadata['uid']}"
+        return await cluster.list(WORKLOADS, metadata["namespace"], labels=labels)
+    except NotFound:
+        return []
 
 
 async def _gone(running: set[str], pods: list[Manifest], departed: Departed, uid: str, stage: str) -> list[Manifest]:

@@ -41,17 +41,30 @@ PERMISSIONS = (
     ),
     Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
 )
+KUEUE_PERMISSIONS = (
+    Permission(
+        "kueue.x-k8s.io", ("workloads",), ("list", "patch"), "why a job waits in its queue; patch sets spec.active"
+    ),
+)
+"""Granted with settings.kueue alone."""
 
 
 def roles() -> dict[str, list[dict[str, Any]]]:
-    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role."""
-    return {"cluster": rules(cluster_scoped=True), "namespaced": rules(cluster_scoped=False)}
+    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role, and
+    `kueue` joins the latter where settings.kueue is on."""
+    return {
+        "cluster": rules(cluster_scoped=True),
+        "namespaced": rules(cluster_scoped=False),
+        "kueue": rules(KUEUE_PERMISSIONS),
+    }
 
 
-def rules(*, cluster_scoped: bool | None = None) -> list[dict[str, Any]]:
+def rules(
+    permissions: tuple[Permission, ...] = PERMISSIONS, *, cluster_scoped: bool | None = None
+) -> list[dict[str, Any]]:
     """The rules of a role: all, or only those on cluster-scoped (or namespaced) resources."""
     return [
         {"apiGroups": [p.group], "resources": list(p.resources), "verbs": list(p.verbs)}
-        for p in PERMISSIONS
+        for p in permissions
         if cluster_scoped is None or p.cluster_scoped is cluster_scoped
     ]

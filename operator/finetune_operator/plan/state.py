@@ -40,6 +40,18 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Workload:
+    """What matters of Kueue's object for a Job in a queue."""
+
+    name: str
+    uid: str
+    active: bool = True
+    """spec.active: whether Kueue may let it run."""
+    said: str = ""
+    """Kueue's sentence on why it does not run."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildJob:
     """What matters of a batch/v1 Job."""
 
@@ -47,8 +59,15 @@ class ChildJob:
     uid: str
     owner: Owner | None
     being_deleted: bool = False
+    created: str = ""
+    started: str | None = None
+    """status.startTime: when it was last let start."""
     suspended: bool = False
     """spec.suspend"""
+    queue: str | None = None
+    """Kueue's queue that it is in: spec.suspend is Kueue's then."""
+    workload: Workload | None = None
+    """Kueue's object for it; None = there is none, or the operator may not see it."""
     halted: bool = False
     """Suspended, seen by the Job controller, and no pod of it active or terminating."""
     complete: bool = False
