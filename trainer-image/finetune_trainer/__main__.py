@@ -22,7 +22,7 @@ from finetune_api import names
 from finetune_api.data import MAX_CHAT_TEMPLATE, DataOptions, Duplicates, ExtraColumns, Overlong
 from finetune_api.method import MethodType, TrainOnInputs
 from finetune_api.report import Failure, FailureCode
-from finetune_api.trainer import Stage, TrainerConfig
+from finetune_api.trainer import JobIdentity, Stage, TrainerConfig
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.out.console import Console
 from finetune_trainer.out.progress import Reporter
@@ -174,7 +174,7 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
         config = TrainerConfig.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         print(f"{path} is no trainer configuration: {error}", file=sys.stderr)
-        return failed(FailureCode.CONFIG_INVALID, field=path, problem=error).failure.exit_code
+        return _unreadable(path, stage, error)
     reporter = Reporter(config.job, stage, os.environ.get(names.POD_UID_ENV), Console(LOG_PERIOD))
     reporter.serve()
     failure: Failure | None = None
@@ -185,6 +185,18 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
         print(failure.sentence, file=sys.stderr)
     reporter.last_word(failure, stopping.is_set())
     return failure.exit_code if failure else 0
+
+
+def _unreadable(path: Path, stage: Stage, error: OSError | ValidationError) -> int:
+    """Operator and image do not understand each other; the last word names no job, because nobody said which."""
+    field, problem = str(path), str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        field, problem = ".".join(map(str, first["loc"])) or field, first["msg"]
+    failure = failed(FailureCode.CONFIG_UNREADABLE, field=field, problem=problem).failure
+    nobody = JobIdentity(namespace="", name="", uid="")
+    Reporter(nobody, stage, os.environ.get(names.POD_UID_ENV)).last_word(failure, stopped=False)
+    return failure.exit_code
 
 
 if __name__ == "__main__":

@@ -125,8 +125,13 @@ def writing_to(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = [os.strerror(number) for number in FULL_DISK]
-        if getattr(error, "errno", None) in FULL_DISK or any(text in str(error) for text in full):
+        if is_full(error):
             raise failed(FailureCode.STORAGE_FULL, uri=uri) from error
         problem = error.strerror if isinstance(error, OSError) else error
         raise failed(FailureCode.OUTPUT_NOT_WRITABLE, uri=uri, problem=problem) from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk or a quota is full; libraries in other languages only quote what the system says."""
+    full = [os.strerror(number) for number in FULL_DISK]
+    return getattr(error, "errno", None) in FULL_DISK or any(text in str(error) for text in full)

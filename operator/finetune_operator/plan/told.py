@@ -28,14 +28,18 @@ UNKNOWN_ERROR = "the row is invalid"
 
 
 def last_word(pod: Pod, job_uid: str) -> Report | None:
-    """The termination message of an ended pod; None if there is none, or it speaks of another job or pod."""
+    """The termination message of an ended pod; None if there is none, or it speaks of another job or pod.
+
+    A pod that could not read its configuration knows itself, and not its job.
+    """
     if not pod.last_word:
         return None
     try:
         report = Report.model_validate_json(pod.last_word)
     except ValidationError:
         return None
-    return report if report.job_uid == job_uid and report.pod_uid in (None, pod.uid) else None
+    known = (report.job_uid, report.pod_uid) in ((job_uid, pod.uid), (job_uid, None), ("", pod.uid))
+    return report if known else None
 
 
 def report_of(pod: Pod, heard: Heard | None, job_uid: str) -> Report | None:

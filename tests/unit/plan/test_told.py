@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from builders import NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, report_for
+from dataclasses import replace
+
+import pytest
+
+from builders import JOB_UID, NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, report_for
+from finetune_api.report import Report
 from finetune_api.status import CheckpointType, JobStatus, Resolved
 from finetune_api.trainer import Stage
-from finetune_operator.plan.told import retold
+from finetune_operator.plan.told import last_word, retold
 
 INTERMEDIATE, FINAL, MERGED = CheckpointType.INTERMEDIATE, CheckpointType.FINAL, CheckpointType.FINAL_MERGED
 POD = make_pod(make_child(make_job(), Stage.TRAIN))
@@ -43,3 +48,20 @@ def test_a_former_best_leaves_the_status_unless_the_job_asked_for_it():
     assert [(c.step, c.best) for c in after(before, better)] == [(10, False), (18, True)]
     final = make_checkpoint(17, FINAL)
     assert [c.step for c in after(before, final)] == [10, 15, 17], "after an early stop the final one lies anywhere"
+
+
+@pytest.mark.parametrize(
+    ("job_uid", "pod_uid", "believed"),
+    [
+        (JOB_UID, POD.uid, True),
+        (JOB_UID, None, True),
+        ("", POD.uid, True),
+        ("", None, False),
+        ("another", POD.uid, False),
+        (JOB_UID, "another", False),
+    ],
+)
+def test_a_last_word_is_believed_from_whom_it_is_about(job_uid, pod_uid, believed):
+    word = Report(job_uid=job_uid, pod_uid=pod_uid, stage=Stage.TRAIN)
+    pod = replace(POD, last_word=word.model_dump_json())
+    assert (last_word(pod, JOB_UID) == word) is believed

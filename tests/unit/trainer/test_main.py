@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from finetune_api import names
-from finetune_api.report import Report
+from finetune_api.report import FailureCode, Report
 from finetune_trainer import __main__ as entry
 from finetune_trainer import prepare
 from finetune_trainer.out import progress
@@ -59,13 +59,24 @@ def test_a_named_cause_is_said_and_is_the_exit_code(tiny_model, tmp_path, pod, c
     assert "train.jsonl does not exist: check trainingFile" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"job": {}}'])
-def test_a_configuration_that_is_none_is_the_users_error(tmp_path, content, capsys):
-    path = tmp_path / "config.json"
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [(None, "config.json"), ("{", "config.json"), ('{"job": {}}', "job.namespace"), ('{"token": "hf_CANARY"}', "job")],
+)
+def test_a_configuration_that_cannot_be_read_is_told_in_a_last_word(tmp_path, monkeypatch, content, field, capsys):
+    path, message = tmp_path / "config.json", tmp_path / "termination-log"
+    message.touch()
     if content is not None:
         path.write_text(content)
+    monkeypatch.setenv(names.POD_UID_ENV, "pod-7")
+    monkeypatch.setattr(progress.Reporter.last_word, "__defaults__", (message,))
     assert entry.main(["train", str(path)]) == 10
     assert f"{path} is no trainer configuration" in capsys.readouterr().err
+    word = Report.model_validate_json(message.read_bytes())
+    assert (word.job_uid, word.pod_uid, word.finished) == ("", "pod-7", True)
+    assert word.failure.code is FailureCode.CONFIG_UNREADABLE
+    assert field in word.failure.args["field"]
+    assert "CANARY" not in message.read_text()
 
 
 def test_a_mapping_must_have_a_name_and_a_folder(tmp_path, capsys):

@@ -105,8 +105,8 @@ class FileCheck:
         """The rows that are trained on, in the file's order; none without a tokeniser.
 
         Raises:
-            RunFailed: DataUnreachable, MethodNeedsPreference, TextWithoutInputs, ConfigInvalid.
-            OSError: the temporary folder is full.
+            RunFailed: DataUnreachable, MethodNeedsPreference, TextWithoutInputs, ConfigInvalid, StorageFull.
+            OSError: the folder of the findings is full.
         """
         told = time.monotonic()
         file = DataFile(self.path, COLUMNS)

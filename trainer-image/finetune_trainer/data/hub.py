@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -25,6 +25,10 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import failed
+from finetune_trainer.files import is_full
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +114,7 @@ def _ask(call: Callable[[], T], waits: tuple[float, ...]) -> T:
     """Call the Hub, and again after each of `waits` (seconds) while it is the Hub that fails."""
     for wait in (*waits, None):
         try:
-            return call()
+            return _with_room(call)
         except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, FileMetadataError) as error:
             failure = HubFailed(*_judge(error))
             if failure.trouble is not Trouble.UNREACHABLE or wait is None:
@@ -124,6 +128,16 @@ def _ask(call: Callable[[], T], waits: tuple[float, ...]) -> T:
         except SafetensorsParsingError as error:
             raise HubFailed(Trouble.UNSUPPORTED, "the header of its weights is damaged") from error
     raise AssertionError("the last try either returns or raises")
+
+
+def _with_room(call: Callable[[], T]) -> T:
+    """Raises: RunFailed: StorageFull: the client's cache is full. Its part in Rust raises a RuntimeError then."""
+    try:
+        return call()
+    except (OSError, RuntimeError) as error:
+        if is_full(error):
+            raise failed(FailureCode.STORAGE_FULL, uri=constants.HF_HUB_CACHE) from error
+        raise
 
 
 def _judge(error: BaseException) -> tuple[Trouble, str]:

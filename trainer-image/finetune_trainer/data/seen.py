@@ -6,14 +6,15 @@ else sees and which is gone with the process.
 
 from __future__ import annotations
 
-import errno
-import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+
+from finetune_api.report import FailureCode
+from finetune_trainer.failures import failed
 
 CACHE_KIB = 8192
 PRAGMAS = ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{CACHE_KIB}")
@@ -24,7 +25,7 @@ class Seen:
     """Digests of rows and, where another file is to be compared with this one, of prompts.
 
     Raises:
-        OSError: the temporary folder is full.
+        RunFailed: StorageFull: the temporary folder is full, which is not the output.
     """
 
     def __init__(self, *, prompts: bool = True) -> None:
@@ -72,4 +73,4 @@ def _full_disk_named() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise failed(FailureCode.STORAGE_FULL, uri=tempfile.gettempdir()) from error

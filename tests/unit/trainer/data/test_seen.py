@@ -1,11 +1,13 @@
 """Digests of rows and prompts, on disk."""
 
-import errno
+import tempfile
 
 import pytest
 
+from finetune_api.report import FailureCode
 from finetune_trainer.data import seen as seen_module
 from finetune_trainer.data.seen import Seen
+from finetune_trainer.failures import RunFailed
 
 
 def test_rows_and_prompts_are_known_again_and_apart():
@@ -30,6 +32,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 def test_a_full_disk_is_told_as_such():
     with Seen() as seen:
         seen._table.execute("PRAGMA max_page_count=5")
-        with pytest.raises(OSError) as full:
+        with pytest.raises(RunFailed) as full:
             list(map(seen.add_row, (number.to_bytes(16, "big") for number in range(10_000))))
-    assert full.value.errno == errno.ENOSPC
+    assert full.value.failure.code is FailureCode.STORAGE_FULL
+    assert full.value.failure.args["uri"] == tempfile.gettempdir(), "and not the output"

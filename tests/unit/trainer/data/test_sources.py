@@ -1,11 +1,14 @@
 """Files and models from volumes and from a Hub that speaks the real protocol, and how each failure is named."""
 
+import errno
+import os
 import time
 
 import pytest
 from huggingface_hub import close_session, constants
 
 from finetune_api.report import FailureCode as Code
+from finetune_trainer.data import hub as hub_module
 from finetune_trainer.data.hub import count_parameters
 from finetune_trainer.data.sources import fetch_file, fetch_model
 from finetune_trainer.failures import RunFailed
@@ -178,3 +181,18 @@ def test_a_model_of_a_volume(tmp_path, light_model):
     assert failure_of(lambda: fetch_model("pvc://models/gone", mounts, True)).code is Code.MODEL_NOT_FOUND
     assert failure_of(lambda: fetch_model("pvc://empty", mounts, True)).code is Code.MODEL_UNSUPPORTED
     assert failure_of(lambda: fetch_model("pvc://other", mounts, True)).code is Code.MODEL_UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), RuntimeError("Data Writing Error: No space left on device")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_full_cache_is_told_as_such(monkeypatch, error):
+    def full(*_arguments, **_more):
+        raise error
+
+    monkeypatch.setattr(hub_module, "snapshot_download", full)
+    failure = failure_of(lambda: hub_module.fetch_snapshot("me/model", None, weights=True, offline=True))
+    assert (failure.code, failure.exit_code) == (Code.STORAGE_FULL, 22)
+    assert failure.args == {"uri": constants.HF_HUB_CACHE}, "the cache, not the output"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from threading import Event
 
 import pytest
 
+from finetune_api.report import FailureCode
 from finetune_api.trainer import Stage
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.out.progress import Reporter
@@ -105,3 +109,32 @@ def test_no_space_for_the_reference_is_said_of_the_output(config, monkeypatch):
     monkeypatch.setattr(reference_module, "save_file", full)
     with pytest.raises(RunFailed, match="no space is left at file://"):
         run(prepared(config))
+
+
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [
+        ("metrics.jsonl", errno.ENOSPC),
+        ("recovery/", errno.EDQUOT),
+        ("reference/", errno.ENOSPC),
+        ("checkpoints/", errno.EDQUOT),
+    ],
+)
+def test_a_full_disk_is_told_wherever_it_strikes(config, monkeypatch, where, number):
+    config, struck, sync = prepared(config), [], os.fsync
+
+    def full(descriptor):
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if f"/{where}" in f"{path}/":
+            struck.append(path)
+            raise OSError(number, os.strerror(number), path)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed) as end:
+        run(config)
+    assert struck
+    assert (end.value.failure.code, end.value.failure.exit_code) == (FailureCode.STORAGE_FULL, 22)
+    assert end.value.failure.args == {"uri": config.output_uri}
+    monkeypatch.setattr(os, "fsync", sync)
+    assert run(config).finished is False, "with room again, the job goes on and ends well"
