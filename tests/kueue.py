@@ -28,6 +28,10 @@ GROUP = "/apis/kueue.x-k8s.io/v1beta1"
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 WEBHOOKS_OF = ("-batch-v1-job", "-kueue-x-k8s-io-")
 FLAVOR = "any-node"
+MAKE_CERTIFICATE = (
+    *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+    *("-subj", "/CN=kueue", "-addext", "subjectAltName=IP:127.0.0.1"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,7 @@ def _certificate(folder: Path) -> bytes:
     """A certificate for the webhooks' address, signed by itself; returns it as PEM."""
     key, certificate = folder / "tls.key", folder / "tls.crt"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=kueue"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        [*MAKE_CERTIFICATE, "-keyout", str(key), "-out", str(certificate)],
         check=True,
         capture_output=True,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from apiserver import BINARIES
 from finetune_operator.rbac import KUEUE_PERMISSIONS, rules

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import installed
 import pytest
 
-import installed
 from apiserver import ControlPlane, control_plane
 from conftest import SETTINGS, temporary_namespace
 from finetune_operator.rbac import KUEUE_PERMISSIONS
@@ -276,9 +276,7 @@ def test_a_changed_label_reaches_the_jobs_that_are_made_after_it(line) -> None:
     line.api.post(path, {"metadata": {"name": "other"}, "spec": spec}).must()
     go = threading.Event()
     first = Behaviour((), until=go)
-    line.kubelet.scripts[line.namespace, "moved"] = lambda stage, n: (
-        script("moved", prepare=first)(stage, n)
-    )
+    line.kubelet.scripts[line.namespace, "moved"] = lambda stage, n: script("moved", prepare=first)(stage, n)
     manifest = job("moved")
     manifest["metadata"]["labels"] = {QUEUE_LABEL: line.queue}
     line.api.post(line.jobs, manifest).must()
@@ -308,11 +306,11 @@ def test_the_switch_grants_what_the_table_says(kueue_plane, kueue_operator) -> N
     def may(verb: str, resource: str) -> bool:
         what = {"group": "kueue.x-k8s.io", "resource": resource, "verb": verb}
         review = {"spec": {"resourceAttributes": what}}
-        return bool(api.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review).must()["status"]["allowed"])
+        return bool(
+            api.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review).must()["status"]["allowed"]
+        )
 
     verbs = {verb for verb in ("get", "list", "watch", "create", "update", "patch", "delete") if may(verb, "workloads")}
     assert verbs == set(KUEUE_PERMISSIONS[0].verbs)
     assert not any(may(verb, other) for verb in ("get", "patch") for other in ("localqueues", "clusterqueues"))
     api.close()
-
-

@@ -143,7 +143,10 @@ def condition(kind: str, holds: bool, message: str = "") -> dict[str, Any]:
         (
             {
                 "conditions": [condition("QuotaReserved", True)],
-                "admissionChecks": [{"name": "budget", "state": "Pending", "message": "asked"}, {"name": "a", "state": "Ready"}],
+                "admissionChecks": [
+                    {"name": "budget", "state": "Pending", "message": "asked"},
+                    {"name": "a", "state": "Ready"},
+                ],
             },
             "quota is reserved; waits for admission checks: budget Pending asked",
         ),
