@@ -52,7 +52,7 @@ class Queues:
         self._make("clusterqueues", namespace, spec=spec)
         self._make("localqueues", "team", namespace=namespace, spec={"clusterQueue": namespace})
         path = f"{GROUP}/namespaces/{namespace}/localqueues/team"
-        wait_for(lambda: _active(self.api.get(path).must()), "an active LocalQueue")
+        wait_for(lambda: is_active(self.api.get(path).must()), "an active LocalQueue")
         return "team"
 
     def priority(self, name: str, value: int) -> None:
@@ -170,7 +170,8 @@ def _ready(manager: subprocess.Popen[bytes], port: int) -> bool:
         connection.close()
 
 
-def _active(queue: dict[str, Any]) -> bool:
+def is_active(queue: dict[str, Any]) -> bool:
+    """Whether a queue takes jobs."""
     return any(c["type"] == "Active" and c["status"] == "True" for c in queue.get("status", {}).get("conditions", ()))
 
 

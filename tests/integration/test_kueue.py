@@ -15,10 +15,11 @@ from apiserver import ControlPlane, control_plane
 from conftest import SETTINGS, temporary_namespace
 from finetune_operator.rbac import KUEUE_PERMISSIONS
 from kubelet import Behaviour, Kubelet, wait_for
-from kueue import PRIORITY_LABEL, QUEUE_LABEL, Queues, kueue
-from manifests import job
+from kueue import PRIORITY_LABEL, QUEUE_LABEL, Queues, is_active, kueue
+from manifests import ROOT, job, read
 from world import OperatorProcess, World, progress, published, script
 
+EXAMPLE_QUEUE = ROOT / "examples" / "kueue" / "queue.yaml"
 INSUFFICIENT = "insufficient unused quota for cpu"
 
 
@@ -286,6 +287,16 @@ def test_a_changed_label_reaches_the_jobs_that_are_made_after_it(line) -> None:
     line.wait("moved", "Complete", seconds=60)
     queues = {n: c["metadata"]["labels"][QUEUE_LABEL] for n, c in line.children("moved").items()}
     assert queues == {"moved-prepare": line.queue, "moved-train": "other"}
+
+
+def test_the_example_is_a_queue_that_works_and_a_job_for_it(line) -> None:
+    line.plane.kubectl("apply", "--filename", str(EXAMPLE_QUEUE))
+    (example,) = read(ROOT / "examples" / "kueue-job.yaml")
+    labels = example["metadata"]["labels"]
+    queue = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/default/localqueues/{labels[QUEUE_LABEL]}"
+    wait_for(lambda: is_active(line.api.get(queue).must()), "an active LocalQueue")
+    line.plane.kubectl("get", "workloadpriorityclass", labels[PRIORITY_LABEL])
+    line.plane.kubectl("delete", "--filename", str(EXAMPLE_QUEUE), "--wait=false")
 
 
 def test_without_the_switch_a_job_with_a_queue_is_refused(world) -> None:
