@@ -45,7 +45,12 @@ def started(stage: Stage = Stage.PREPARE, **spec: Any) -> FineTuneJob:
 
 def cancelling(job: FineTuneJob) -> FineTuneJob:
     """The job with spec.cancel."""
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"cancel": True})})
+    return asking(job, cancel=True)
+
+
+def asking(job: FineTuneJob, **fields: Any) -> FineTuneJob:
+    """The job with these fields of its spec changed."""
+    return job.model_copy(update={"spec": job.spec.model_copy(update=fields)})
 
 
 def after(job: FineTuneJob, plan: Plan) -> FineTuneJob:

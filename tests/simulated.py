@@ -193,12 +193,24 @@ class SimulatedCluster:
         self._after()
         return copy.deepcopy(stored)
 
-    async def suspend(self, namespace: str, name: str, uid: str) -> Manifest:
+    async def hold(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        *,
+        suspend: bool | None,
+        mark: str | None,
+        labels: dict[str, str | None] | None = None,
+    ) -> Manifest:
         self._before()
         stored = self._find(JOBS, namespace, name)
         if stored["metadata"]["uid"] != uid:
             raise Conflict(name)
-        stored["spec"]["suspend"] = True
+        stored["spec"]["suspend"] = suspend
+        annotations = stored["metadata"].setdefault("annotations", {})
+        annotations.pop(names.STOP_ANNOTATION, None)
+        annotations |= {names.STOP_ANNOTATION: mark} if mark is not None else {}
         self._world.touch(stored)
         self._after()
         return copy.deepcopy(stored)

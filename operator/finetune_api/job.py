@@ -213,6 +213,8 @@ class JobSpec(ApiModel):
     """Where the result goes."""
     resources: Resources | None = None
     """What a training pod asks for."""
+    suspend: Flag = False
+    """True saves the state, frees the pods and keeps the job; false again goes on from the saved state."""
     cancel: Flag = False
     """True saves the state, stops the job and keeps its record; it cannot be taken back. Condition Failed, reason
     Cancelled."""
@@ -284,7 +286,7 @@ class JobSpec(ApiModel):
         return self.output is not None and bool(self.output.merge)
 
 
-MUTABLE_FIELDS = frozenset({"cancel"})
+MUTABLE_FIELDS = frozenset({"suspend", "cancel"})
 """Fields of the spec that may change once the job has started."""
 
 

@@ -30,6 +30,7 @@ class Phase(StrEnum):
     PREPARING = "Preparing"
     QUEUED = "Queued"
     RUNNING = "Running"
+    SUSPENDED = "Suspended"
     PUBLISHING = "Publishing"
     COMPLETED = "Completed"
     FAILED = "Failed"
@@ -45,6 +46,8 @@ class ConditionType(StrEnum):
     """The prepare step has checked and tokenised the data."""
     RUNNING = "Running"
     """The training pod runs."""
+    SUSPENDED = "Suspended"
+    """No pod runs and none will until spec.suspend is false; its state is saved."""
     PUBLISHED = "Published"
     """Every requested output is where it was asked for."""
     COMPLETE = "Complete"
@@ -84,8 +87,13 @@ class Reason(StrEnum):
     EVICTED = "Evicted"
     INITIALIZING = "Initializing"
     FINISHED = "Finished"
+    SUSPENDED = "Suspended"
     UPLOADING = "Uploading"
     UPLOAD_FAILED = "UploadFailed"
+    # Suspended
+    USER_REQUESTED = "UserRequested"
+    RESUMED = "Resumed"
+    """Suspended=False again."""
     # Complete
     SUCCEEDED = "Succeeded"
     EARLY_STOPPED = "EarlyStopped"
@@ -352,7 +360,7 @@ class JobStatus(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
-    """Accepted, DataReady, Running, Published, Complete, Failed, Stalled."""
+    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled."""
     resolved: Resolved | None = None
     """What names and absent values became."""
     data: DataStatus | None = None

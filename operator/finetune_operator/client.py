@@ -7,6 +7,7 @@ few and named after what the caller does about them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -175,16 +176,44 @@ class Cluster:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         return await self._call("PATCH", path, body=manifest, query=query, content="application/apply-patch+yaml")
 
-    async def suspend(self, namespace: str, name: str, uid: str) -> Manifest:
-        """Suspend a batch/v1 Job, if it is still the one with that uid.
+    async def hold(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        *,
+        suspend: bool | None,
+        mark: str | None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Manifest:
+        """Suspend a batch/v1 Job or let it go on, if it is still the one with that uid, and say why on it.
+
+        Args:
+            suspend: None = leave spec.suspend to whoever owns it.
+            labels: to set; those that are None, to remove.
 
         Raises:
             Conflict: it is another.
             NotFound
         """
-        body = {"metadata": {"uid": uid}, "spec": {"suspend": True}}
+        metadata = {"annotations": {names.STOP_ANNOTATION: mark}, **({"labels": dict(labels)} if labels else {})}
+        return await self._change(JOBS, namespace, name, uid, metadata, {} if suspend is None else {"suspend": suspend})
+
+    async def activate(self, namespace: str, name: str, uid: str, *, active: bool) -> Manifest:
+        """Let Kueue run a Workload or not, if it is still the one with that uid.
+
+        Raises:
+            Conflict: it is another.
+            NotFound
+        """
+        return await self._change(WORKLOADS, namespace, name, uid, {}, {"active": active})
+
+    async def _change(
+        self, resource: Resource, namespace: str, name: str, uid: str, metadata: Manifest, spec: Manifest
+    ) -> Manifest:
+        body = {"metadata": {"uid": uid, **metadata}, **({"spec": spec} if spec else {})}
         query = {"fieldManager": names.FIELD_MANAGER}
-        path = JOBS.path(namespace, name)
+        path = resource.path(namespace, name)
         return await self._call("PATCH", path, body=body, query=query, content="application/merge-patch+json")
 
     async def _call(

@@ -31,8 +31,8 @@ from finetune_operator.client import (
 )
 from finetune_operator.plan import seen
 from finetune_operator.plan.attempts import of_stage
-from finetune_operator.plan.decide import stage_of
 from finetune_operator.plan.invalid import sentences, shell
+from finetune_operator.plan.look import stage_of
 from finetune_operator.plan.objects import child_name
 from finetune_operator.plan.references import Permitted, permit
 from finetune_operator.plan.state import Observed, Pod

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import installed
 import pytest
 
 from apiserver import ControlPlane, control_plane
-from conftest import SETTINGS, temporary_namespace
+from conftest import SETTINGS, SYSTEM, temporary_namespace
 from finetune_operator.rbac import KUEUE_PERMISSIONS
 from kubelet import Behaviour, Kubelet, wait_for
 from kueue import PRIORITY_LABEL, QUEUE_LABEL, Queues, is_active, kueue
@@ -60,7 +59,8 @@ class QueueWorld(World):
 def kueue_plane(tmp_path_factory) -> Iterator[tuple[ControlPlane, Queues]]:
     """A control plane of its own with Kueue, so that its webhooks judge no other test's Jobs."""
     with control_plane(tmp_path_factory.mktemp("kueue-plane")) as plane:
-        installed.kinds(plane)
+        plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
         with kueue(plane) as queues:
             queues.priority("urgent", 1000)
             yield plane, queues
@@ -70,7 +70,14 @@ def kueue_plane(tmp_path_factory) -> Iterator[tuple[ControlPlane, Queues]]:
 def kueue_operator(kueue_plane, tmp_path_factory) -> Iterator[OperatorProcess]:
     """The operator with the switch on, in its settings and in its role."""
     folder = tmp_path_factory.mktemp("kueue-operator")
-    account = installed.operator_account(kueue_plane[0], folder, "--set", "settings.kueue=true")
+    plane = kueue_plane[0]
+    chart = str(ROOT / "charts" / "finetune-operator")
+    values = "crds.enabled=false,settings.kueue=true"
+    where = ["--namespace", SYSTEM, "--create-namespace", "--set", values]
+    done = plane.run("helm", "upgrade", "--install", "finetune-operator", chart, *where)
+    assert done.returncode == 0, done.stderr
+    token = plane.kubectl("create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration", "2h").strip()
+    account = plane.kubeconfig_for(token, folder / "kubeconfig")
     (folder / "settings.yaml").write_text(json.dumps({**SETTINGS, "kueue": True}))
     running = OperatorProcess(account, folder / "settings.yaml", folder / "operator.log")
     running.start()

@@ -14,7 +14,8 @@ from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Condition, ConditionType, JobStatus, Reason, Resolved, ResolvedRuntime
-from finetune_operator.plan.conditions import Say, phase_of, transitions, updated
+from finetune_operator.plan import queueing
+from finetune_operator.plan.conditions import Say, no_more_suspended, phase_of, transitions, updated
 from finetune_operator.plan.references import Permitted, missing, permit
 from finetune_operator.plan.state import Event, Observed, Plan, Refusal, timestamp
 from finetune_operator.settings import Settings
@@ -23,17 +24,20 @@ MAX_RUNTIME_BYTES = 32 * 1024
 LOOKED_FOR = frozenset({Reason.CLAIM_NOT_FOUND, Reason.CONFIG_MAP_NOT_FOUND, Reason.SERVICE_ACCOUNT_NOT_FOUND})
 """Refusals that end when an object appears that the operator may not watch."""
 WAITS = "waits until the job is accepted"
+SUSPENDED = "suspended before it started; set spec.suspend to false to start it"
 
 
 def admit(job: FineTuneJob, observed: Observed, settings: Settings, now: datetime) -> Plan:
-    """Start `job`, or say what is missing."""
+    """Start `job`, say what is missing, or only that nothing is: for one that is suspended."""
     permitted = permit(job, observed)
     if isinstance(permitted, Refusal):
         return refused(job, permitted, settings, now)
     frozen = frozen_runtime(permitted)
-    refusal = missing(job, permitted, observed) or _too_large(frozen)
+    refusal = queueing.refusal(job, settings) or missing(job, permitted, observed) or _too_large(frozen)
     if refusal is not None:
         return refused(job, refusal, settings, now)
+    if job.spec.suspend:
+        return _suspended(job, frozen, now)
     return _started(job, permitted, frozen, now)
 
 
@@ -44,10 +48,31 @@ def refused(job: FineTuneJob, refusal: Refusal, settings: Settings, now: datetim
         Say(ConditionType.DATA_READY, False, WAITS, Reason.PENDING),
         Say(ConditionType.RUNNING, False, WAITS, Reason.PENDING),
         Say(ConditionType.PUBLISHED, False, WAITS, Reason.PENDING),
+        *_suspension(job),
     ]
     old = job.status or JobStatus()
     again = settings.poll_period_seconds if refusal.reason in LOOKED_FOR else None
     return with_says(job, old, old, says, now, Plan(status=old, look_again_after=again))
+
+
+def _suspended(job: FineTuneJob, frozen: ResolvedRuntime, now: datetime) -> Plan:
+    """Accepted and not started: the spec may still be changed, and nothing is frozen."""
+    says = [
+        Say(ConditionType.ACCEPTED, True, f"can run on FineTuneRuntime {frozen.name}"),
+        Say(ConditionType.DATA_READY, False, SUSPENDED, Reason.SUSPENDED),
+        Say(ConditionType.RUNNING, False, SUSPENDED, Reason.SUSPENDED),
+        Say(ConditionType.PUBLISHED, False, "follows the training", Reason.PENDING),
+        *_suspension(job),
+    ]
+    old = job.status or JobStatus()
+    return with_says(job, old, old, says, now, Plan(status=old))
+
+
+def _suspension(job: FineTuneJob) -> list[Say]:
+    """What the condition Suspended says of a job that has not started."""
+    if job.spec.suspend:
+        return [Say(ConditionType.SUSPENDED, True, SUSPENDED, Reason.USER_REQUESTED)]
+    return no_more_suspended(job.status or JobStatus(), ())
 
 
 def with_says(
@@ -113,5 +138,6 @@ def _started(job: FineTuneJob, permitted: Permitted, frozen: ResolvedRuntime, no
         Say(ConditionType.DATA_READY, False, "the prepare Job is made next", Reason.PENDING),
         Say(ConditionType.RUNNING, False, "waits for the data", Reason.PENDING),
         Say(ConditionType.PUBLISHED, False, "follows the training", Reason.PENDING),
+        *_suspension(job),
     ]
     return with_says(job, old, status, says, now, Plan(status=status, look_again_after=0.0))

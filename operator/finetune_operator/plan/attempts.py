@@ -34,15 +34,27 @@ class Tally:
 
 
 def count(
-    job: FineTuneJob, status: JobStatus, stage: Stage, pods: tuple[Pod, ...], reports: dict[str, Report], now: str
+    job: FineTuneJob,
+    status: JobStatus,
+    stage: Stage,
+    pods: tuple[Pod, ...],
+    reports: dict[str, Report],
+    now: str,
+    *,
+    stopped: bool = False,
 ) -> Tally:
-    """Bring the attempts of `stage` up to date with its pods (oldest first)."""
+    """Bring the attempts of `stage` up to date with its pods (oldest first).
+
+    Args:
+        stopped: the operator stops the job, so that ends count neither as failures nor as disruptions.
+    """
     tally = Tally(status.attempts, status.restarts, status.disruptions)
     for pod in pods:
         known = next((a for a in tally.attempts if a.pod == pod.name), None)
         if not _already_counted(pod, known, tally.attempts):
             tally = _seen(job, stage, tally, pod, known, reports.get(pod.uid), status)
-    return _vanished(job, stage, tally, {pod.name for pod in pods}, now)
+    tally = _vanished(job, stage, tally, {pod.name for pod in pods}, now)
+    return replace(tally, restarts=status.restarts, disruptions=status.disruptions) if stopped else tally
 
 
 def out_of_memory_twice(tally: Tally, job: FineTuneJob, stage: Stage) -> bool:
@@ -95,7 +107,7 @@ def _seen(
     if pod.ended is None or pod.exit_code == 0:
         return grown
     grown = replace(grown, ended=(*grown.ended, attempt))
-    if pod.exit_code in NOT_RETRIED or job.spec.cancel:
+    if pod.exit_code in NOT_RETRIED:
         return grown
     if _is_free(pod) and not _stuck(job, stage, pod, attempt, others, report, status):
         return replace(grown, disruptions=grown.disruptions + 1)
@@ -111,7 +123,7 @@ def _vanished(job: FineTuneJob, stage: Stage, tally: Tally, there: set[str], now
     return replace(
         tally,
         attempts=tuple(ends.get(a.pod, a) for a in tally.attempts),
-        disruptions=tally.disruptions + (0 if job.spec.cancel else len(lost)),
+        disruptions=tally.disruptions + len(lost),
         ended=(*tally.ended, *ends.values()),
     )
 

@@ -10,7 +10,7 @@ from finetune_operator.plan.state import Event
 
 ORDER = tuple(ConditionType)
 MAX_MESSAGE = 8192
-QUIET = frozenset({Reason.PENDING, Reason.INITIALIZING, Reason.FINISHED, Reason.EVICTED})
+QUIET = frozenset({Reason.PENDING, Reason.INITIALIZING, Reason.FINISHED, Reason.EVICTED, Reason.SUSPENDED})
 """Reasons that are no event: nothing has happened, or the end of the pod is the event."""
 ALARMING = frozenset(
     {
@@ -53,6 +53,16 @@ def updated(old: tuple[Condition, ...], says: Iterable[Say], now: str, generatio
     return tuple(sorted(conditions.values(), key=lambda c: rank.get(c.type, len(rank))))
 
 
+def no_more_suspended(old: JobStatus, says: Iterable[Say]) -> list[Say]:
+    """Suspended=False for a job that was suspended, unless `says` says more of it."""
+    kinds = {say.type for say in says}
+    if not old.is_true(ConditionType.SUSPENDED) or ConditionType.SUSPENDED in kinds:
+        return []
+    if kinds & {ConditionType.COMPLETE, ConditionType.FAILED}:
+        return [Say(ConditionType.SUSPENDED, False, "the job has ended", Reason.FINISHED)]
+    return [Say(ConditionType.SUSPENDED, False, "the job goes on", Reason.RESUMED)]
+
+
 def acknowledged(status: JobStatus, generation: int | None) -> JobStatus:
     """A final status that has seen `generation`: a late cancel changes nothing, and `kubectl wait` must not hang."""
     conditions = tuple(c.model_copy(update={"observed_generation": generation}) for c in status.conditions)
@@ -79,6 +89,8 @@ def phase_of(status: JobStatus) -> Phase:
         return Phase.CANCELLED if failed.reason == Reason.CANCELLED else Phase.FAILED
     if status.is_true(ConditionType.COMPLETE):
         return Phase.COMPLETED
+    if status.is_true(ConditionType.SUSPENDED):
+        return Phase.SUSPENDED
     if status.start_time is None:
         return Phase.PENDING
     if _queued(status):

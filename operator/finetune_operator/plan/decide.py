@@ -6,17 +6,16 @@ from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Report
 from finetune_api.status import ConditionType, JobStatus, Reason, Resolved
 from finetune_api.trainer import Stage
-from finetune_operator.plan import outcome
-from finetune_operator.plan.admit import admit, runtime_of, with_says
-from finetune_operator.plan.attempts import Tally, count
-from finetune_operator.plan.conditions import Say, acknowledged
+from finetune_operator.plan import outcome, queueing
+from finetune_operator.plan import stop as stopping
+from finetune_operator.plan.admit import admit, with_says
+from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended
+from finetune_operator.plan.look import Look, look_at, stage_of
 from finetune_operator.plan.objects import child_manifest
-from finetune_operator.plan.outcome import Look
 from finetune_operator.plan.state import ChildJob, Event, Observed, Plan, timestamp
-from finetune_operator.plan.told import report_of, retold
+from finetune_operator.plan.stop import Stop
 from finetune_operator.plan.trainer_config import trainer_config
 from finetune_operator.settings import Settings
 
@@ -33,110 +32,90 @@ def decide(job: FineTuneJob, observed: Observed, settings: Settings, now: dateti
         return Plan(status=acknowledged(status, job.metadata.generation))
     if status.start_time is None:
         return _cancelled_before_start(job, now) if job.spec.cancel else admit(job, observed, settings, now)
-    return _follow(_look(job, status, observed, now), observed, settings, now)
+    return _follow(look_at(job, status, observed, now), settings)
 
 
-def stage_of(status: JobStatus) -> Stage:
-    """Which child is at work: the data first, then the training."""
-    return Stage.TRAIN if status.is_true(ConditionType.DATA_READY) else Stage.PREPARE
-
-
-def _look(job: FineTuneJob, status: JobStatus, observed: Observed, now: datetime) -> Look:
-    """Gather what is known of the stage at work: its child, its pods, their reports, and the status with these in."""
-    stage = stage_of(status)
-    child = observed.children.get(stage)
-    own = child if child is not None and child.owner is not None and child.owner.uid == job.metadata.uid else None
-    there = observed.pods.get(stage, ())
-    pods = tuple(pod for pod in there if own is not None and pod.job_uid == own.uid)
-    reports: dict[str, Report] = {}
-    for pod in pods:
-        heard = observed.reports.get(pod.uid)
-        report = report_of(pod, heard, job.metadata.uid or "")
-        if report is not None:
-            reports[pod.uid] = report
-            at = heard.at if heard else pod.ended or timestamp(now)
-            status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
-    tally = count(job, status, stage, pods, reports, timestamp(now))
-    status = _with_tally(status, tally)
-    return Look(job, stage, status, runtime_of(status.resolved or Resolved()), own, child, pods, there, reports, tally)
-
-
-def _follow(look: Look, observed: Observed, settings: Settings, now: datetime) -> Plan:
-    """A started job: end it, stop it, make its child, or say how it is."""
-    if look.own is not None and look.own.complete:
-        return _data_ready(look, now) if look.stage is Stage.PREPARE else _final(look, outcome.complete(look), now)
+def _follow(look: Look, settings: Settings) -> Plan:
+    """A started job: end it, stop it, make its child, let it go on, or say how it is."""
+    if look.done:
+        return _data_ready(look) if look.stage is Stage.PREPARE else _final(look, outcome.complete(look))
     if look.own is not None and look.own.failed:
-        return _final(look, outcome.failed(look, *outcome.cause(look)), now)
-    if (stop := outcome.stop(look)) is not None:
-        return _stopped(look, stop, now)
+        return _final(look, outcome.failed(look, *outcome.cause(look)))
+    if (stop := stopping.wanted(look)) is not None:
+        return _stopped(look, stop)
     if look.own is None and look.child is not None:
-        return _occupied(look, look.child, settings, now)
+        return _occupied(look, look.child, settings)
     if look.own is None:
-        return _create(look, now)
-    return _says(look, outcome.under_way(look), now, Plan(look.status))
+        return _create(look, settings)
+    if look.own.mark is not None:
+        return _resumed(look, look.own)
+    if (queued := queueing.waiting(look.own, settings)) is not None:
+        again = queueing.look_again(look.own, settings, look.now)
+        return _says(look, outcome.queued(look, queued), Plan(look.status, look_again_after=again))
+    return _says(look, outcome.under_way(look), Plan(look.status))
 
 
-def _data_ready(look: Look, now: datetime) -> Plan:
+def _data_ready(look: Look) -> Plan:
     """The data is prepared: only said now; the next look makes the train Job."""
-    says = outcome.data_ready(look)
-    return _says(look, says, now, Plan(look.status, look_again_after=0.0))
+    return _says(look, outcome.data_ready(look), Plan(look.status, look_again_after=0.0))
 
 
-def _stopped(look: Look, stop: tuple[Reason, str], now: datetime) -> Plan:
-    """Suspend the child, which saves and frees its pods; when none is left, the job is final."""
-    busy = any(pod.ended is None for pod in look.there)
-    if look.own is None or (look.own.suspended and look.own.halted and not busy):
-        return _final(look, outcome.failed(look, *stop), now) if not busy else _wait(look, now)
-    suspend = () if look.own.suspended else (look.own,)
-    return _says(look, outcome.stopping(look), now, Plan(look.status, suspend=suspend, look_again_after=SOON))
+def _stopped(look: Look, stop: Stop) -> Plan:
+    """Hold the child, whose pods save and leave; when none is left, the job is suspended or final."""
+    if not stopping.over(look):
+        hold = (stopping.held(look.own, stop),) if look.own is not None and not look.own.held else ()
+        return _says(look, outcome.stopping(look), Plan(look.status, suspend=hold, look_again_after=SOON))
+    if stop.final:
+        return _final(look, outcome.failed(look, stop.reason, stopping.sentence(look, stop)))
+    return _says(look, outcome.suspended(look, stop), Plan(look.status))
 
 
-def _wait(look: Look, now: datetime) -> Plan:
-    return _says(look, outcome.stopping(look), now, Plan(look.status, look_again_after=SOON))
+def _resumed(look: Look, own: ChildJob) -> Plan:
+    """Let a held child go on, once its ends are written down: only while it is held are they known to be ours."""
+    written = look.job.status is not None and look.job.status.attempts == look.status.attempts
+    plan = Plan(look.status, resume=(stopping.released(own),), look_again_after=SOON)
+    return _says(look, outcome.resuming(look), plan if written else Plan(look.status, look_again_after=0.0))
 
 
-def _occupied(look: Look, child: ChildJob, settings: Settings, now: datetime) -> Plan:
+def _occupied(look: Look, child: ChildJob, settings: Settings) -> Plan:
     """Another's Job has the name: wait for it if it is going, else say so; never adopt it, never delete it."""
     if outcome.leftover(look.job, child):
-        return _says(look, outcome.waiting_for(look, child), now, Plan(look.status, look_again_after=SOON))
+        return _says(look, outcome.waiting_for(look, child), Plan(look.status, look_again_after=SOON))
     plan = Plan(look.status, look_again_after=settings.poll_period_seconds)
-    return _says(look, outcome.name_conflict(look, child), now, plan)
+    return _says(look, outcome.name_conflict(look, child), plan)
 
 
-def _create(look: Look, now: datetime) -> Plan:
+def _create(look: Look, settings: Settings) -> Plan:
     """Make the stage's child, unless pods of a vanished one still write."""
-    if any(pod.ended is None for pod in look.there):
-        return _says(look, outcome.waiting_for_pods(look), now, Plan(look.status, look_again_after=SOON))
+    if look.busy:
+        return _says(look, outcome.waiting_for_pods(look), Plan(look.status, look_again_after=SOON))
     status, resolved = look.status, look.status.resolved or Resolved()
     config = trainer_config(look.job, look.runtime, resolved, status.output_name or "")
-    manifest = child_manifest(look.job, look.stage, look.runtime, config)
-    return _says(look, outcome.created(look), now, Plan(status, create=(manifest,), look_again_after=SOON))
+    labels = queueing.labels_of_queue(look.job, settings)
+    manifest = queueing.in_queue(child_manifest(look.job, look.stage, look.runtime, config), labels)
+    return _says(look, outcome.created(look), Plan(status, create=(manifest,), look_again_after=SOON))
 
 
-def _final(look: Look, says: list[Say], now: datetime) -> Plan:
+def _final(look: Look, says: list[Say]) -> Plan:
     """The last word about a job: nothing changes any more."""
     limit = look.job.spec.backoff_limit
-    ended = {"completion_time": timestamp(now), "restarts": min(look.status.restarts, limit)}
+    ended = {"completion_time": timestamp(look.now), "restarts": min(look.status.restarts, limit)}
     look = replace(look, status=look.status.model_copy(update=ended))
-    return _says(look, says, now, Plan(look.status))
+    return _says(look, says, Plan(look.status))
 
 
 def _cancelled_before_start(job: FineTuneJob, now: datetime) -> Plan:
     status = (job.status or JobStatus()).model_copy(update={"completion_time": timestamp(now)})
     says = outcome.failure_says(Reason.CANCELLED, "cancelled before it started")
+    says = [*no_more_suspended(status, says), *says]
     return with_says(job, job.status or JobStatus(), status, says, now, Plan(status))
 
 
-def _says(look: Look, says: list[Say], now: datetime, plan: Plan) -> Plan:
+def _says(look: Look, says: list[Say], plan: Plan) -> Plan:
     events = [Event("Warning", a.reason or "PodEnded", outcome.end_sentence(look, a)) for a in look.tally.ended]
     old = look.job.status or JobStatus()
-    return with_says(look.job, old, look.status, says, now, plan, *events)
-
-
-def _with_tally(status: JobStatus, tally: Tally) -> JobStatus:
-    return status.model_copy(
-        update={"attempts": tally.attempts, "restarts": tally.restarts, "disruptions": tally.disruptions}
-    )
+    says = [*no_more_suspended(old, says), *says]
+    return with_says(look.job, old, look.status, says, look.now, plan, *events)
 
 
 def refused_child(job: FineTuneJob, plan: Plan, refusal: str, settings: Settings, now: datetime) -> Plan:

@@ -159,11 +159,3 @@ def killed_for_memory(job: FineTuneJob, runtime: RuntimeSpec, status: JobStatus)
         f"the pod needed more than its {memory} of memory twice after step {step}:"
         " raise resources.memory or lower maxSeqLength"
     )
-
-
-def cancelled(job: FineTuneJob, status: JobStatus, folder: str | None) -> str:
-    """The sentence of a cancelled job: where its state stands."""
-    if status.recovery is None:
-        return "cancelled before a state was saved"
-    kept = f"; its state is kept at {folder}" if folder else ""
-    return f"cancelled; saved at step {status.recovery.step}{kept}"

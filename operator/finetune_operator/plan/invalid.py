@@ -60,6 +60,6 @@ def shell(manifest: Manifest) -> FineTuneJob:
         api_version=names.API_VERSION,
         kind=names.JOB_KIND,
         metadata=ObjectMeta.model_validate(manifest["metadata"]),
-        spec=JobSpec.model_construct(training_file=""),
+        spec=JobSpec.model_construct(training_file="", suspend=(manifest.get("spec") or {}).get("suspend") is True),
         status=status,
     )

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from finetune_api import names
 from finetune_api.job import FineTuneJob
-from finetune_api.report import EarlyStop, Report
-from finetune_api.runtime import RuntimeSpec
+from finetune_api.report import EarlyStop
 from finetune_api.status import Attempt, ConditionType, JobStatus, Reason
 from finetune_api.trainer import Stage
-from finetune_operator.plan.attempts import MAX_FREE, Tally, out_of_memory_twice
 from finetune_operator.plan.conditions import Say
-from finetune_operator.plan.failure import cancelled, cause_of, end_of, follow_up, killed_for_memory
+from finetune_operator.plan.failure import cause_of, end_of, follow_up
+from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
-from finetune_operator.plan.size import output_uri
 from finetune_operator.plan.state import ChildJob, Pod, Waiting
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A started job as seen now."""
-
-    job: FineTuneJob
-    stage: Stage
-    status: JobStatus
-    """The stored one with reports and attempts in it."""
-    runtime: RuntimeSpec
-    """The frozen one."""
-    own: ChildJob | None
-    """The stage's Job, if it is ours."""
-    child: ChildJob | None
-    """The Job of that name, whosever it is."""
-    pods: tuple[Pod, ...]
-    """Pods of `own`, oldest first."""
-    there: tuple[Pod, ...]
-    """Pods with this job's labels, of whatever Job."""
-    reports: dict[str, Report]
-    """By pod uid."""
-    tally: Tally
-
-    @property
-    def newest(self) -> Pod | None:
-        """The pod at work, or the last that was."""
-        return self.pods[-1] if self.pods else None
-
-    def report(self, pod: Pod | None) -> Report | None:
-        """What that pod said."""
-        return self.reports.get(pod.uid) if pod is not None else None
+from finetune_operator.plan.stop import Stop, given_up, sentence, wanted
 
 
 def created(look: Look) -> list[Say]:
@@ -61,6 +26,11 @@ def under_way(look: Look) -> list[Say]:
     if pod is not None and pod.running:
         return _at_work(look, pod)
     return _not_yet(look, _waiting(look, pod))
+
+
+def queued(look: Look, why: Waiting) -> list[Say]:
+    """The stage's Job waits in its queue."""
+    return _not_yet(look, why)
 
 
 def data_ready(look: Look) -> list[Say]:
@@ -102,31 +72,13 @@ def _early(stop: EarlyStop, status: JobStatus) -> str:
 
 
 def cause(look: Look) -> tuple[Reason, str]:
-    """Why the stage's Job failed: from its last failed pod, else from what the Job controller says."""
-    stopped = stop(look) if look.own and look.own.suspended else _give_up(look)
-    if stopped is not None:
-        return stopped
+    """Why the stage's Job failed: from our own stop, its last failed pod, or what the Job controller says."""
+    stop = wanted(look) if look.own and look.own.suspended else given_up(look)
+    if stop is not None and stop.final:
+        return stop.reason, sentence(look, stop)
     pod = next((p for p in reversed(look.pods) if p.ended and p.exit_code != 0), None)
     fallback = look.own.failed_message if look.own and look.own.failed_message else "the Job failed"
     return cause_of(pod, look.report(pod), fallback)
-
-
-def stop(look: Look) -> tuple[Reason, str] | None:
-    """Why the operator ends the job by itself; None = it does not."""
-    if look.job.spec.cancel:
-        return Reason.CANCELLED, cancelled(look.job, look.status, _private_folder(look))
-    return _give_up(look)
-
-
-def _give_up(look: Look) -> tuple[Reason, str] | None:
-    if out_of_memory_twice(look.tally, look.job, look.stage):
-        return Reason.OUT_OF_MEMORY, killed_for_memory(look.job, look.runtime, look.status)
-    if look.status.restarts > look.job.spec.backoff_limit:
-        return _last_end(look)
-    if look.status.disruptions >= MAX_FREE:
-        message = f"stopped {look.status.disruptions} times from outside: the node is not fit for this job"
-        return Reason.BACKOFF_LIMIT_EXCEEDED, message
-    return None
 
 
 def failed(look: Look, reason: Reason, message: str) -> list[Say]:
@@ -151,8 +103,26 @@ def failure_says(reason: Reason, message: str) -> list[Say]:
 
 
 def stopping(look: Look) -> list[Say]:
-    """The stage's Job is suspended; its pods save and leave."""
-    return _not_yet(look, Waiting(Reason.FINISHED, "stopping: the pod saves its state and leaves"))
+    """The stage's Job is held; its pods save and leave. A pod that still runs is said to."""
+    pod = next((pod for pod in look.busy if pod.started is not None), None)
+    if pod is None:
+        return _not_yet(look, Waiting(Reason.PENDING, "stopping: waits until no pod is left"))
+    message = f"stopping: pod {pod.name} saves its state and leaves"
+    if look.stage is Stage.PREPARE:
+        return _not_yet(look, Waiting(Reason.CHECKING, message))
+    return [_accepted(look), Say(ConditionType.RUNNING, True, message), _unpublished()]
+
+
+def suspended(look: Look, stop: Stop) -> list[Say]:
+    """No pod is left, and none will be until the user says so."""
+    message = sentence(look, stop)
+    waits = _not_yet(look, Waiting(Reason.SUSPENDED, message))
+    return [*waits, Say(ConditionType.SUSPENDED, True, message, stop.reason)]
+
+
+def resuming(look: Look) -> list[Say]:
+    """The stage's Job may go on."""
+    return _not_yet(look, Waiting(Reason.INITIALIZING, f"Job {child_name(look.job, look.stage)} goes on"))
 
 
 def leftover(job: FineTuneJob, child: ChildJob) -> bool:
@@ -223,6 +193,9 @@ def _unpublished() -> Say:
 def _waiting(look: Look, pod: Pod | None) -> Waiting:
     if pod is None:
         name = child_name(look.job, look.stage)
+        if look.own is not None and look.own.suspended:
+            message = f"Job {name} is suspended, and not by this operator: it goes on when whoever did it lets it"
+            return Waiting(Reason.PENDING, message)
         message = (
             f"Job {name} has no pod yet; if this lasts, the API server refuses its pods (a quota, a policy):"
             f" kubectl describe job {name} tells why"
@@ -236,14 +209,3 @@ def _waiting(look: Look, pod: Pod | None) -> Waiting:
 def _accepted(look: Look) -> Say:
     name = look.status.resolved.runtime.name if look.status.resolved and look.status.resolved.runtime else ""
     return Say(ConditionType.ACCEPTED, True, f"runs on FineTuneRuntime {name}")
-
-
-def _last_end(look: Look) -> tuple[Reason, str]:
-    pod = next((p for p in reversed(look.pods) if p.ended and p.exit_code != 0), None)
-    fallback = f"more than {look.job.spec.backoff_limit} failures"
-    return cause_of(pod, look.report(pod), fallback)
-
-
-def _private_folder(look: Look) -> str | None:
-    target = output_uri(look.job, look.runtime)
-    return f"{target}/{names.PRIVATE_DIRECTORY}/{look.job.metadata.uid}" if target else None

@@ -73,8 +73,23 @@ def waiting(child: ChildJob, settings: Settings) -> Waiting | None:
 
 def look_again(child: ChildJob, settings: Settings, now: datetime) -> float:
     """Seconds until the next look at a child that waits in its queue."""
-    waited = (now - _moment(child.created)).total_seconds() if child.created else 0.0
+    waited = (now - _moment(child.suspended_since)).total_seconds() if child.suspended_since else 0.0
     return max(settings.poll_period_seconds, min(PART_OF_WAIT * waited, LONGEST_LOOK))
+
+
+def held(child: ChildJob, mark: str) -> ChildJob:
+    """The child in a queue as it is when this operator stops it."""
+    if child.workload is not None:
+        return replace(child, mark=mark, workload=replace(child.workload, active=False))
+    return replace(child, mark=mark, suspended=True, queue=None, parked=child.queue)
+
+
+def released(child: ChildJob) -> ChildJob:
+    """The same when it may go on: Kueue decides when."""
+    if child.queue is None:
+        return replace(child, mark=None, queue=child.parked, parked=None)
+    again = replace(child.workload, active=True) if child.workload is not None else None
+    return replace(child, mark=None, workload=again)
 
 
 def displaced(pods: tuple[Pod, ...], child: ChildJob | None) -> tuple[Pod, ...]:

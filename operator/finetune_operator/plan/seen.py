@@ -31,17 +31,20 @@ def child_job(manifest: Manifest, workloads: Sequence[Manifest] = ()) -> ChildJo
     """
     metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
     held = {c["type"]: c for c in status.get("conditions", ()) if c.get("status") == "True"}
+    labels = metadata.get("labels", {})
     pods = status.get("active", 0) + (status.get("terminating") or 0)
     return ChildJob(
         name=metadata["name"],
         uid=metadata["uid"],
         owner=owner_of(manifest),
         being_deleted=metadata.get("deletionTimestamp") is not None,
-        created=metadata.get("creationTimestamp", ""),
         started=status.get("startTime"),
         suspended=spec.get("suspend", False),
-        queue=metadata.get("labels", {}).get(names.QUEUE_LABEL) or None,
+        suspended_since=held.get("Suspended", {}).get("lastTransitionTime"),
+        queue=labels.get(names.QUEUE_LABEL) or None,
+        parked=labels.get(names.PARKED_LABEL) or None,
         workload=next((_workload(w) for w in workloads if _is_for(w, metadata["uid"])), None),
+        mark=metadata.get("annotations", {}).get(names.STOP_ANNOTATION),
         halted="Suspended" in held and pods == 0,
         complete="Complete" in held,
         failed="Failed" in held,
@@ -56,13 +59,19 @@ def _is_for(workload: Manifest, job_uid: str) -> bool:
 
 def _workload(manifest: Manifest) -> Workload:
     metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
-    return Workload(metadata["name"], metadata["uid"], spec.get("active", True), _said(status)[:MAX_QUOTE])
-
-
-def _said(status: dict[str, Any]) -> str:
-    """Why a Workload does not run, from the condition that stands in its way."""
     conditions = {c["type"]: c for c in status.get("conditions", ())}
     held = {kind for kind, c in conditions.items() if c["status"] == "True"}
+    return Workload(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        active=spec.get("active", True),
+        reserved="QuotaReserved" in held and "Finished" not in held,
+        said=_said(status, conditions, held)[:MAX_QUOTE],
+    )
+
+
+def _said(status: dict[str, Any], conditions: dict[str, Any], held: set[str]) -> str:
+    """Why a Workload does not run, from the condition that stands in its way."""
     if "Finished" in held:
         return str(conditions["Finished"].get("message") or "its Workload is finished")
     if "Admitted" in held:

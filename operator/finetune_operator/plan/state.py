@@ -47,6 +47,8 @@ class Workload:
     uid: str
     active: bool = True
     """spec.active: whether Kueue may let it run."""
+    reserved: bool = False
+    """It has quota, or is giving it back: Kueue may have let the Job start."""
     said: str = ""
     """Kueue's sentence on why it does not run."""
 
@@ -59,20 +61,31 @@ class ChildJob:
     uid: str
     owner: Owner | None
     being_deleted: bool = False
-    created: str = ""
     started: str | None = None
     """status.startTime: when it was last let start."""
     suspended: bool = False
     """spec.suspend"""
+    suspended_since: str | None = None
     queue: str | None = None
     """Kueue's queue that it is in: spec.suspend is Kueue's then."""
     workload: Workload | None = None
     """Kueue's object for it; None = there is none, or the operator may not see it."""
+    parked: str | None = None
+    """The queue that this operator took it out of."""
+    mark: str | None = None
+    """Why this operator holds it, `<reason>: <message>`; None = it does not."""
     halted: bool = False
     """Suspended, seen by the Job controller, and no pod of it active or terminating."""
     complete: bool = False
     failed: bool = False
     failed_message: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether this operator keeps it from running: nobody else will let it go on."""
+        if self.mark is None:
+            return False
+        return self.suspended if self.queue is None else self.workload is not None and not self.workload.active
 
     @property
     def finished(self) -> bool:
@@ -190,6 +203,9 @@ class Plan:
     status: JobStatus
     create: tuple[Manifest, ...] = ()
     suspend: tuple[ChildJob, ...] = ()
+    """Children to hold, each as it shall be."""
+    resume: tuple[ChildJob, ...] = ()
+    """Held children to let go on, each as it shall be."""
     events: tuple[Event, ...] = ()
     look_again_after: float | None = None
     """Seconds; None = when something changes."""

@@ -108,14 +108,15 @@ def test_a_status_is_applied_with_its_preconditions():
 
     manifest = {"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "5"}, "status": {}}
     against(answer, lambda cluster: cluster.apply_status(FINETUNE_JOBS, manifest))
-    against(answer, lambda cluster: cluster.suspend("n", "a-train", "u"))
+    against(answer, lambda cluster: cluster.hold("n", "a-train", "u", suspend=True, mark="UserRequested: suspended"))
     (path, query, content, body), (other_path, _, other_content, other_body) = asked
     assert path == "/apis/finetune.dev/v1alpha1/namespaces/n/finetunejobs/a/status"
     assert query == {"fieldManager": "finetune-operator", "force": "true"}
     assert (content, body) == ("application/apply-patch+yaml", manifest)
     assert other_path == "/apis/batch/v1/namespaces/n/jobs/a-train"
     assert other_content == "application/merge-patch+json"
-    assert other_body == {"metadata": {"uid": "u"}, "spec": {"suspend": True}}
+    mark = {"finetune.dev/stop": "UserRequested: suspended"}
+    assert other_body == {"metadata": {"uid": "u", "annotations": mark}, "spec": {"suspend": True}}
 
 
 def test_a_list_is_read_to_its_last_page():

@@ -206,10 +206,10 @@ def test_cancel_suspends_the_child_and_ends_when_no_pod_is_left(stage):
     report = report_for(pod, stage, recovery=make_recovery(12))
     job = cancelling(job)
     plan = look(job, seen(stage, child, pod, reports=heard(report)))
-    assert [c.name for c in plan.suspend] == [child.name]
+    assert [(c.name, c.suspended, c.mark) for c in plan.suspend] == [(child.name, True, "Cancelled: cancelled")]
     assert "Failed" not in said(plan)
     job = after(job, plan)
-    halting = replace(child, suspended=True)
+    (halting,) = plan.suspend
     plan = look(job, seen(stage, halting, replace(pod, running=False)))
     assert (plan.suspend, "Failed" in said(plan)) == ((), False)
     plan = look(after(job, plan), seen(stage, replace(halting, halted=True)))
@@ -259,7 +259,8 @@ def test_killed_for_memory_twice_at_the_same_step_is_final():
     job = after(job, plan)
     plan = look(job, seen(Stage.TRAIN, child, first, second))
     assert [c.name for c in plan.suspend] == ["tune-train"]
-    plan = look(after(job, plan), seen(Stage.TRAIN, replace(child, suspended=True, halted=True), first, second))
+    (halting,) = plan.suspend
+    plan = look(after(job, plan), seen(Stage.TRAIN, replace(halting, halted=True), first, second))
     assert said(plan)["Failed"] == ("True", "OutOfMemory")
     assert message(plan, ConditionType.FAILED).startswith("the pod needed more than its 2Gi of memory twice")
 

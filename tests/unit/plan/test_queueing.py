@@ -95,7 +95,7 @@ def test_one_that_runs_or_has_no_queue_does_not_wait_in_one():
 
 
 def test_the_longer_it_waits_the_rarer_it_is_looked_at():
-    child = queued(created=NOW_TEXT)
+    child = queued(suspended_since=NOW_TEXT)
     after = [look_again(child, ON, NOW + timedelta(minutes=m)) for m in (0, 1, 30, 6000)]
     assert after == [ON.poll_period_seconds, ON.poll_period_seconds, 180.0, 600.0]
 
@@ -168,7 +168,7 @@ def read(workload: dict[str, Any], *, uid: str = "1", kind: str = "Job", **spec:
 
 
 def test_a_workload_is_ours_when_our_job_controls_it():
-    assert read({}) == Workload("job-a-1", "2", True, "waits for Kueue to look at it")
+    assert read({}) == Workload("job-a-1", "2", said="waits for Kueue to look at it")
     assert read({}, active=False).active is False
     assert read({}, uid="3") is None
     assert read({}, kind="Pod") is None

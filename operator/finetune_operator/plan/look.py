@@ -1,0 +1,110 @@
+"""A started job as one look sees it: the stage at work, its Job and pods, what they said, and the status with that in.
+
+Everything that decides about a started job (decide, stop, lifetime, outcome) reads a `Look` and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import Report
+from finetune_api.runtime import RuntimeSpec
+from finetune_api.status import ConditionType, JobStatus, Resolved
+from finetune_api.trainer import Stage
+from finetune_operator.plan.admit import runtime_of
+from finetune_operator.plan.attempts import Tally, count
+from finetune_operator.plan.queueing import displaced
+from finetune_operator.plan.state import ChildJob, Observed, Pod, timestamp
+from finetune_operator.plan.told import report_of, retold
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A started job as seen now."""
+
+    job: FineTuneJob
+    stage: Stage
+    status: JobStatus
+    """The stored one with reports and attempts in it."""
+    runtime: RuntimeSpec
+    """The frozen one."""
+    own: ChildJob | None
+    """The stage's Job, if it is ours."""
+    child: ChildJob | None
+    """The Job of that name, whosever it is."""
+    pods: tuple[Pod, ...]
+    """Pods of `own`, oldest first."""
+    there: tuple[Pod, ...]
+    """Pods with this job's labels, of whatever Job."""
+    reports: dict[str, Report]
+    """By pod uid."""
+    tally: Tally
+    now: datetime
+
+    @property
+    def newest(self) -> Pod | None:
+        """The pod at work, or the last that was."""
+        return self.pods[-1] if self.pods else None
+
+    @property
+    def busy(self) -> tuple[Pod, ...]:
+        """Pods that have not ended: they may still write."""
+        return tuple(pod for pod in self.there if pod.ended is None)
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage has done its work. Of a held Job's pods the Job controller counts none, not even a good
+        end that came before the stop: the pod's own last word stands for it."""
+        own = self.own
+        if own is None or not own.suspended or (own.queue is not None and not own.held):
+            return own is not None and own.complete
+        return own.complete or any(self._finished(pod) for pod in self.pods)
+
+    def report(self, pod: Pod | None) -> Report | None:
+        """What that pod said."""
+        return self.reports.get(pod.uid) if pod is not None else None
+
+    def _finished(self, pod: Pod) -> bool:
+        report = self.report(pod)
+        return pod.exit_code == 0 and report is not None and report.finished and report.failure is None
+
+
+def stage_of(status: JobStatus) -> Stage:
+    """Which child is at work: the data first, then the training."""
+    return Stage.TRAIN if status.is_true(ConditionType.DATA_READY) else Stage.PREPARE
+
+
+def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: datetime) -> Look:
+    """Gather what is known of the stage at work."""
+    stage = stage_of(status)
+    child = observed.children.get(stage)
+    own = child if child is not None and child.owner is not None and child.owner.uid == job.metadata.uid else None
+    there = observed.pods.get(stage, ())
+    pods = displaced(tuple(pod for pod in there if own is not None and pod.job_uid == own.uid), own)
+    reports: dict[str, Report] = {}
+    for pod in pods:
+        heard = observed.reports.get(pod.uid)
+        report = report_of(pod, heard, job.metadata.uid or "")
+        if report is not None:
+            reports[pod.uid] = report
+            at = heard.at if heard else pod.ended or timestamp(now)
+            status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
+    tally = count(job, status, stage, pods, reports, timestamp(now), stopped=_stopped(job, own))
+    status = _with_tally(status, tally)
+    runtime = runtime_of(status.resolved or Resolved())
+    return Look(job, stage, status, runtime, own, child, pods, there, reports, tally, now)
+
+
+def _stopped(job: FineTuneJob, own: ChildJob | None) -> bool:
+    """Whether pods end because they were told to. In a queue, Kueue's word is told apart from ours."""
+    if own is None or own.queue is not None:
+        return job.spec.cancel or (own is not None and own.mark is not None)
+    return job.spec.cancel or own.suspended
+
+
+def _with_tally(status: JobStatus, tally: Tally) -> JobStatus:
+    return status.model_copy(
+        update={"attempts": tally.attempts, "restarts": tally.restarts, "disruptions": tally.disruptions}
+    )
