@@ -50,10 +50,14 @@ class Queues:
             "preemption": {"withinClusterQueue": "LowerPriority"},
         }
         self._make("clusterqueues", namespace, spec=spec)
-        self._make("localqueues", "team", namespace=namespace, spec={"clusterQueue": namespace})
-        path = f"{GROUP}/namespaces/{namespace}/localqueues/team"
+        return self.queue("team", namespace)
+
+    def queue(self, name: str, namespace: str) -> str:
+        """One more way into the same quota. Returns its name."""
+        self._make("localqueues", name, namespace=namespace, spec={"clusterQueue": namespace})
+        path = f"{GROUP}/namespaces/{namespace}/localqueues/{name}"
         wait_for(lambda: is_active(self.api.get(path).must()), "an active LocalQueue")
-        return "team"
+        return name
 
     def priority(self, name: str, value: int) -> None:
         """A WorkloadPriorityClass."""
