@@ -53,6 +53,8 @@ WORDS: dict[str, list[Any]] = {
     "validationFile": ["pvc://claim/eval.jsonl", "hf://o/n@v1/a.jsonl", "pvc://c/../d", "pvc://c//d", "file:///a"],
     "uri": ["pvc://claim", "pvc://claim/a/.b", "pvc://claim/{namespace}/{name}", "pvc://claim/{uid}", "hf://me/repo"],
     "source": ["hf://org/model@0123abcd", "pvc://claim/model", "org/model", "https://host/model"],
+    "hfTokenSecretRef": [{"name": "finetune-hf", "key": "token"}, {"name": "x"}, {"key": "token"}],
+    "key": ["token", "a.b_c-D", "a/b", "x" * 253, "x" * 254],
     "suffix": ["support", "a.b-c", "Support", "-a", "a" * 40, "a" * 41, "é"],
     "trainableModules": [["all-linear"], ["q_proj", "q_proj"], ["q proj"], ["a"] * 65, ["a" * 129], [1]],
     "cpu": [1, 8, "500m", "0.5", "8", "0", "0m", "8Gi", 0.5],
@@ -122,7 +124,8 @@ def _applied(manifest: dict[str, Any], changes: list[tuple[Path, Any]]) -> dict[
 
 
 def bases() -> list[dict[str, Any]]:
-    """Valid jobs: the smallest, one with every block, one that continues another, one of all weights."""
+    """Valid jobs: the smallest, one with every block, one that continues another, one with a Secret, one of all
+    weights."""
     options = {"beta": 2, "normalizeLogratiosByLength": True, "rpoAlpha": 1, "simpoGamma": 0.5, "referenceFree": False}
     dpo = {"type": "DPO", "dpo": {**options, "labelSmoothing": 0.1}}
     sft = {"type": "SFT", "sft": {"trainOnInputs": "Never"}}
@@ -132,8 +135,10 @@ def bases() -> list[dict[str, Any]]:
     complete = job(trainingMethod=dpo, trainingType=lora, output={"merge": True}, **evaluated)
     continued = job(fromCheckpoint="support-sft:12", trainingMethod=sft)
     del continued["spec"]["model"]
+    private = job(hfTokenSecretRef={"name": "finetune-hf", "key": "token"})
     own = job(model="org/model", fromHfModel="me/custom", hfModelRevision="v1")
-    return [job(), complete, continued, own, job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})]
+    whole = job(trainingType={"type": "Full"}, hyperparameters={"batchSize": "max"})
+    return [job(), complete, continued, own, private, whole]
 
 
 def edits(manifest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:

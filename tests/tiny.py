@@ -67,3 +67,26 @@ def save_model(
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def save_model_with_code(folder: Path, mark: Path) -> Path:
+    """A tiny Llama of a kind that transformers does not know: its classes come as Python files beside the weights.
+
+    Each of them leaves the file `mark` when it is run.
+    """
+    import json
+
+    save_model(folder, hidden=32, layers=1, heads=2)
+    touch = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+    (folder / "configuration_own.py").write_text(
+        f"{touch}from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    (folder / "modeling_own.py").write_text(
+        f"{touch}from transformers import LlamaForCausalLM\n\nfrom .configuration_own import OwnConfig\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": own}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -39,6 +41,21 @@ Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, StringConstraints(strict=True, max_length=253)]
 Text = Annotated[str, StringConstraints(strict=True, max_length=4096)]
 INT_OR_STRING_LENGTH = 63
+
+
+def _moment(value: str) -> str:
+    """The API server refuses any other text where the schema says date-time."""
+    try:
+        datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        raise PydanticCustomError("time", "Input should be a time like 2026-01-31T12:00:00Z") from None
+    return value
+
+
+Time = Annotated[
+    str, StringConstraints(max_length=32), AfterValidator(_moment), Field(json_schema_extra={"format": "date-time"})
+]
+"""RFC 3339, UTC, whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,9 @@ class DataStatus(ApiModel):
     """Preference pairs used for training."""
     validation_rows: Integer | None = None
     """Rows used for evaluation."""
-    tokens: Annotated[dict[str, TokenStatistics], Field(max_length=8)] = Field(default_factory=dict)
+    tokens: Annotated[dict[Annotated[str, StringConstraints(max_length=64)], TokenStatistics], Field(max_length=8)] = (
+        Field(default_factory=dict)
+    )
     """Token statistics per side: prompt, preferred, nonPreferred; or sequence."""
     total_tokens: Integer | None = None
     """Tokens of one epoch."""

@@ -25,6 +25,7 @@ from finetune_api.data import DataOptions
 from finetune_api.evaluation import METRIC_RULES, Evaluation
 from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
+from finetune_api.secrets import SecretKeyRef
 from finetune_api.status import JobStatus
 from finetune_api.uris import DataUri, HubModel, HubRevision, ModelUri, OutputUri
 
@@ -190,6 +191,8 @@ class JobSpec(ApiModel):
     hf_model_revision: HubRevision | None = None
     """Branch, tag or commit of model, or of fromHfModel where that is set. What it stood for is in
     status.resolved.model.revision. Never together with @revision."""
+    hf_token_secret_ref: SecretKeyRef | None = None
+    """Token for private and gated repositories of the Hugging Face Hub; the pods get it as HF_TOKEN."""
     training_file: DataUri
     """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
     hf://datasets/org/name[@revision]/path."""

@@ -6,13 +6,16 @@ text from a row or an exception can reach a status.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from finetune_api.base import ApiModel, Integer, Name, Number
 from finetune_api.evaluation import EvaluationMetric
+from finetune_api.history import History
 from finetune_api.status import (
     MAX_CHECKPOINTS,
     MAX_WARNINGS,
@@ -149,6 +152,7 @@ class FailureCode(StrEnum):
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_UNSUPPORTED = "ModelUnsupported"
     MODEL_UNREACHABLE = "ModelUnreachable"
+    REMOTE_CODE = "RemoteCode"
     GPU_MISSING = "GpuMissing"
     OUT_OF_MEMORY = "OutOfMemory"
     MODEL_TOO_LARGE = "ModelTooLarge"
@@ -206,11 +210,16 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         ExitCode.DATA_INVALID,
         "{count} bad rows in {file}; the first: line {line}, {field}: {problem}",
     ),
-    FailureCode.DATA_NOT_FOUND: (ExitCode.DATA_UNREACHABLE, "{uri} does not exist: check {field}"),
+    FailureCode.DATA_NOT_FOUND: (ExitCode.DATA_UNREACHABLE, "{uri} does not exist or may not be read: check {field}"),
     FailureCode.DATA_UNREACHABLE: (ExitCode.DATA_UNREACHABLE, "{uri} could not be read: {problem}"),
     FailureCode.MODEL_NOT_FOUND: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} does not exist or may not be read"),
     FailureCode.MODEL_UNSUPPORTED: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} cannot be trained: {problem}"),
     FailureCode.MODEL_UNREACHABLE: (ExitCode.MODEL_UNREACHABLE, "the model {uri} could not be fetched: {problem}"),
+    FailureCode.REMOTE_CODE: (
+        ExitCode.MODEL_UNAVAILABLE,
+        "the model {uri} needs Python code of its own, and the FineTuneRuntime does not allow that: choose a model that"
+        " transformers knows, or have its spec.allowRemoteCode set to true",
+    ),
     FailureCode.GPU_MISSING: (ExitCode.BAD_CONFIG, "gpusPerNode is {value} but the pod sees {found} GPUs that do bf16"),
     FailureCode.OUT_OF_MEMORY: (
         ExitCode.OUT_OF_MEMORY,
@@ -352,6 +361,8 @@ class Report(ApiModel):
     """How far training is (Train)."""
     metrics: Metrics | None = None
     """The latest values (Train)."""
+    history: History | None = None
+    """The course of what this process has trained (Train)."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
     """Published checkpoints, oldest first (Train)."""
     recovery: Recovery | None = None
@@ -365,6 +376,22 @@ class Report(ApiModel):
     output: OutputStatus | None = None
     """Where the results lie (Train, at the end)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _integers_fit(cls, data: object) -> object:
+        """The API server holds no integer beyond 64 bits: with one in it, no status could ever be written again."""
+        if any(not -(2**63) <= number < 2**63 for number in _integers(data)):
+            raise PydanticCustomError("integer", "every integer must fit 64 bits")
+        return data
+
     def to_json(self) -> dict[str, Any]:
         """The JSON form on the wire, without default values: an older operator reads all but what is new."""
         return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+
+
+def _integers(value: object) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _integers(item)

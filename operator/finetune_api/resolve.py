@@ -40,6 +40,8 @@ class Place:
     gpus: int
     offline: bool
     mounts: dict[str, str]
+    allow_remote_code: bool = False
+    """The runtime's word."""
 
 
 def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerConfig:
@@ -64,6 +66,7 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         gpus=place.gpus,
         offline=place.offline,
         mounts=place.mounts,
+        allow_remote_code=place.allow_remote_code,
     )
 
 

@@ -57,6 +57,8 @@ class Access(ApiModel):
 
     namespaces: Globs = ("*",)
     """Namespaces whose jobs may use this runtime."""
+    secrets: Globs = ("finetune-*",)
+    """Secrets whose values jobs may be given."""
     config_maps: Globs = ("finetune-*",)
     """Config maps that jobs may read."""
     claims: ClaimAccess = ClaimAccess()
@@ -216,6 +218,9 @@ class RuntimeSpec(ApiModel):
     """Time to save on SIGTERM; a save that does not fit is abandoned and the previous state stands."""
     models: Annotated[tuple[RuntimeModel, ...], Field(max_length=128)] = ()
     """Models that jobs may name. Empty = any Hub model; a pvc:// model needs an entry in access."""
+    allow_remote_code: Flag = False
+    """True lets the pods run Python code that comes with a model, where transformers has no class of its own for it.
+    Whoever can publish such a model then runs code with all that the pods may read and write."""
     offline: Flag = False
     """True keeps the Hub's client from the network."""
 

@@ -8,19 +8,18 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
 from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
+from finetune_api.history import History as History
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
 MAX_ATTEMPTS = 5
 MAX_METRICS = 32
-
-Time = Annotated[str, StringConstraints(max_length=32), Field(json_schema_extra={"format": "date-time"})]
-"""RFC 3339, UTC, whole seconds."""
 
 
 class Phase(StrEnum):
@@ -255,7 +254,8 @@ class Recovery(ApiModel):
     """When it was saved."""
 
 
-MetricValues = Annotated[dict[str, float], Field(max_length=MAX_METRICS)]
+MetricName = Annotated[str, StringConstraints(max_length=64)]
+MetricValues = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
 
 
 class Metrics(ApiModel):
@@ -371,6 +371,8 @@ class JobStatus(ApiModel):
     """The newest complete state from which training goes on exactly."""
     metrics: Metrics | None = None
     """The latest values."""
+    history: History | None = None
+    """The course of the values in few points."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=MAX_CHECKPOINTS)] = ()
     """All published checkpoints, oldest first."""
     output: OutputStatus | None = None

@@ -108,6 +108,8 @@ class TrainerConfig(ApiModel):
     """Folder of this job below it; empty = the output URI itself."""
     gpus: Integer = 0
     """GPUs of this pod; 0 = CPU."""
+    allow_remote_code: Flag = False
+    """Code that comes with the model may be run; only the runtime can say so."""
     offline: Flag = False
     """The Hub's client stays off the network."""
     mounts: dict[str, str] = Field(default_factory=dict)

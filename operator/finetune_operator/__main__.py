@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import logging
 import os
+import signal
+import socket
 import sys
 import time
+import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +22,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune_operator import handlers
+from finetune_operator.census import Census
 from finetune_operator.client import IN_CLUSTER, Cluster
 from finetune_operator.first_runtime import ensure_default_runtime
 from finetune_operator.health import Health, serve
+from finetune_operator.leader import Leader, LeaseLost
 from finetune_operator.observe import Departed
 from finetune_operator.pace import Pace
 from finetune_operator.plan.invalid import sentences
@@ -28,7 +35,9 @@ from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
 from finetune_operator.roster import Roster
-from finetune_operator.settings import Settings
+from finetune_operator.settings import LeaderElection, Settings
+
+LOG = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -57,37 +66,110 @@ def load_settings(path: str | None, namespaces: list[str] | None = None) -> Sett
 
 
 async def run(settings: Settings, kubeconfig: str | None) -> None:
-    """Run until SIGTERM; a part that fails ends the whole."""
+    """Run until SIGTERM; a part that fails ends the whole. With an election, stand by until the lease is ours."""
     cluster = await Cluster.connect(kubeconfig, in_cluster=Path(IN_CLUSTER).exists())
-    queue, roster, departed = WorkQueue(time.monotonic), Roster(), Departed()
-    resync = Resync(cluster, queue, roster, settings, time.monotonic)
-    missing = functools.partial(handlers.missing_watches, settings.namespaces)
-    health = Health(queue, resync, missing, settings.stuck_after_seconds, time.monotonic)
-    runner = await serve(health, settings.health_port)
+    parts = Parts.of(cluster, settings)
+    parts.health.working = settings.leader_election is None
+    runner = await serve(parts.health, settings.health_port, parts.census.tell)
+    stopping = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stopping.set)
     try:
-        async with open_session() as session, asyncio.TaskGroup() as group:
-            pace = Pace(queue.add, settings.status_writes_per_second, time.monotonic)
-            poller = Poller(session, pace, queue.add, settings, _now)
-            reconciler = Reconciler(cluster, poller, departed, settings, pace, _now)
-            background = [
-                group.create_task(queue.run(reconciler.look, settings.workers), name="queue"),
-                group.create_task(resync.run(), name="resync"),
-                group.create_task(poller.run(), name="poller"),
-                group.create_task(pace.run(), name="pace"),
-            ]
-            if settings.create_default_runtime:
-                image = settings.trainer_image or f"finetune-trainer:{version('finetune-operator')}"
-                background.append(group.create_task(ensure_default_runtime(image, cluster), name="first runtime"))
-
-            def stop() -> None:
-                for task in background:
-                    task.cancel()
-
-            await handlers.run(handlers.Watch(cluster, queue, roster, departed), settings, stop)
-            stop()
+        leader = await _elected(settings.leader_election, cluster, stopping)
+        if stopping.is_set():
+            return
+        parts.health.working = True
+        await _work(parts, settings, leader, stopping)
+        if leader is not None:
+            await leader.release()
     finally:
         await runner.cleanup()
         await cluster.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is there from the beginning, at work or standing by."""
+
+    cluster: Cluster
+    queue: WorkQueue
+    census: Census
+    roster: Roster
+    departed: Departed
+    resync: Resync
+    health: Health
+
+    @classmethod
+    def of(cls, cluster: Cluster, settings: Settings) -> Parts:
+        """All of them, on the clock of this machine."""
+        queue, census = WorkQueue(time.monotonic), Census(time.monotonic, _now)
+        roster = Roster(census)
+        resync = Resync(cluster, queue, roster, settings, time.monotonic)
+        missing = functools.partial(handlers.missing_watches, settings.namespaces)
+        health = Health(queue, resync, missing, settings.stuck_after_seconds, time.monotonic)
+        return cls(cluster, queue, census, roster, Departed(), resync, health)
+
+
+async def _work(parts: Parts, settings: Settings, leader: Leader | None, stopping: asyncio.Event) -> None:
+    """Look at jobs until SIGTERM; then end the looks under way, and nothing is half done."""
+    async with open_session() as session, asyncio.TaskGroup() as group:
+        pace = Pace(parts.queue.add, settings.status_writes_per_second, time.monotonic)
+        poller = Poller(session, pace, parts.queue.add, settings, _now)
+        reconciler = Reconciler(parts.cluster, poller, parts.departed, settings, pace, _now)
+        background = [
+            group.create_task(parts.queue.run(reconciler.look, settings.workers), name="queue"),
+            group.create_task(parts.resync.run(), name="resync"),
+            group.create_task(poller.run(), name="poller"),
+            group.create_task(pace.run(), name="pace"),
+        ]
+        if settings.create_default_runtime:
+            image = settings.trainer_image or f"finetune-trainer:{version('finetune-operator')}"
+            background.append(group.create_task(ensure_default_runtime(image, parts.cluster), name="first runtime"))
+        if leader is not None:
+            background.append(group.create_task(_hold(leader), name="lease"))
+
+        async def stop() -> None:
+            await _finish_looks(parts.queue, settings.shutdown_seconds)
+            for task in background:
+                task.cancel()
+
+        watch = handlers.Watch(parts.cluster, parts.queue, parts.roster, parts.departed)
+        await handlers.run(watch, settings, stopping, stop)
+        await stop()
+
+
+async def _finish_looks(queue: WorkQueue, seconds: float) -> None:
+    """Let the looks under way end; one that takes too long is broken off, and the next operator looks again."""
+    try:
+        async with asyncio.timeout(seconds):
+            await queue.close()
+    except TimeoutError:
+        LOG.warning("looks under way did not end in %g s and are broken off", seconds)
+
+
+async def _elected(election: LeaderElection | None, cluster: Cluster, stopping: asyncio.Event) -> Leader | None:
+    """Stand by until the lease is ours, or this process is asked to end."""
+    if election is None:
+        return None
+    leader = Leader(cluster, election, f"{socket.gethostname()}_{uuid.uuid4()}", time.monotonic, _now)
+    acquire, asked = asyncio.create_task(leader.acquire()), asyncio.create_task(stopping.wait())
+    await asyncio.wait((acquire, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not acquire.done():
+        acquire.cancel()
+    elif acquire.result() is None and stopping.is_set():
+        await leader.release()
+    return leader
+
+
+async def _hold(leader: Leader) -> None:
+    """Keep the lease. Once it is lost another may work, so that not even a look under way may go on."""
+    try:
+        await leader.hold()
+    except LeaseLost as lost:
+        LOG.critical("the lease is lost, so this process ends: %s", lost)
+        logging.shutdown()
+        os._exit(1)
 
 
 def _now() -> datetime:

@@ -17,11 +17,13 @@ from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 
 from finetune_api import names
+from finetune_operator.metrics import count_request
 
 Manifest = dict[str, Any]
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 PAGE = 500
 TIMEOUT_SECONDS = 30.0
+NO_ANSWER = 0
 IN_CLUSTER = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 
@@ -82,6 +84,7 @@ CLAIMS = Resource("v1", "persistentvolumeclaims")
 CONFIG_MAPS = Resource("v1", "configmaps")
 SERVICE_ACCOUNTS = Resource("v1", "serviceaccounts")
 EVENTS = Resource("v1", "events")
+LEASES = Resource("coordination.k8s.io/v1", "leases")
 WORKLOADS = Resource("kueue.x-k8s.io/v1beta1", "workloads")
 
 
@@ -163,6 +166,18 @@ class Cluster:
         path = resource.path(manifest["metadata"].get("namespace"))
         return await self._call("POST", path, body=manifest, query={"fieldManager": names.FIELD_MANAGER})
 
+    async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Write a whole object over the one that was read: its resourceVersion is a precondition.
+
+        Raises:
+            Conflict: it has changed meanwhile.
+            NotFound
+            Refused
+        """
+        metadata = manifest["metadata"]
+        path = resource.path(metadata.get("namespace"), metadata["name"])
+        return await self._call("PUT", path, body=manifest, query={"fieldManager": names.FIELD_MANAGER})
+
     async def apply_status(self, resource: Resource, manifest: Manifest) -> Manifest:
         """Write a whole status by server-side apply. uid and resourceVersion in the metadata are preconditions.
 
@@ -238,7 +253,9 @@ class Cluster:
             )
             payload = await response.read()
         except (TimeoutError, aiohttp.ClientError) as error:
+            count_request(method, path, NO_ANSWER)
             raise Unavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
+        count_request(method, path, response.status)
         if 200 <= response.status < 300:
             answer: Manifest = json.loads(payload)
             return answer

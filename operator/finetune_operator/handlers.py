@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,14 @@ import kopf
 
 from finetune_api import names
 from finetune_operator.client import Cluster
+from finetune_operator.joblog import AboutJob
+from finetune_operator.metrics import LAST_EVENT
 from finetune_operator.observe import Departed
 from finetune_operator.queue import WorkQueue
 from finetune_operator.roster import Roster, key_of
 from finetune_operator.settings import Settings
 
+Handler = Callable[..., Coroutine[Any, Any, None]]
 OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 NAMESPACED = (names.JOB_PLURAL, "jobs", "pods")
 
@@ -74,18 +77,21 @@ class Watch:
         )
 
 
-async def run(watch: Watch, settings: Settings, stop: Callable[[], None]) -> None:
-    """Watch until SIGTERM or SIGINT; `stop` is called then, to end what else runs in this event loop."""
+async def run(
+    watch: Watch, settings: Settings, stopping: asyncio.Event, stop: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Watch until SIGTERM, SIGINT or `stopping`; `stop` is awaited then, to end what else runs in this event loop."""
 
     async def cleanup(**_: Any) -> None:
         # kopf waits for tasks that it finds running beside its own, and only then returns.
-        stop()
+        await stop()
 
     registry = _registry(watch)
     kopf.on.cleanup(registry=registry)(cleanup)
     await kopf.operator(
         registry=registry,
         settings=_engine_settings(),
+        stop_flag=stopping,
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
@@ -107,6 +113,8 @@ def missing_watches(namespaces: tuple[str, ...]) -> list[str]:
 def configure_logging(*, as_json: bool) -> None:
     """One format for all lines, kopf's among them."""
     kopf.configure(log_format=kopf.LogFormat.JSON if as_json else kopf.LogFormat.FULL)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(AboutJob())
     # kopf tells of each handled event; ours only put a key on the queue.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
 
@@ -114,11 +122,24 @@ def configure_logging(*, as_json: bool) -> None:
 def _registry(watch: Watch) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(watch.login)
-    kopf.on.event(names.GROUP, names.VERSION, names.JOB_PLURAL, registry=registry)(watch.job_event)
-    kopf.on.event(names.GROUP, names.VERSION, names.RUNTIME_PLURAL, registry=registry)(watch.runtime_event)
-    for group, version, plural in (("batch", "v1", "jobs"), ("", "v1", "pods")):
-        kopf.on.event(group, version, plural, id=plural, registry=registry)(watch.child_event)
+    for group, version, plural, handler in (
+        (names.GROUP, names.VERSION, names.JOB_PLURAL, watch.job_event),
+        (names.GROUP, names.VERSION, names.RUNTIME_PLURAL, watch.runtime_event),
+        ("batch", "v1", "jobs", watch.child_event),
+        ("", "v1", "pods", watch.child_event),
+    ):
+        kopf.on.event(group, version, plural, id=plural, registry=registry)(_timed(plural, handler))
     return registry
+
+
+def _timed(plural: str, handler: Handler) -> Handler:
+    """The handler, noting when the watch has told something."""
+
+    async def handle(**event: Any) -> None:
+        LAST_EVENT.labels(plural).set_to_current_time()
+        await handler(**event)
+
+    return handle
 
 
 def _engine_settings() -> kopf.OperatorSettings:

@@ -13,6 +13,9 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from finetune_operator.joblog import about
+from finetune_operator.metrics import LOOK_ERRORS, LOOK_SECONDS
+
 LOG = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
 
@@ -54,6 +57,7 @@ class WorkQueue:
         self._keys = _Keys()
         self._timers: list[tuple[float, Key]] = []
         self._changed = asyncio.Condition()
+        self._closed = False
 
     async def add(self, key: Key) -> None:
         """Work on `key` as soon as a worker is free."""
@@ -73,6 +77,12 @@ class WorkQueue:
             for number in range(workers):
                 group.create_task(self._worker(work), name=f"worker {number}")
 
+    async def close(self) -> None:
+        """Begin no more work, and return when what is under way has ended."""
+        async with self._changed:
+            self._closed = True
+            await self._changed.wait_for(lambda: not self._keys.busy)
+
     def oldest_age(self) -> float:
         """Seconds that the longest-waiting key has been ready; 0 if none waits."""
         waiting = [*self._keys.ready.values(), *self._keys.again.values()]
@@ -85,8 +95,11 @@ class WorkQueue:
     async def _worker(self, work: Work) -> None:
         while True:
             key = await self._take()
+            about(*key)
+            started = self._clock()
             # One job's bug must neither end the operator nor the other jobs: whatever it raises is its own failure.
             (outcome,) = await asyncio.gather(work(key), return_exceptions=True)
+            LOOK_SECONDS.observe(self._clock() - started)
             if isinstance(outcome, asyncio.CancelledError):
                 raise outcome
             await self._done(key, outcome)
@@ -95,7 +108,7 @@ class WorkQueue:
         async with self._changed:
             while True:
                 self._ripen()
-                if self._keys.ready:
+                if self._keys.ready and not self._closed:
                     key = next(iter(self._keys.ready))
                     del self._keys.ready[key]
                     self._keys.busy.add(key)
@@ -126,6 +139,7 @@ class WorkQueue:
             self._changed.notify_all()
 
     def _failed(self, key: Key, error: BaseException) -> None:
+        LOOK_ERRORS.labels(type(error.__cause__ or error).__name__).inc()
         failures = self._keys.failures[key] = self._keys.failures.get(key, 0) + 1
         later = min(FIRST_RETRY_SECONDS * 2 ** (failures - 1), LONGEST_RETRY_SECONDS)
         seconds = later * (0.5 + 0.5 * self._jitter.random())

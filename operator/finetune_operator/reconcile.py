@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from finetune_api.job import FineTuneJob, job_from
 from finetune_operator.apply import apply_objects, post_events, write_status
 from finetune_operator.client import FINETUNE_JOBS, Cluster, ClusterError, Conflict, Manifest, NotFound, Unavailable
-from finetune_operator.metrics import LOOKS, STATUS_WRITES
+from finetune_operator.joblog import has_uid
+from finetune_operator.metrics import STATUS_WRITES
 from finetune_operator.observe import Departed, observe
 from finetune_operator.pace import Pace
 from finetune_operator.plan.decide import decide, refused_child
@@ -45,18 +46,13 @@ class Reconciler:
             RetryLater: the API server did not let the look end.
         """
         try:
-            after = await self._look(*key)
+            return await self._look(*key)
         except Conflict as error:
-            LOOKS.labels("conflict").inc()
             raise RetryLater(str(error), CHANGED_MEANWHILE_SECONDS) from error
         except Unavailable as error:
-            LOOKS.labels("unavailable").inc()
             raise RetryLater(str(error), error.retry_after) from error
         except ClusterError as error:
-            LOOKS.labels("refused").inc()
             raise RetryLater(f"{type(error).__name__}: {error}") from error
-        LOOKS.labels("done").inc()
-        return after
 
     async def _look(self, namespace: str, name: str) -> float | None:
         now = self.clock()
@@ -65,6 +61,7 @@ class Reconciler:
         except NotFound:
             self._forget((namespace, name))
             return None
+        has_uid(manifest["metadata"].get("uid"))
         if (why := unreadable_status(manifest)) is not None:
             LOG.error("%s/%s: its status is another version's and is left alone: %s", namespace, name, why)
             return None

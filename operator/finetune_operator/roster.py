@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import names
+from finetune_operator.census import Census
 from finetune_operator.queue import Key
 
 Manifest = dict[str, Any]
@@ -39,19 +40,24 @@ class Known:
 class Roster:
     """All jobs that the watch has told of."""
 
-    def __init__(self) -> None:
+    def __init__(self, census: Census | None = None) -> None:
         self._known: dict[Key, Known] = {}
+        self._census = census
 
     def saw(self, manifest: Manifest) -> bool:
         """Note a job. Returns whether it is new or what it asks for has changed: a status change is our own writing."""
         key, now = key_of(manifest), _known(manifest)
         before = self._known.get(key)
         self._known[key] = now
+        if self._census is not None:
+            self._census.saw(key, manifest)
         return before is None or before.asked != now.asked
 
     def gone(self, key: Key) -> None:
         """Forget a deleted job."""
         self._known.pop(key, None)
+        if self._census is not None:
+            self._census.gone(key)
 
     def waiting(self) -> list[Key]:
         """Jobs that have not started: a new or changed runtime may be what they wait for."""

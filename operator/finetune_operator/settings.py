@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number
 
 PERIODS_OF_SILENCE = 6
+
+
+class LeaderElection(ApiModel):
+    """The Lease that one of several operators holds while it works."""
+
+    namespace: Name
+    """Where it lies: the operator's own namespace."""
+    name: Name
+    """Its name."""
+    lease_duration_seconds: Annotated[Number, Field(ge=1, le=600)] = 15.0
+    """How long the others wait for a holder that says nothing."""
+    renew_deadline_seconds: Annotated[Number, Field(ge=0.5, le=600)] = 10.0
+    """How long a holder that cannot renew it goes on; less than the duration."""
+    retry_period_seconds: Annotated[Number, Field(ge=0.1, le=60)] = 2.0
+    """How often it is renewed, or asked for; less than the deadline."""
+
+    @model_validator(mode="after")
+    def _ends_before_another_begins(self) -> LeaderElection:
+        if not self.lease_duration_seconds > self.renew_deadline_seconds > self.retry_period_seconds:
+            raise ValueError(
+                "leaseDurationSeconds must be above renewDeadlineSeconds, which must be above retryPeriodSeconds"
+            )
+        return self
 
 
 class Settings(ApiModel):
@@ -41,6 +64,10 @@ class Settings(ApiModel):
     """Age of a waiting job, or of a difference between list and watch, from which /healthz says unhealthy."""
     health_port: Annotated[Integer, Field(ge=0, le=65535)] = 8081
     """Port of /healthz and /metrics; 0 = any free one."""
+    shutdown_seconds: Annotated[Number, Field(ge=0, le=600)] = 20.0
+    """How long the looks under way may take to end on SIGTERM."""
+    leader_election: LeaderElection | None = None
+    """The lease to hold while working. Absent = this process is the only one."""
 
     @property
     def patience_seconds(self) -> float:

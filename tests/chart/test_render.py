@@ -222,5 +222,5 @@ def test_values_that_mean_nothing_are_refused_by_name(values, named) -> None:
 
 def test_the_schema_knows_every_setting() -> None:
     schema = json.loads(Path(CHART / "values.schema.json").read_text())["properties"]["settings"]
-    assert set(schema["properties"]) == {field.alias for field in Settings.model_fields.values()}
+    assert set(schema["properties"]) == {field.alias for field in Settings.model_fields.values()} - {"leaderElection"}
     assert schema["additionalProperties"] is False

@@ -105,6 +105,7 @@ class LocalRun:
             gpus=_gpus(spec, runtime),
             offline=runtime.offline if runtime else False,
             mounts={f"pvc://{name}": str(folder) for name, folder in self.claims.items()},
+            allow_remote_code=runtime.allow_remote_code if runtime else False,
         )
         return configure(spec, values, place)
 

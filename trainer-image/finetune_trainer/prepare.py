@@ -136,7 +136,7 @@ def _gather(config: TrainerConfig, layout: Layout) -> Inputs:
     checkpoint_digest = check_checkpoint(config.start, config.mounts)
     check_architecture(config.start, config.mounts, config.offline)
     template = config.data.chat_template or inherited_template(config.start, config.mounts)
-    model = read_model(config.start.model, config.mounts, config.offline, template)
+    model = read_model(config.start.model, config.mounts, config.offline, template, config.allow_remote_code)
     length = resolve_length(config.max_seq_length, model)
     method = config.training_method
     tokenise = Tokeniser(model.chat, model.vocab_size, method.train_on_inputs)

@@ -1,7 +1,8 @@
-"""What a job may touch: every claim, config map and URI that it names must match the runtime's `access`.
+"""What a job may touch: every Secret, claim, config map and URI that it names must match the runtime's `access`.
 
-Users create jobs, the operator creates pods; without this check anyone could read any volume of the namespace
-through us. Each refusal names the field, its value, and the entry that would allow it.
+Users create jobs, the operator creates pods; without this check anyone could read any volume or Secret of the
+namespace through us. A field that names something outside the job is a `Use`, and every Use passes `use_refused`.
+Each refusal names the field, its value, and the entry that would allow it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from finetune_api.job import FineTuneJob
 from finetune_api.runtime import Access
 from finetune_api.status import Reason
 from finetune_api.uris import UriParts, parse_uri
+from finetune_operator.plan.secrets import secrets_of
 from finetune_operator.plan.state import Refusal
+
+SECRET = "secret://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,19 @@ class Use:
         """The URI taken apart."""
         return parse_uri(self.uri)
 
+    @property
+    def given(self) -> str:
+        """What the user wrote."""
+        return self.uri.removeprefix(SECRET)
+
+
+def uses_of(job: FineTuneJob, target: str) -> tuple[Use, ...]:
+    """Everything outside `job` that it names, but for its weights (see `weights_of`); `target` is its output's URI."""
+    spec = job.spec
+    secrets = (Use(f"{secret.field}.name", f"{SECRET}{secret.ref.name}") for secret in secrets_of(job))
+    validation = (Use("validationFile", spec.validation_file),) if spec.validation_file else ()
+    return (*secrets, Use("trainingFile", spec.training_file), *validation, Use("output.uri", target, write=True))
+
 
 def namespace_refused(job: FineTuneJob, runtime: str, access: Access) -> Refusal | None:
     """The refusal of a job whose namespace may not use the runtime."""
@@ -43,6 +60,10 @@ def namespace_refused(job: FineTuneJob, runtime: str, access: Access) -> Refusal
 def use_refused(use: Use, namespace: str, runtime: str, access: Access) -> Refusal | None:
     """The refusal of one use; None = allowed."""
     parts, word = use.parts, "write" if use.write else "read"
+    if parts.scheme == "secret":
+        if _matches(parts.root, access.secrets, namespace):
+            return None
+        return _refusal(use.field, use.given, f"Secret {parts.root}", runtime, "secrets", parts.root)
     if parts.scheme == "pvc":
         globs = access.claims.write if use.write else access.claims.read
         if _matches(parts.root, globs, namespace):

@@ -35,12 +35,12 @@ def news(old: JobStatus | None, new: JobStatus) -> News:
 
 def urgent_part(report: Report) -> object:
     """What of a report cannot wait: all but figures. Of warnings their kinds, because the numbers in them move."""
-    figures = {"progress": None, "metrics": None, "recovery": None, "warnings": ()}
+    figures = {"progress": None, "metrics": None, "recovery": None, "history": None, "warnings": ()}
     return report.model_copy(update=figures), frozenset(w.reason for w in report.warnings)
 
 
 def _without_progress(status: JobStatus) -> JobStatus:
-    update = {"progress": None, "metrics": None, "recovery": None}
+    update = {"progress": None, "metrics": None, "recovery": None, "history": None}
     return status.model_copy(update={**update, "warnings": tuple(_kind(warning) for warning in status.warnings)})
 
 

@@ -12,6 +12,7 @@ from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.runtime import PodTemplate, RuntimeSpec
 from finetune_api.trainer import Stage, TrainerConfig
+from finetune_operator.plan.secrets import secret_environment
 from finetune_operator.plan.size import GPU_RESOURCE, Size, size_of
 from finetune_operator.plan.state import Manifest
 from finetune_operator.plan.volumes import volumes_of
@@ -30,11 +31,13 @@ def pod_template(
             "labels": {**platform.labels, **labels},
             "annotations": {**platform.annotations, names.CONFIG_ANNOTATION: text},
         },
-        "spec": _pod_spec(stage, runtime, config, size_of(job, runtime)),
+        "spec": _pod_spec(stage, runtime, config, size_of(job, runtime), secret_environment(job)),
     }
 
 
-def _pod_spec(stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, size: Size) -> Manifest:
+def _pod_spec(
+    stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, size: Size, secrets: list[Manifest]
+) -> Manifest:
     platform = runtime.pod_template
     volumes, mounts = volumes_of(config)
     return {
@@ -53,7 +56,7 @@ def _pod_spec(stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, size: S
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [*platform.volumes, *volumes],
-        "containers": [_container(stage, runtime, size, mounts)],
+        "containers": [_container(stage, runtime, size, mounts, secrets)],
     }
 
 
@@ -70,14 +73,16 @@ def _placement(platform: PodTemplate) -> dict[str, Any]:
     return {key: value for key, value in placement.items() if value}
 
 
-def _container(stage: Stage, runtime: RuntimeSpec, size: Size, mounts: list[Manifest]) -> Manifest:
+def _container(
+    stage: Stage, runtime: RuntimeSpec, size: Size, mounts: list[Manifest], secrets: list[Manifest]
+) -> Manifest:
     platform = runtime.pod_template
     program = stage.value.lower()
     return {
         "name": CONTAINER,
         "image": runtime.image,
         "args": [program, f"{names.CONFIG_DIRECTORY}/{names.CONFIG_FILE}"],
-        "env": _environment(platform, runtime.offline),
+        "env": _environment(platform, runtime.offline, secrets),
         **({"envFrom": list(platform.env_from)} if platform.env_from else {}),
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT}],
         "resources": _resources(size, gpus=size.gpus if stage is Stage.TRAIN else 0),
@@ -102,8 +107,9 @@ def _resources(size: Size, gpus: int) -> Manifest:
     return {"requests": requests, "limits": limits}
 
 
-def _environment(platform: PodTemplate, offline: bool) -> list[Manifest]:
-    """The platform's variables, then ours, which win: the root is read-only and the user has no entry in passwd."""
+def _environment(platform: PodTemplate, offline: bool, secrets: list[Manifest]) -> list[Manifest]:
+    """The platform's variables, then ours and the job's Secrets, which win: the root is read-only and the user has no
+    entry in passwd."""
     home = names.HOME_DIRECTORY
     fixed: dict[str, str] = {
         "HOME": home,
@@ -118,5 +124,6 @@ def _environment(platform: PodTemplate, offline: bool) -> list[Manifest]:
         **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     }
     pod_uid = {"name": names.POD_UID_ENV, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
-    theirs = [e for e in platform.env if e.get("name") not in fixed and e.get("name") != names.POD_UID_ENV]
-    return [*theirs, *({"name": name, "value": value} for name, value in fixed.items()), pod_uid]
+    ours: list[Manifest] = [*({"name": name, "value": value} for name, value in fixed.items()), pod_uid, *secrets]
+    taken = {entry["name"] for entry in ours}
+    return [*(entry for entry in platform.env if entry.get("name") not in taken), *ours]

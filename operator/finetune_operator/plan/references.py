@@ -8,7 +8,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.resolve import ResolvedValues, resolve
 from finetune_api.runtime import FineTuneRuntime
 from finetune_api.status import Reason
-from finetune_operator.plan.access import Use, namespace_refused, use_refused
+from finetune_operator.plan.access import Use, namespace_refused, use_refused, uses_of
 from finetune_operator.plan.limits import model_limits_refused, size_refused
 from finetune_operator.plan.size import output_uri, size_of
 from finetune_operator.plan.state import Observed, Refusal
@@ -55,7 +55,7 @@ def permit(job: FineTuneJob, observed: Observed) -> Permitted | Refusal:
     if target is None:
         message = f"output.uri is not set and FineTuneRuntime {name} has no spec.defaults.output.uri: set output.uri"
         return Refusal(Reason.INVALID_SPEC, message)
-    named = _files(job, target)
+    named = uses_of(job, target)
     for use in named:
         if refused := use_refused(use, namespace, name, spec.access):
             return refused
@@ -107,13 +107,6 @@ def missing(job: FineTuneJob, permitted: Permitted, observed: Observed) -> Refus
         )
         return Refusal(Reason.SERVICE_ACCOUNT_NOT_FOUND, message)
     return None
-
-
-def _files(job: FineTuneJob, target: str) -> tuple[Use, ...]:
-    uses = [Use("trainingFile", job.spec.training_file)]
-    if job.spec.validation_file is not None:
-        uses.append(Use("validationFile", job.spec.validation_file))
-    return (*uses, Use("output.uri", target, write=True))
 
 
 def _weight_files(weights: Weights) -> tuple[Use, ...]:

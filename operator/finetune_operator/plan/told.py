@@ -6,11 +6,13 @@ that JSON cannot carry are left out.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 
 from pydantic import ValidationError
 
+from finetune_api.history import History, joined
 from finetune_api.report import DATA_SENTENCES, DataErrorCode, Report
 from finetune_api.schedule import offered, spaced
 from finetune_api.status import (
@@ -18,6 +20,7 @@ from finetune_api.status import (
     Checkpoint,
     DataStatus,
     JobStatus,
+    JobWarning,
     Metrics,
     Resolved,
     ResolvedModel,
@@ -25,6 +28,10 @@ from finetune_api.status import (
 from finetune_operator.plan.state import Heard, Pod
 
 UNKNOWN_ERROR = "the row is invalid"
+MAX_TOLD_BYTES = 160 * 1024
+"""More than any run of our trainer tells; a report that would lead beyond it gives figures only."""
+TOLD = {"data", "metrics", "history", "checkpoints", "warnings"}
+TO_THE_MINUTE = len("2026-01-31T12:00")
 
 
 def last_word(pod: Pod, job_uid: str) -> Report | None:
@@ -65,18 +72,43 @@ def retold(status: JobStatus, pod: Pod, report: Report, at: str, n_checkpoints: 
     data = _longer(status.data, _rendered(report.data)) if report.data else status.data
     checkpoints = _together(status.checkpoints, tuple(_finite_checkpoint(c) for c in report.checkpoints))
     total = status.resolved.total_steps if status.resolved else None
-    return status.model_copy(
-        update={
-            "resolved": _resolved(status.resolved, report.resolved),
-            "data": data,
-            "progress": progress,
-            "metrics": _finite(report.metrics) or status.metrics,
-            "recovery": report.recovery or status.recovery,
-            "checkpoints": offered(checkpoints, spaced(n_checkpoints, total)) if total else checkpoints,
-            "warnings": report.warnings or status.warnings,
-            "output": report.output or status.output,
-        }
-    )
+    few = {
+        "resolved": _resolved(status.resolved, report.resolved),
+        "progress": progress,
+        "recovery": report.recovery or status.recovery,
+        "output": report.output or status.output,
+    }
+    many = {
+        "data": data,
+        "metrics": _finite(report.metrics) or status.metrics,
+        "history": _history(status, report, at),
+        "checkpoints": offered(checkpoints, spaced(n_checkpoints, total)) if total else checkpoints,
+        "warnings": tuple(_printable(warning) for warning in report.warnings) or status.warnings,
+    }
+    whole = status.model_copy(update={**few, **many})
+    return whole if _size(whole) <= MAX_TOLD_BYTES else status.model_copy(update=few)
+
+
+def _size(status: JobStatus) -> int:
+    """Bytes of what pods have told, as JSON, where every character outside ASCII takes six or more."""
+    told = status.model_dump(mode="json", include=TOLD, exclude_none=True)
+    return len(json.dumps(told, separators=(",", ":")))
+
+
+def _history(status: JobStatus, report: Report, at: str) -> History | None:
+    """At most once a minute, because curves are most of what a status weighs; the last word's at once.
+
+    The minute of the stored report tells when that was, so that a restarted operator knows it too.
+    """
+    before = status.progress.last_report_time if status.progress and status.history else None
+    if before is not None and before[:TO_THE_MINUTE] == at[:TO_THE_MINUTE] and not report.finished:
+        return status.history
+    return joined(status.history, report.history)
+
+
+def _printable(warning: JobWarning) -> JobWarning:
+    """A pod's own words, without what would steer a terminal."""
+    return warning.model_copy(update={"message": "".join(c if c.isprintable() else " " for c in warning.message)})
 
 
 def _resolved(ours: Resolved | None, theirs: Resolved | None) -> Resolved | None:

@@ -34,6 +34,7 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
         gpus=size_of(job, runtime).gpus,
         offline=runtime.offline,
         mounts=mounts_of(start.model, start.same_as, start.adapter, spec.training_file, spec.validation_file, target),
+        allow_remote_code=runtime.allow_remote_code,
     )
     return configure(spec, values, place)
 

@@ -50,7 +50,7 @@ def test_every_warning_is_explained_in_the_operations_page(code) -> None:
 
 def test_a_sentence_is_rendered_from_its_values() -> None:
     failure = Failure(code=FailureCode.DATA_NOT_FOUND, args={"uri": "pvc://a/b", "field": "trainingFile"})
-    assert failure.sentence == "pvc://a/b does not exist: check trainingFile"
+    assert failure.sentence == "pvc://a/b does not exist or may not be read: check trainingFile"
     assert failure.exit_code is ExitCode.DATA_UNREACHABLE
 
 

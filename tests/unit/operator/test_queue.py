@@ -206,3 +206,32 @@ def test_the_oldest_age_is_that_of_the_key_that_waits_longest():
         assert queue.oldest_age() == 40.0
 
     asyncio.run(story())
+
+
+def test_a_closed_queue_ends_what_is_under_way_and_begins_nothing():
+    async def story() -> tuple[list[str], list[str]]:
+        begun: list[str] = []
+        ended: list[str] = []
+        go_on = asyncio.Event()
+
+        async def work(key: Key) -> float | None:
+            begun.append(key[1])
+            await go_on.wait()
+            ended.append(key[1])
+            return None
+
+        queue = WorkQueue(asyncio.get_running_loop().time)
+        task = asyncio.create_task(queue.run(work, 2))
+        for name in ("a", "b", "c"):
+            await queue.add(("ns", name))
+        await asyncio.sleep(0.05)
+        closing = asyncio.create_task(queue.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        go_on.set()
+        await asyncio.wait_for(closing, 2)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        return begun, ended
+
+    assert asyncio.run(story()) == (["a", "b"], ["a", "b"])

@@ -192,3 +192,26 @@ def test_the_largest_configuration_fits_an_annotation():
     text = manifest["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
     assert len(text.encode()) < 64 * 1024
     assert TrainerConfig.model_validate_json(text).training_file == uri
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_both_stages_get_the_token_by_reference_and_cannot_start_without_it(stage):
+    theirs = {"podTemplate": {"env": [{"name": "HF_TOKEN", "value": "the platform's"}]}}
+    manifest = child(stage, runtime=theirs, hfTokenSecretRef={"name": "finetune-hf", "key": "token"})
+    _, container = pod_of(manifest)
+    given = [entry for entry in container["env"] if entry["name"] == "HF_TOKEN"]
+    assert given == [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "finetune-hf", "key": "token"}}}]
+    assert "finetune-hf" not in manifest["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+
+
+def test_a_job_without_a_token_keeps_that_of_the_platform():
+    theirs = {"podTemplate": {"env": [{"name": "HF_TOKEN", "value": "the platform's"}]}}
+    _, container = pod_of(child(runtime=theirs))
+    assert {"name": "HF_TOKEN", "value": "the platform's"} in container["env"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_only_the_runtime_says_whether_code_of_a_model_is_run(allowed):
+    manifest = child(runtime={"allowRemoteCode": True} if allowed else {})
+    text = manifest["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+    assert TrainerConfig.model_validate_json(text).allow_remote_code is allowed

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from builders import JOB_UID, NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, report_for
+from builders import JOB_UID, NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, make_progress, report_for
+from finetune_api.history import History, Series
 from finetune_api.report import Report
-from finetune_api.status import CheckpointType, JobStatus, Resolved
+from finetune_api.status import CheckpointType, JobStatus, JobWarning, Resolved
 from finetune_api.trainer import Stage
-from finetune_operator.plan.told import last_word, retold
+from finetune_operator.plan.told import MAX_TOLD_BYTES, last_word, retold
 
 INTERMEDIATE, FINAL, MERGED = CheckpointType.INTERMEDIATE, CheckpointType.FINAL, CheckpointType.FINAL_MERGED
 POD = make_pod(make_child(make_job(), Stage.TRAIN))
@@ -48,6 +50,49 @@ def test_a_former_best_leaves_the_status_unless_the_job_asked_for_it():
     assert [(c.step, c.best) for c in after(before, better)] == [(10, False), (18, True)]
     final = make_checkpoint(17, FINAL)
     assert [c.step for c in after(before, final)] == [10, 15, 17], "after an early stop the final one lies anywhere"
+
+
+def curve(*steps):
+    return History(series=(Series(name="train/loss", points=tuple((step, 1.0) for step in steps)),))
+
+
+def heard(status, at, **fields):
+    return retold(status, POD, report_for(POD, Stage.TRAIN, **fields), at, 2)
+
+
+def test_the_history_is_taken_up_at_most_once_a_minute_and_with_the_last_word():
+    first = heard(JobStatus(), "2026-01-02T03:04:05Z", progress=make_progress(1), history=curve(1))
+    assert first.history == curve(1), "the first curve waits for nothing"
+    same_minute = heard(first, "2026-01-02T03:04:59Z", progress=make_progress(2), history=curve(1, 2))
+    assert (same_minute.history, same_minute.progress.step) == (curve(1), 2)
+    next_minute = heard(same_minute, "2026-01-02T03:05:01Z", progress=make_progress(3), history=curve(1, 2, 3))
+    assert next_minute.history == curve(1, 2, 3)
+    last = heard(next_minute, "2026-01-02T03:05:02Z", progress=make_progress(4), history=curve(4), finished=True)
+    assert last.history == curve(1, 2, 3, 4), "another pod's points stay"
+
+
+def test_a_report_that_would_swell_the_status_gives_figures_only():
+    """Every name and text as long as it may be, and new checkpoints in each report."""
+
+    def hostile(round_):
+        text = "\u00fc" * 4096
+        values = {f"{'m' * 60}{number:02d}": 1.0 for number in range(32)}
+        fields = {"uri": f"{round_}{text[:4000]}", "metrics": values, "step": round_}
+        checkpoints = (make_checkpoint(round_, INTERMEDIATE).model_copy(update=fields),)
+        warnings = (JobWarning(reason="R", message=text),)
+        return {"progress": make_progress(round_), "checkpoints": checkpoints, "warnings": warnings}
+
+    status = JobStatus()
+    for round_ in range(40):
+        status = heard(status, NOW_TEXT, **hostile(round_))
+        assert len(json.dumps(status.to_json())) < 1.1 * MAX_TOLD_BYTES
+    assert status.progress.step == 39
+    assert 1 < len(status.checkpoints) < 34
+
+
+def test_a_warning_cannot_steer_a_terminal():
+    warning = JobWarning(reason="R", message="loss\x1b[2Jis\nfine \u202eabc")
+    assert heard(JobStatus(), NOW_TEXT, warnings=(warning,)).warnings[0].message == "loss [2Jis fine  abc"
 
 
 @pytest.mark.parametrize(

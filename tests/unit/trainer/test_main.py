@@ -56,7 +56,7 @@ def test_a_named_cause_is_said_and_is_the_exit_code(tiny_model, tmp_path, pod, c
     assert "run `finetune-train prepare` with the same configuration first" in capsys.readouterr().err
     (tmp_path / "train.jsonl").unlink()
     assert entry.main(["prepare", str(config)]) == 20
-    assert "train.jsonl does not exist: check trainingFile" in capsys.readouterr().err
+    assert "train.jsonl does not exist or may not be read: check trainingFile" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 WEIGHT_PATTERNS = ["*.safetensors"]
+CODE_PATTERNS = ["*.py"]
 LEFT_OUT = ["*/*", "consolidated*"]
 """Subfolders hold other formats of the same weights (onnx, original); `consolidated` is a second copy of them."""
 WAITS = (1.0, 4.0)
@@ -82,14 +83,16 @@ def count_parameters(repo: str, commit: str) -> int:
     return sum(header.parameter_count.values())
 
 
-def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: bool) -> str:
-    """Download a model's files into the client's cache, no code among them, and return the folder, named by its commit.
+def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: bool, code: bool = False) -> str:
+    """Download a model's files into the client's cache and return the folder, named by its commit.
+
+    Its code is left out unless `code` says otherwise.
 
     Raises:
         HubFailed
     """
     disable_progress_bars()
-    patterns = [*CONFIG_PATTERNS, *WEIGHT_PATTERNS] if weights else CONFIG_PATTERNS
+    patterns = [*CONFIG_PATTERNS, *(WEIGHT_PATTERNS if weights else ()), *(CODE_PATTERNS if code else ())]
     return _ask(
         lambda: snapshot_download(
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=LEFT_OUT, local_files_only=offline

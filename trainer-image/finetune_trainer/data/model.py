@@ -22,6 +22,7 @@ from finetune_trainer.data.hub import HubFailed
 from finetune_trainer.data.sources import FetchedModel, fetch_model, fetch_tokenizer, model_failure
 from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.files import weight_files, weights_digest
+from finetune_trainer.remote_code import refuse_code
 from finetune_trainer.volumes import OutsideVolume, locate_folder
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -52,13 +53,19 @@ class StartModel:
     chat: ChatTokenizer
 
 
-def read_model(uri: str, mounts: Mapping[str, str], offline: bool, template: str | None = None) -> StartModel:
+def read_model(
+    uri: str, mounts: Mapping[str, str], offline: bool, template: str | None = None, remote_code: bool = False
+) -> StartModel:
     """Fetch and read everything but the weights; `template` renders messages in place of the model's own.
 
+    No code of the model is run here; one that needs it is refused unless training may run it (`remote_code`).
+
     Raises:
-        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable; ConfigInvalid for a template that is none.
+        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable, RemoteCode; ConfigInvalid for a template that is
+            none.
     """
     model = fetch_model(uri, mounts, offline, tokenizer_only=True)
+    refuse_code(uri, model.path, remote_code)
     config = _read_config(uri, model.path)
     chat = read_tokenizer(uri, model.path, template)
     parts = parse_uri(uri)

@@ -61,11 +61,18 @@ def _fetch_from_hub(parts: UriParts, offline: bool) -> Path:
 
 
 def fetch_model(
-    uri: str, mounts: Mapping[str, str], offline: bool, revision: str | None = None, tokenizer_only: bool = False
+    uri: str,
+    mounts: Mapping[str, str],
+    offline: bool,
+    revision: str | None = None,
+    tokenizer_only: bool = False,
+    code: bool = False,
 ) -> FetchedModel:
-    """A model's folder: configuration, tokenizer and (unless `tokenizer_only`) weights; safetensors, never code.
+    """A model's folder: configuration, tokenizer and (unless `tokenizer_only`) weights, in safetensors alone.
 
-    `revision` is a commit known from before; it goes before the one that the URI names.
+    Args:
+        revision: a commit known from before; it goes before the one that the URI names.
+        code: the model's own code is wanted too.
 
     Raises:
         RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable.
@@ -73,7 +80,7 @@ def fetch_model(
     parts = parse_uri(uri)
     try:
         if parts.scheme == "hf":
-            return _model_from_hub(parts, revision or parts.revision, offline, tokenizer_only)
+            return _model_from_hub(parts, revision or parts.revision, offline, tokenizer_only, code)
         path = locate_folder(uri, mounts)
         if not path.is_dir():
             raise failed(FailureCode.MODEL_NOT_FOUND, uri=uri)
@@ -107,10 +114,12 @@ def fetch_tokenizer(uri: str) -> tuple[Path, str | None]:
         raise model_failure(uri, problem) from problem
 
 
-def _model_from_hub(parts: UriParts, revision: str | None, offline: bool, tokenizer_only: bool) -> FetchedModel:
+def _model_from_hub(
+    parts: UriParts, revision: str | None, offline: bool, tokenizer_only: bool, code: bool
+) -> FetchedModel:
     if not offline and not hub.has_weights(parts.root, revision):
         raise HubFailed(Trouble.UNSUPPORTED, NO_WEIGHTS)
-    path = Path(hub.fetch_snapshot(parts.root, revision, weights=not tokenizer_only, offline=offline))
+    path = Path(hub.fetch_snapshot(parts.root, revision, weights=not tokenizer_only, offline=offline, code=code))
     return FetchedModel(path, path.name)
 
 

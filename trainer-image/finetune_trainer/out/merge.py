@@ -21,6 +21,7 @@ from torch import Tensor
 from finetune_api.report import FailureCode
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import ADAPTER_WEIGHTS, MODEL_INDEX, weight_files
+from finetune_trainer.remote_code import code_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 COPIED = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", MODEL_INDEX)
@@ -93,9 +94,9 @@ class Merger:
                         whole = whole and place.stored_as in WHOLE
         if left:
             raise self._failed(f"its files have no tensor {min(left)}")
-        for name in COPIED:
-            if (self.base / name).is_file():
-                shutil.copyfile(self.base / name, target / name)
+        for path in (*(self.base / name for name in COPIED), *code_files(self.base)):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
         return whole
 
     def _updates(self) -> dict[str, Update]:

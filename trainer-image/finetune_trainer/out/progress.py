@@ -118,8 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
 def fitted(report: Report, size: int) -> bytes:
     """The report as strict JSON of at most `size` bytes: what matters least goes first.
 
-    Texts that the operator can render itself, token statistics, warnings, older checkpoints, data errors from the
-    last; counts stay exact.
+    Texts that the operator can render itself, curves, token statistics, warnings, older checkpoints, data errors from
+    the last; counts stay exact.
 
     Raises:
         ValueError: a value is not finite.
@@ -138,6 +138,8 @@ def _shorter(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     data: dict[str, Any] = document.get("data", {})
     for error in data.get("errors", []):
         error.pop("message", None)
+    yield document
+    document.pop("history", None)
     yield document
     data.pop("tokens", None)
     data.pop("warnings", None)

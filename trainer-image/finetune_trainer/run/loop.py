@@ -135,7 +135,7 @@ class Loop:
         best = self._judge.after(self.position.best, step, watched) if step else self.position.best
         self.metrics.append(step, "eval", values)
         self.position = replace(self.position, evaluation=values, best=best)
-        self.teller.evaluated(values)
+        self.teller.evaluated(step, values)
 
     def _watched(self, values: dict[str, float]) -> float:
         """Raises: RunFailed: ConfigInvalid: the method does not measure what is to be watched."""

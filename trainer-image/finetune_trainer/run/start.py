@@ -123,7 +123,13 @@ def load_work(
     """
     check_checkpoint(config.start, config.mounts)
     device = choose_device(config.gpus)
-    fetched = fetch_model(config.start.model, config.mounts, config.offline, prepared.model_revision)
+    fetched = fetch_model(
+        config.start.model,
+        config.mounts,
+        config.offline,
+        prepared.model_revision,
+        code=config.allow_remote_code,
+    )
     start = _start_folders(config, fetched)
     with weights_fit(device):
         policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device)
@@ -229,6 +235,7 @@ def _start_folders(config: TrainerConfig, fetched: FetchedModel) -> StartFolders
         base_name=parts.root if on_hub else config.start.model,
         base_revision=fetched.revision,
         adapter=locate(config.start.adapter, config.mounts) if config.start.adapter else None,
+        remote_code=config.allow_remote_code,
     )
 
 

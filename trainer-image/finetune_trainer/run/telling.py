@@ -10,6 +10,7 @@ from finetune_api.metrics import status_values
 from finetune_api.report import EarlyStop, WarningCode
 from finetune_api.status import Checkpoint, JobWarning, Metrics, Progress, Recovery
 from finetune_trainer.out.clock import now
+from finetune_trainer.run.curves import Curves
 
 RECENT_STEPS = 20
 EPOCH_DIGITS, SPEED_DIGITS = 3, 1
@@ -24,6 +25,7 @@ class Teller:
         self._total = total_steps
         self._per_epoch = steps_per_epoch
         self._metrics = Metrics()
+        self._curves = Curves()
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
         self._tokens: deque[int] = deque(maxlen=RECENT_STEPS)
         self._since = monotonic()
@@ -53,13 +55,13 @@ class Teller:
 
     def stepped(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
         """A step is done: `tokens` so far, and its metrics."""
-        self._metrics = self._metrics.model_copy(update={"train": status_values(values)})
-        self._tell(progress=self._progress(step, tokens), metrics=self._metrics)
+        self._measured(step, "train", values)
+        self._tell(progress=self._progress(step, tokens), metrics=self._metrics, history=self._curves.history())
 
-    def evaluated(self, values: Mapping[str, float]) -> None:
-        """An evaluation is done."""
-        self._metrics = self._metrics.model_copy(update={"eval": status_values(values)})
-        self._tell(metrics=self._metrics)
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """An evaluation after `step` is done."""
+        self._measured(step, "eval", values)
+        self._tell(metrics=self._metrics, history=self._curves.history())
 
     def stopped_early(self, stop: EarlyStop, tokens: int) -> None:
         """Training has ended before its last step: so it stays."""
@@ -82,13 +84,19 @@ class Teller:
         new = {warning.reason for warning in self.warnings}
         self.warnings = (*(w for w in warnings if w.reason not in new), *self.warnings)
         self._tell(recovery=recovery, warnings=self.warnings)
-        self.evaluated(evaluation)
+        self._metrics = self._metrics.model_copy(update={"eval": status_values(evaluation)})
+        self._tell(metrics=self._metrics)
 
     def warn(self, code: WarningCode, message: str, step: int | None = None) -> None:
         """Something a person should know; it replaces what was said of the same kind before."""
         others = tuple(w for w in self.warnings if w.reason != code)
         self.warnings = (*others, JobWarning(reason=code, message=message, step=step))
         self._tell(warnings=self.warnings)
+
+    def _measured(self, step: int, stage: str, values: Mapping[str, float]) -> None:
+        named = status_values(values)
+        self._metrics = self._metrics.model_copy(update={stage: named})
+        self._curves.add(step, stage, named)
 
     def _progress(self, step: int, tokens: int, left: int | None = None) -> Progress:
         """`left`: steps that follow; absent = all that were planned."""

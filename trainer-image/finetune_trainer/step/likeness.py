@@ -61,19 +61,19 @@ def likeness(
     Raises:
         RunFailed: ModelUnsupported, AdapterUnsupported: one of them does not load.
     """
-    with _loaded(start.base, start.base_uri, device) as causal:
+    with _loaded(start.base, start.base_uri, device, start.remote_code) as causal:
         base = _logits(causal, rows)
         model: Any = with_adapter(causal, replace(start, adapter=adapter))
         adapted = _logits(model, rows)
-    with _loaded(merged, str(merged), device) as causal:
+    with _loaded(merged, str(merged), device, start.remote_code) as causal:
         after = _logits(causal, rows)
     return Likeness(difference=_norm(after, adapted), effect=_norm(adapted, base), size=_norm(adapted))
 
 
 @contextmanager
-def _loaded(folder: Path, uri: str, device: torch.device) -> Iterator[PreTrainedModel]:
+def _loaded(folder: Path, uri: str, device: torch.device, remote_code: bool) -> Iterator[PreTrainedModel]:
     """The model in the precision of its files; its memory is given back afterwards."""
-    causal = load_base(folder, uri, None, device).causal
+    causal = load_base(folder, uri, None, device, remote_code=remote_code).causal
     try:
         yield causal.eval()
     finally:

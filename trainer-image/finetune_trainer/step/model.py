@@ -118,12 +118,12 @@ def load_policy(
     """The starting weights, ready to train. A new adapter is drawn from `seed` and changes nothing at first.
 
     Raises:
-        RunFailed: ModelUnsupported, AdapterModulesUnknown, AdapterOnHead, AdapterInExperts, AdapterUnsupported,
-            CheckpointMissing.
+        RunFailed: RemoteCode, ModelUnsupported, AdapterModulesUnknown, AdapterOnHead, AdapterInExperts,
+            AdapterUnsupported, CheckpointMissing.
     """
     gpu = device.type == "cuda"
     dtype = torch.bfloat16 if gpu and kind is TrainingKind.LORA else torch.float32
-    base = load_base(start.base, start.base_uri, dtype, device)
+    base = load_base(start.base, start.base_uri, dtype, device, remote_code=start.remote_code)
     root: PeftModel | PreTrainedModel
     if lora is None:
         root = with_adapter_merged(base.causal, start) if start.adapter else base.causal

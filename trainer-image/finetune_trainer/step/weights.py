@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetune_api.report import FailureCode
 from finetune_trainer.failures import MALFORMED, failed
+from finetune_trainer.remote_code import brings_code, refuse_code
 from finetune_trainer.step.logps import Head
 
 PROBE_TOKENS = 8
@@ -33,6 +34,8 @@ class StartFolders:
     base_revision: str | None
     adapter: Path | None
     """The adapter to go on with, or to merge for full training."""
+    remote_code: bool = False
+    """The base's own Python code may be run."""
 
     @property
     def tokenizer(self) -> Path:
@@ -55,15 +58,21 @@ class Base:
     """The attention that transformers loads the model with."""
 
 
-def load_base(folder: Path, uri: str, dtype: torch.dtype | None, device: torch.device) -> Base:
+def load_base(
+    folder: Path, uri: str, dtype: torch.dtype | None, device: torch.device, *, remote_code: bool = False
+) -> Base:
     """Load a causal language model from safetensors files; `uri` names it in errors, no `dtype` is that of the files.
 
+    Its own code is run only with `remote_code`, and only where transformers does not know the model.
+
     Raises:
-        RunFailed: ModelUnsupported: an architecture that transformers does not know, quantised or missing weights, a
-            head that is more than a projection.
+        RunFailed: RemoteCode; ModelUnsupported: an architecture that transformers does not know, quantised or missing
+            weights, a head that is more than a projection.
     """
+    refuse_code(uri, folder, remote_code)
+    trust = remote_code and brings_code(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         dropouts = _switch_off_dropouts(config)
         published_dtype = config.dtype or torch.float32
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -71,7 +80,7 @@ def load_base(folder: Path, uri: str, dtype: torch.dtype | None, device: torch.d
             config=config,
             dtype=dtype or published_dtype,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=trust,
             local_files_only=True,
             output_loading_info=True,
         )

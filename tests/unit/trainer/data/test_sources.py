@@ -2,34 +2,26 @@
 
 import errno
 import os
-import time
 
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 
 from finetune_api.report import FailureCode as Code
 from finetune_trainer.data import hub as hub_module
 from finetune_trainer.data.hub import count_parameters
 from finetune_trainer.data.sources import fetch_file, fetch_model
 from finetune_trainer.failures import RunFailed
-from hub import serving
+from hub import on_this_machine
 from rows import LIGHT_PARAMETERS
 
 ROWS = b'{"messages": []}\n'
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path):
     """A local Hub; the client believes that it is the only one and starts with an empty cache."""
-    with serving() as hub:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits between its tries, as we do
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    with on_this_machine(tmp_path / "cache") as hub:
         yield hub
-        close_session()
 
 
 @pytest.fixture
@@ -123,7 +115,7 @@ def test_data_that_is_not_there_names_the_field(hub, uri):
     hub.add("datasets/me/rows", {"train.jsonl": ROWS})
     failure = failure_of(lambda: fetch_file(uri, {}, False, "validationFile"))
     assert (failure.code, failure.exit_code) == (Code.DATA_NOT_FOUND, 20)
-    assert failure.sentence == f"{uri} does not exist: check validationFile"
+    assert failure.sentence == f"{uri} does not exist or may not be read: check validationFile"
 
 
 def test_a_repository_without_safetensors_is_unsupported(hub):
@@ -169,7 +161,7 @@ def test_a_file_of_a_volume(tmp_path):
     assert fetch_file("pvc://data/train.jsonl", mounts, offline=True) == tmp_path / "train.jsonl"
     for absent in ("gone.jsonl", "folder", "train.jsonl/x"):
         failure = failure_of(lambda uri=f"pvc://data/{absent}": fetch_file(uri, mounts, offline=True))
-        assert failure.sentence == f"pvc://data/{absent} does not exist: check trainingFile"
+        assert failure.sentence == f"pvc://data/{absent} does not exist or may not be read: check trainingFile"
     failure = failure_of(lambda: fetch_file("configmap://x/train.jsonl", mounts, offline=True))
     assert failure.sentence == "configmap://x/train.jsonl could not be read: configmap://x is not mounted"
 

@@ -181,7 +181,7 @@ def test_the_conclusion_keeps_the_last_report_and_removes_the_private_state(publ
     last = Report(job_uid=publisher.config.job.uid, stage=Stage.TRAIN, checkpoints=entries)
     publisher.conclude(last)
     assert not publisher.layout.private.parent.exists()
-    assert json.loads(publisher.layout.manifest.read_text())["last"] == last.to_json()
+    assert Report.model_validate(json.loads(publisher.layout.manifest.read_text())["last"]) == last
 
 
 def test_the_private_state_of_other_jobs_stays(publisher):
