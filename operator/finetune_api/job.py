@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from finetune_api import names
 from finetune_api.base import (
     ApiModel,
     Flag,
@@ -33,7 +34,10 @@ MAX_BATCH_SIZE = 65536
 MAX_EPOCHS = 1000
 MAX_CHECKPOINTS = 32
 MAX_LEARNING_RATE = 10
+MAX_SECONDS = 315360000
+"""Ten years."""
 MAX_SEQ_LENGTH = 16777216
+MAX_NODES = 64
 DEFAULT_BATCH_SIZE = 32
 CPU_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?|[0-9]{1,9}m)$"
 MEMORY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
@@ -139,8 +143,9 @@ Memory = Annotated[int | str, _quantity(MEMORY_PATTERN, "memory", "64Gi")]
 class Resources(ApiModel):
     """What a training pod asks for, within the runtime's limits. Absent values are the runtime's defaults."""
 
-    nodes: Annotated[Integer, Field(ge=1, le=1)] | None = None
-    """Training pods. Absent = 1."""
+    nodes: Annotated[Integer, Field(ge=1, le=MAX_NODES)] | None = None
+    """Training pods that work as one, within the runtime's limits.maxNodes. Every claim that they mount must be
+    ReadWriteMany (or ReadOnlyMany where it is only read). Absent = 1."""
     gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
     """GPUs of each pod; 0 = train on the CPU."""
     cpu: Cpu | None = None
@@ -171,6 +176,16 @@ CheckpointName = Annotated[
 def on_hub(model: str | None) -> bool:
     """Whether `model` may be one of the Hub: a name without a scheme, or hf://."""
     return model is not None and ("://" not in model or model.startswith("hf://"))
+
+
+ManagedBy = Annotated[
+    str,
+    Matching(
+        f"managedBy must be a domain and a path, such as {names.OPERATOR}",
+        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-A-Za-z0-9._/]+$",
+        max_length=63,
+    ),
+]
 
 
 class JobSpec(ApiModel):
@@ -221,8 +236,16 @@ class JobSpec(ApiModel):
     cancel: Flag = False
     """True saves the state, stops the job and keeps its record; it cannot be taken back. Condition Failed, reason
     Cancelled."""
+    active_deadline_seconds: Annotated[Integer, Field(ge=1, le=MAX_SECONDS)] | None = None
+    """How long the job's pods may run, all in all; waiting and suspended time is not counted. After it the state is
+    saved and the job ends with DeadlineExceeded. Absent = the runtime's limit, if it has one."""
     backoff_limit: Annotated[Integer, Field(ge=0, le=100)] = 3
     """Retries after failures that are not the user's. Preemptions are free."""
+    ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=MAX_SECONDS)] | None = None
+    """How long the job is kept after its end; then the operator deletes it, never its results. Absent = for ever. Not
+    for jobs that a GitOps tool applies: it would create a deleted one again, which trains again."""
+    managed_by: ManagedBy = names.OPERATOR
+    """Who looks after the job. Another value makes this operator leave it alone altogether."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -277,6 +300,11 @@ class JobSpec(ApiModel):
     )
     transition_rules: ClassVar[tuple[TransitionRule, ...]] = (
         TransitionRule(
+            message="managedBy is immutable",
+            cel="self.managedBy == oldSelf.managedBy",
+            holds=lambda old, new: old.managed_by == new.managed_by,
+        ),
+        TransitionRule(
             message="cancel cannot be taken back",
             cel="!oldSelf.cancel || self.cancel",
             holds=lambda old, new: not old.cancel or new.cancel,
@@ -289,15 +317,15 @@ class JobSpec(ApiModel):
         return self.output is not None and bool(self.output.merge)
 
 
-MUTABLE_FIELDS = frozenset({"suspend", "cancel"})
+MUTABLE_FIELDS = frozenset({"suspend", "cancel", "active_deadline_seconds", "ttl_seconds_after_finished"})
 """Fields of the spec that may change once the job has started."""
 
 
 def _unchanged_cel() -> str:
-    names = [field.alias for name, field in JobSpec.model_fields.items() if name not in MUTABLE_FIELDS]
+    fixed = [field.alias for name, field in JobSpec.model_fields.items() if name not in MUTABLE_FIELDS]
     same = (
         f"has(self.spec.{n}) == has(oldSelf.spec.{n}) && (!has(self.spec.{n}) || self.spec.{n} == oldSelf.spec.{n})"
-        for n in names
+        for n in fixed
     )
     return "!has(oldSelf.status) || !has(oldSelf.status.startTime) || (" + " && ".join(same) + ")"
 

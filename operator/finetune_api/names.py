@@ -14,6 +14,8 @@ JOB_PLURAL, JOB_SINGULAR, JOB_SHORT = "finetunejobs", "finetunejob", "ftj"
 RUNTIME_PLURAL, RUNTIME_SINGULAR, RUNTIME_SHORT = "finetuneruntimes", "finetuneruntime", "ftr"
 JOB_CATEGORY = "ml"
 
+OPERATOR = f"{GROUP}/operator"
+"""spec.managedBy of the jobs that this operator looks after."""
 FIELD_MANAGER = "finetune-operator"
 MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "finetune-operator"
 JOB_NAME_LABEL = f"{GROUP}/job-name"
@@ -44,6 +46,10 @@ PROGRESS_PORT = 8080
 PROGRESS_PATH, HEALTH_PATH = "/progress", "/healthz"
 PROGRESS_HEADER = "X-Finetune-Job"
 PROGRESS_BYTES = 64 * 1024
+RENDEZVOUS_PORT = 29500
+"""Where the pod of index 0 waits for the others."""
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+"""Which pod of an Indexed Job a pod is."""
 
 # Below the output URI.
 PRIVATE_DIRECTORY = ".finetune"

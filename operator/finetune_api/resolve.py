@@ -40,6 +40,7 @@ class Place:
     gpus: int
     offline: bool
     mounts: dict[str, str]
+    nodes: int = 1
     allow_remote_code: bool = False
     """The runtime's word."""
 
@@ -64,6 +65,7 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         output_uri=place.output_uri,
         output_name=place.output_name,
         gpus=place.gpus,
+        nodes=place.nodes,
         offline=place.offline,
         mounts=place.mounts,
         allow_remote_code=place.allow_remote_code,

@@ -6,13 +6,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Resource, Rule
+from finetune_api.base import ApiModel, Flag, Integer, Matching, Name, Number, Resource, Rule
 from finetune_api.evaluation import MAX_EVALS
 from finetune_api.job import (
     MAX_BATCH_SIZE,
     MAX_CHECKPOINTS,
     MAX_EPOCHS,
     MAX_LEARNING_RATE,
+    MAX_NODES,
+    MAX_SECONDS,
     MAX_SEQ_LENGTH,
     Cpu,
     Memory,
@@ -30,6 +32,14 @@ Globs = Annotated[tuple[Glob, ...], Field(max_length=64)]
 LabelValue = Annotated[str, StringConstraints(strict=True, max_length=4096)]
 StringMap = Annotated[dict[str, LabelValue], Field(max_length=64)]
 OpaqueList = Annotated[tuple[Opaque, ...], Field(max_length=64)]
+DeviceName = Annotated[
+    str,
+    Matching(
+        "gpuResourceName must be the name of an extended resource, domain/name, such as nvidia.com/gpu",
+        r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+        max_length=317,
+    ),
+]
 BatchLimit = Annotated[Integer, Field(ge=1, le=MAX_BATCH_SIZE)]
 SeqLimit = Annotated[Integer, Field(ge=1, le=MAX_SEQ_LENGTH)]
 
@@ -65,6 +75,13 @@ class Access(ApiModel):
     """Persistent volume claims."""
     uri_prefixes: UriAccess = UriAccess()
     """Every other URI (hf://)."""
+
+
+class SecretName(ApiModel):
+    """A Secret in the job's namespace."""
+
+    name: Annotated[Name, Field(min_length=1)]
+    """Its name."""
 
 
 class PodTemplate(ApiModel):
@@ -115,14 +132,16 @@ class Defaults(ApiModel):
 class Limits(ApiModel):
     """The most that a job may ask for."""
 
-    max_nodes: Annotated[Integer, Field(ge=1, le=1)] | None = None
-    """Training pods."""
+    max_nodes: Annotated[Integer, Field(ge=1, le=MAX_NODES)] | None = None
+    """Training pods. Absent = 1: several need volumes that all of them can mount, and a network between them."""
     max_gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
     """GPUs of each pod."""
     max_cpu: Cpu | None = None
     """CPU of each pod."""
     max_memory: Memory | None = None
     """Memory of each pod."""
+    max_active_deadline_seconds: Annotated[Integer, Field(ge=1, le=MAX_SECONDS)] | None = None
+    """activeDeadlineSeconds, and its value for a job that gives none."""
 
 
 class KindLimits(ApiModel):
@@ -204,10 +223,14 @@ class RuntimeSpec(ApiModel):
     """Jobs that name no runtime use the one that is default."""
     image: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=512)]
     """Trainer image."""
+    image_pull_secrets: Annotated[tuple[SecretName, ...], Field(max_length=16)] = ()
+    """Secrets with which the image is pulled, in the job's namespace."""
     service_account_name: Name = "default"
     """Service account of the pods, in the job's namespace; its token is never mounted."""
     access: Access = Access()
     """What a job may touch."""
+    gpu_resource_name: DeviceName = "nvidia.com/gpu"
+    """What a node calls its GPUs: the resource that gpusPerNode asks for."""
     pod_template: PodTemplate = PodTemplate()
     """What is added to each pod."""
     defaults: Defaults = Defaults()

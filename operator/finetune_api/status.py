@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
+from finetune_api.base import ApiModel, Flag, Integer, Name, Text
 from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
 from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
@@ -15,11 +15,18 @@ from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
 from finetune_api.history import History as History
+from finetune_api.progress import Metrics as Metrics
+from finetune_api.progress import MetricValues as MetricValues
+from finetune_api.progress import Progress as Progress
+from finetune_api.progress import Recovery as Recovery
+from finetune_api.resolved import Resolved as Resolved
+from finetune_api.resolved import ResolvedFile as ResolvedFile
+from finetune_api.resolved import ResolvedModel as ResolvedModel
+from finetune_api.resolved import ResolvedRuntime as ResolvedRuntime
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
 MAX_ATTEMPTS = 5
-MAX_METRICS = 32
 
 
 class Phase(StrEnum):
@@ -55,6 +62,8 @@ class ConditionType(StrEnum):
     """Final: the reason is the cause."""
     STALLED = "Stalled"
     """Abnormal when True: mirrors a permanent failure, for tools that read kstatus."""
+    PROGRESS_STALE = "ProgressStale"
+    """Abnormal when True: a running pod has given no report for a while. Training may go on all the same."""
 
 
 class Reason(StrEnum):
@@ -93,6 +102,9 @@ class Reason(StrEnum):
     USER_REQUESTED = "UserRequested"
     RESUMED = "Resumed"
     """Suspended=False again."""
+    # ProgressStale
+    NO_REPORT = "NoReport"
+    ENDPOINT_UNREACHABLE = "EndpointUnreachable"
     # Complete
     SUCCEEDED = "Succeeded"
     EARLY_STOPPED = "EarlyStopped"
@@ -107,6 +119,7 @@ class Reason(StrEnum):
     MODEL_UNAVAILABLE = "ModelUnavailable"
     PUBLISH_FAILED = "PublishFailed"
     STORAGE_FULL = "StorageFull"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
     INTERNAL = "Internal"
@@ -157,114 +170,6 @@ class Condition(ApiModel):
     """When status last changed."""
     observed_generation: Integer | None = None
     """Generation of the spec that this was said of."""
-
-
-class ResolvedRuntime(ApiModel):
-    """The runtime as it was when the job started."""
-
-    name: Name
-    """Name of the FineTuneRuntime."""
-    generation: Integer
-    """Its generation then."""
-    spec: Annotated[dict[str, object], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
-    """Its spec then, with only the chosen model's entry. Later edits of the runtime do not touch this job."""
-
-
-class ResolvedModel(ApiModel):
-    """The starting weights as resolved."""
-
-    source: Text
-    """Hub id or URI of the base weights."""
-    revision: Annotated[str, StringConstraints(max_length=128)] | None = None
-    """Commit on the Hub."""
-    parameters: Integer | None = None
-    """Number of weights of the base model."""
-    checkpoint: Text | None = None
-    """URI of the checkpoint that the job continues."""
-    checkpoint_sha256: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Digest of that checkpoint's weights."""
-
-
-class ResolvedFile(ApiModel):
-    """A data file as read."""
-
-    sha256: Annotated[str, StringConstraints(max_length=64)]
-    """Digest of the file."""
-    size_bytes: Integer
-    """Its size."""
-
-
-ModuleNameText = Annotated[str, StringConstraints(max_length=128)]
-
-
-class Resolved(ApiModel):
-    """What names and absent values became."""
-
-    runtime: ResolvedRuntime | None = None
-    """The runtime, frozen when the job started."""
-    model: ResolvedModel | None = None
-    """The starting weights."""
-    training_file: ResolvedFile | None = None
-    """The training data."""
-    validation_file: ResolvedFile | None = None
-    """The validation data."""
-    batch_size: Integer | None = None
-    """Pairs or rows per optimiser step."""
-    lora_rank: Integer | None = None
-    """Rank of the adapter."""
-    lora_alpha: Number | None = None
-    """Its alpha; a job that continues the adapter inherits it."""
-    trainable_modules: Annotated[tuple[ModuleNameText, ...], Field(max_length=64)] = ()
-    """Names of the layers that have an adapter; inherited likewise."""
-    max_seq_length: Integer | None = None
-    """Longest sequence, in tokens."""
-    total_steps: Integer | None = None
-    """Optimiser steps of the whole job."""
-
-
-class Progress(ApiModel):
-    """How far training is."""
-
-    display: Annotated[str, StringConstraints(max_length=32)]
-    """Step of total steps, for people."""
-    step: Integer
-    """Optimiser steps done."""
-    total_steps: Integer
-    """Optimiser steps of the whole job."""
-    epoch: Number = 0.0
-    """Passes over the data so far."""
-    percentage: Integer = 0
-    """Share of the steps done."""
-    tokens: Integer = 0
-    """Tokens trained on so far."""
-    tokens_per_second: Number | None = None
-    """Recent speed."""
-    estimated_remaining_seconds: Integer | None = None
-    """Seconds to the last step at recent speed."""
-    last_report_time: Time | None = None
-    """When the operator last heard from the pod."""
-
-
-class Recovery(ApiModel):
-    """The newest complete state from which training goes on exactly."""
-
-    step: Integer
-    """Its step."""
-    time: Time
-    """When it was saved."""
-
-
-MetricName = Annotated[str, StringConstraints(max_length=64)]
-MetricValues = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
-
-
-class Metrics(ApiModel):
-    """The latest values, by the names of the metric table."""
-
-    train: MetricValues = Field(default_factory=dict)
-    """Of the latest optimiser step."""
-    eval: MetricValues = Field(default_factory=dict)
-    """Of the latest evaluation."""
 
 
 class CheckpointType(StrEnum):
@@ -360,7 +265,7 @@ class JobStatus(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
-    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled."""
+    """Accepted, DataReady, Running, Suspended, Published, Complete, Failed, Stalled, ProgressStale."""
     resolved: Resolved | None = None
     """What names and absent values became."""
     data: DataStatus | None = None
@@ -369,6 +274,10 @@ class JobStatus(ApiModel):
     """How far training is."""
     recovery: Recovery | None = None
     """The newest complete state from which training goes on exactly."""
+    active_seconds: Integer = 0
+    """Seconds in which pods of the job ran, up to activeSince."""
+    active_since: Time | None = None
+    """Since when one runs; absent while none does."""
     metrics: Metrics | None = None
     """The latest values."""
     history: History | None = None

@@ -108,6 +108,8 @@ class TrainerConfig(ApiModel):
     """Folder of this job below it; empty = the output URI itself."""
     gpus: Integer = 0
     """GPUs of this pod; 0 = CPU."""
+    nodes: Integer = 1
+    """Pods that train as one."""
     allow_remote_code: Flag = False
     """Code that comes with the model may be run; only the runtime can say so."""
     offline: Flag = False

@@ -93,6 +93,20 @@ async def write_status(metadata: ObjectMeta, status: JobStatus, cluster: Cluster
     await cluster.apply_status(FINETUNE_JOBS, manifest)
 
 
+async def delete_job(metadata: ObjectMeta, cluster: Cluster) -> None:
+    """Delete a job whose time after the end is over, if it is still the one that was read; children follow it.
+
+    Raises:
+        Conflict: it has changed; nothing is deleted.
+    """
+    namespace, name = metadata.namespace or "", metadata.name
+    try:
+        await cluster.delete(FINETUNE_JOBS, namespace, name, metadata.uid or "", metadata.resource_version or "")
+    except NotFound:
+        return
+    LOG.info("%s/%s is deleted: its ttlSecondsAfterFinished is over", namespace, name)
+
+
 async def post_events(metadata: ObjectMeta, events: tuple[Event, ...], now: datetime, cluster: Cluster) -> None:
     """Tell what happened. An event that cannot be written is logged: the status holds the truth."""
     for event in events:

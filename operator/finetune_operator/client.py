@@ -191,6 +191,17 @@ class Cluster:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         return await self._call("PATCH", path, body=manifest, query=query, content="application/apply-patch+yaml")
 
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str, version: str) -> Manifest:
+        """Delete an object, if it is still the one with that uid and resourceVersion; what it owns goes after it.
+
+        Raises:
+            Conflict: it is not.
+            NotFound
+        """
+        preconditions = {"uid": uid, "resourceVersion": version}
+        body = {"preconditions": preconditions, "propagationPolicy": "Background"}
+        return await self._call("DELETE", resource.path(namespace, name), body=body)
+
     async def hold(
         self,
         namespace: str,

@@ -13,6 +13,7 @@ import heapq
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -104,7 +105,7 @@ class Poller:
         self._lines[key] = lines
         return Told(
             {uid: _heard(line) for uid, line in lines.items() if line.body},
-            {uid: Silence(timestamp(line.since), line.fault) for uid, line in lines.items() if line.fault},
+            {uid: Silence(timestamp(line.since), line.fault, line.stale) for uid, line in lines.items() if line.fault},
         )
 
     def forget(self, key: Key) -> None:
@@ -125,11 +126,10 @@ class Poller:
                 while self._due and self._due[0][0] <= loop.time():
                     _, _, line = heapq.heappop(self._due)
                     group.create_task(self._turn(line))
-                seconds = self._due[0][0] - loop.time() if self._due else None
-                try:
-                    await asyncio.wait_for(self._more.wait(), seconds)
-                except TimeoutError:
-                    continue
+                # Not wait_for: until Python 3.12 it may take a cancellation for the end of its time.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._due[0][0] if self._due else None):
+                        await self._more.wait()
 
     async def _turn(self, line: _Line) -> None:
         """Ask one pod, and put it down for its next turn."""

@@ -11,6 +11,7 @@ import heapq
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from finetune_operator.joblog import about
@@ -118,10 +119,10 @@ class WorkQueue:
     async def _wait(self) -> None:
         """Until something is added or the next timer is due."""
         seconds = self._timers[0][0] - self._clock() if self._timers else None
-        try:
-            await asyncio.wait_for(self._changed.wait(), seconds if seconds is None else max(seconds, 0.001))
-        except TimeoutError:
-            return
+        # Not wait_for: until Python 3.12 it may take a cancellation for the end of its time.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds if seconds is None else max(seconds, 0.001)):
+                await self._changed.wait()
 
     async def _done(self, key: Key, outcome: float | BaseException | None) -> None:
         async with self._changed:

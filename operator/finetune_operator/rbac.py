@@ -25,7 +25,7 @@ class Permission:
 
 WATCH = ("get", "list", "watch")
 PERMISSIONS = (
-    Permission(names.GROUP, (names.JOB_PLURAL,), WATCH, "the jobs themselves"),
+    Permission(names.GROUP, (names.JOB_PLURAL,), (*WATCH, "delete"), "the jobs; delete after ttlSecondsAfterFinished"),
     Permission(names.GROUP, (f"{names.JOB_PLURAL}/status",), ("patch",), "status by server-side apply"),
     Permission(
         names.GROUP,

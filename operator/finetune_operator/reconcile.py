@@ -10,13 +10,13 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from finetune_api.job import FineTuneJob, job_from
-from finetune_operator.apply import apply_objects, post_events, write_status
+from finetune_operator.apply import apply_objects, delete_job, post_events, write_status
 from finetune_operator.client import FINETUNE_JOBS, Cluster, ClusterError, Conflict, Manifest, NotFound, Unavailable
 from finetune_operator.joblog import has_uid
 from finetune_operator.metrics import STATUS_WRITES
 from finetune_operator.observe import Departed, observe
 from finetune_operator.pace import Pace
-from finetune_operator.plan.decide import decide, refused_child
+from finetune_operator.plan.decide import decide, ours, refused_child
 from finetune_operator.plan.invalid import invalid_job, shell, unreadable_status
 from finetune_operator.plan.news import News, news
 from finetune_operator.plan.state import Observed, Plan
@@ -62,10 +62,15 @@ class Reconciler:
             self._forget((namespace, name))
             return None
         has_uid(manifest["metadata"].get("uid"))
+        if not ours(manifest):
+            return None
         if (why := unreadable_status(manifest)) is not None:
             LOG.error("%s/%s: its status is another version's and is left alone: %s", namespace, name, why)
             return None
         job, plan = await self._plan(manifest, now)
+        if plan.delete:
+            await delete_job(job.metadata, self.cluster)
+            return None
         refusal = await apply_objects(plan, namespace, self.cluster)
         if refusal is not None:
             plan = refused_child(job, plan, refusal, self.settings, now)

@@ -179,6 +179,9 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
     reporter.serve()
     failure: Failure | None = None
     try:
+        if config.nodes > 1:
+            problem = f"it is {config.nodes}, and this version of the trainer trains on one node: set it to 1"
+            raise failed(FailureCode.CONFIG_INVALID, field="resources.nodes", problem=problem)
         run(config, reporter)
     except RunFailed as end:
         failure = end.failure

@@ -19,6 +19,8 @@ ALARMING = frozenset(
         Reason.CONTAINER_CONFIG_ERROR,
         Reason.SECRET_NOT_FOUND,
         Reason.NODE_LOST,
+        Reason.NO_REPORT,
+        Reason.ENDPOINT_UNREACHABLE,
     }
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.status import ConditionType, JobStatus, Reason, Resolved
 from finetune_api.trainer import Stage
@@ -12,9 +13,11 @@ from finetune_operator.plan import outcome, queueing
 from finetune_operator.plan import stop as stopping
 from finetune_operator.plan.admit import admit, with_says
 from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended
+from finetune_operator.plan.lifetime import kept_for, stopped_running
 from finetune_operator.plan.look import Look, look_at, stage_of
 from finetune_operator.plan.objects import child_manifest
-from finetune_operator.plan.state import ChildJob, Event, Observed, Plan, timestamp
+from finetune_operator.plan.silence import staleness
+from finetune_operator.plan.state import ChildJob, Event, Manifest, Observed, Plan, timestamp
 from finetune_operator.plan.stop import Stop
 from finetune_operator.plan.trainer_config import trainer_config
 from finetune_operator.settings import Settings
@@ -29,10 +32,22 @@ def decide(job: FineTuneJob, observed: Observed, settings: Settings, now: dateti
     if job.metadata.deletion_timestamp is not None:
         return Plan(status=status)
     if status.is_final:
-        return Plan(status=acknowledged(status, job.metadata.generation))
+        return _after_the_end(job, status, now)
     if status.start_time is None:
         return _cancelled_before_start(job, now) if job.spec.cancel else admit(job, observed, settings, now)
     return _follow(look_at(job, status, observed, now), settings)
+
+
+def ours(manifest: Manifest) -> bool:
+    """Whether this operator manages the job. Another's is not looked at, whatever it holds."""
+    return bool((manifest.get("spec") or {}).get("managedBy", names.OPERATOR) == names.OPERATOR)
+
+
+def _after_the_end(job: FineTuneJob, status: JobStatus, now: datetime) -> Plan:
+    """Nothing changes any more; only, in time, the record goes."""
+    left = kept_for(job, status, now)
+    plan = Plan(status=acknowledged(status, job.metadata.generation), look_again_after=left)
+    return replace(plan, delete=True, look_again_after=None) if left == 0 else plan
 
 
 def _follow(look: Look, settings: Settings) -> Plan:
@@ -52,7 +67,7 @@ def _follow(look: Look, settings: Settings) -> Plan:
     if (queued := queueing.waiting(look.own, settings)) is not None:
         again = queueing.look_again(look.own, settings, look.now)
         return _says(look, outcome.queued(look, queued), Plan(look.status, look_again_after=again))
-    return _says(look, outcome.under_way(look), Plan(look.status))
+    return _says(look, outcome.under_way(look), Plan(look.status, look_again_after=stopping.due(look)))
 
 
 def _data_ready(look: Look) -> Plan:
@@ -100,21 +115,23 @@ def _final(look: Look, says: list[Say]) -> Plan:
     """The last word about a job: nothing changes any more."""
     limit = look.job.spec.backoff_limit
     ended = {"completion_time": timestamp(look.now), "restarts": min(look.status.restarts, limit)}
-    look = replace(look, status=look.status.model_copy(update=ended))
-    return _says(look, says, Plan(look.status))
+    status = stopped_running(look.status.model_copy(update=ended), timestamp(look.now))
+    again = kept_for(look.job, status, look.now)
+    return _says(replace(look, status=status), says, Plan(status, look_again_after=again))
 
 
 def _cancelled_before_start(job: FineTuneJob, now: datetime) -> Plan:
     status = (job.status or JobStatus()).model_copy(update={"completion_time": timestamp(now)})
     says = outcome.failure_says(Reason.CANCELLED, "cancelled before it started")
     says = [*no_more_suspended(status, says), *says]
-    return with_says(job, job.status or JobStatus(), status, says, now, Plan(status))
+    plan = Plan(status, look_again_after=kept_for(job, status, now))
+    return with_says(job, job.status or JobStatus(), status, says, now, plan)
 
 
 def _says(look: Look, says: list[Say], plan: Plan) -> Plan:
     events = [Event("Warning", a.reason or "PodEnded", outcome.end_sentence(look, a)) for a in look.tally.ended]
     old = look.job.status or JobStatus()
-    says = [*no_more_suspended(old, says), *says]
+    says = [*no_more_suspended(old, says), *staleness(look), *says]
     return with_says(look.job, old, look.status, says, look.now, plan, *events)
 
 

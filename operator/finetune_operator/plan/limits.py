@@ -20,7 +20,7 @@ def size_refused(size: Size, name: str, runtime: RuntimeSpec) -> Refusal | None:
     """The refusal of a training pod that is larger than the runtime allows."""
     limits = runtime.limits
     checks: tuple[tuple[str, int | str, int | str | None, str], ...] = (
-        ("nodes", size.nodes, limits.max_nodes, "maxNodes"),
+        ("nodes", size.nodes, limits.max_nodes or 1, "maxNodes"),
         ("gpusPerNode", size.gpus, limits.max_gpus_per_node, "maxGpusPerNode"),
         ("cpu", size.cpu, limits.max_cpu, "maxCpu"),
         ("memory", size.memory, limits.max_memory, "maxMemory"),
@@ -32,6 +32,15 @@ def size_refused(size: Size, name: str, runtime: RuntimeSpec) -> Refusal | None:
                 f"resources.{field} is {value}, and FineTuneRuntime {name} allows at most {limit} (spec.limits.{key})",
             )
     return None
+
+
+def deadline_refused(job: FineTuneJob, name: str, runtime: RuntimeSpec) -> Refusal | None:
+    """The refusal of a job that wants to run longer than the runtime allows."""
+    given, most = job.spec.active_deadline_seconds, runtime.limits.max_active_deadline_seconds
+    if given is None or most is None or given <= most:
+        return None
+    allows = f"FineTuneRuntime {name} allows at most {most} (spec.limits.maxActiveDeadlineSeconds)"
+    return Refusal(Reason.LIMIT_EXCEEDED, f"activeDeadlineSeconds is {given}, and {allows}")
 
 
 def model_limits_refused(

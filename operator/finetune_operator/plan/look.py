@@ -5,6 +5,7 @@ Everything that decides about a started job (decide, stop, lifetime, outcome) re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,8 +16,9 @@ from finetune_api.status import ConditionType, JobStatus, Resolved
 from finetune_api.trainer import Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
+from finetune_operator.plan.lifetime import with_running_time
 from finetune_operator.plan.queueing import displaced
-from finetune_operator.plan.state import ChildJob, Observed, Pod, timestamp
+from finetune_operator.plan.state import ChildJob, Observed, Pod, Silence, timestamp
 from finetune_operator.plan.told import report_of, retold
 
 
@@ -42,6 +44,8 @@ class Look:
     """By pod uid."""
     tally: Tally
     now: datetime
+    silences: Mapping[str, Silence]
+    """Running pods whose newest answer was no report, by uid."""
 
     @property
     def newest(self) -> Pod | None:
@@ -92,9 +96,9 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
             at = heard.at if heard else pod.ended or timestamp(now)
             status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=_stopped(job, own))
-    status = _with_tally(status, tally)
+    status = with_running_time(_with_tally(status, tally), status.attempts)
     runtime = runtime_of(status.resolved or Resolved())
-    return Look(job, stage, status, runtime, own, child, pods, there, reports, tally, now)
+    return Look(job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.silences)
 
 
 def _stopped(job: FineTuneJob, own: ChildJob | None) -> bool:

@@ -7,6 +7,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.trainer import NOT_RETRIED, ExitCode, Stage, TrainerConfig
 from finetune_operator.plan.pod import CONTAINER, pod_template
+from finetune_operator.plan.size import size_of
 from finetune_operator.plan.state import Manifest
 
 PEER_LOST = 4
@@ -43,14 +44,27 @@ def child_manifest(job: FineTuneJob, stage: Stage, runtime: RuntimeSpec, config:
             "ownerReferences": [owner_reference(job)],
         },
         "spec": {
-            "completions": 1,
-            "parallelism": 1,
-            "backoffLimit": job.spec.backoff_limit,
+            **_pods(nodes_of(job, stage, runtime)),
+            "backoffLimit": (job.spec.backoff_limit + 1) * nodes_of(job, stage, runtime) - 1,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": failure_rules()},
             "template": pod_template(job, stage, runtime, config, labels),
         },
     }
+
+
+def nodes_of(job: FineTuneJob, stage: Stage, runtime: RuntimeSpec) -> int:
+    """Pods that work at the same time in `stage`: data is prepared by one."""
+    return size_of(job, runtime).nodes if stage is Stage.TRAIN else 1
+
+
+def _pods(nodes: int) -> Manifest:
+    """How many pods, and when they are done: several have an index each, and the one of index 0 publishes the result,
+    so that its end decides; without that, a peer lost after it would be made again and wait for it in vain."""
+    pods: Manifest = {"completions": nodes, "parallelism": nodes}
+    if nodes == 1:
+        return pods
+    return {**pods, "completionMode": "Indexed", "successPolicy": {"rules": [{"succeededIndexes": "0"}]}}
 
 
 def owner_reference(job: FineTuneJob) -> Manifest:

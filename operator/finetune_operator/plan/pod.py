@@ -12,8 +12,9 @@ from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.runtime import PodTemplate, RuntimeSpec
 from finetune_api.trainer import Stage, TrainerConfig
+from finetune_operator.plan import torchrun
 from finetune_operator.plan.secrets import secret_environment
-from finetune_operator.plan.size import GPU_RESOURCE, Size, size_of
+from finetune_operator.plan.size import Size, size_of
 from finetune_operator.plan.state import Manifest
 from finetune_operator.plan.volumes import volumes_of
 
@@ -26,22 +27,25 @@ def pod_template(
     """The pod template of `stage`; the configuration travels in its annotation."""
     platform = runtime.pod_template
     text = json.dumps(config.to_json(), separators=(",", ":"), ensure_ascii=False)
+    size = size_of(job, runtime)
+    several = stage is Stage.TRAIN and size.nodes > 1
+    environment = [*secret_environment(job), *(torchrun.environment(job, size) if several else ())]
+    spec = _pod_spec(stage, runtime, config, size, environment)
     return {
         "metadata": {
             "labels": {**platform.labels, **labels},
             "annotations": {**platform.annotations, names.CONFIG_ANNOTATION: text},
         },
-        "spec": _pod_spec(stage, runtime, config, size_of(job, runtime), secret_environment(job)),
+        "spec": {"subdomain": torchrun.subdomain(job), **spec} if several else spec,
     }
 
 
-def _pod_spec(
-    stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, size: Size, secrets: list[Manifest]
-) -> Manifest:
+def _pod_spec(stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, size: Size, more: list[Manifest]) -> Manifest:
     platform = runtime.pod_template
     volumes, mounts = volumes_of(config)
     return {
         **_placement(platform),
+        **({"imagePullSecrets": [s.to_json() for s in secrets]} if (secrets := runtime.image_pull_secrets) else {}),
         "restartPolicy": "Never",
         "serviceAccountName": runtime.service_account_name,
         "automountServiceAccountToken": False,
@@ -56,7 +60,7 @@ def _pod_spec(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [*platform.volumes, *volumes],
-        "containers": [_container(stage, runtime, size, mounts, secrets)],
+        "containers": [_container(stage, runtime, size, mounts, more)],
     }
 
 
@@ -74,7 +78,7 @@ def _placement(platform: PodTemplate) -> dict[str, Any]:
 
 
 def _container(
-    stage: Stage, runtime: RuntimeSpec, size: Size, mounts: list[Manifest], secrets: list[Manifest]
+    stage: Stage, runtime: RuntimeSpec, size: Size, mounts: list[Manifest], more: list[Manifest]
 ) -> Manifest:
     platform = runtime.pod_template
     program = stage.value.lower()
@@ -82,10 +86,10 @@ def _container(
         "name": CONTAINER,
         "image": runtime.image,
         "args": [program, f"{names.CONFIG_DIRECTORY}/{names.CONFIG_FILE}"],
-        "env": _environment(platform, runtime.offline, secrets),
+        "env": _environment(platform, runtime.offline, more),
         **({"envFrom": list(platform.env_from)} if platform.env_from else {}),
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT}],
-        "resources": _resources(size, gpus=size.gpus if stage is Stage.TRAIN else 0),
+        "resources": _resources(size, {runtime.gpu_resource_name: size.gpus} if stage is Stage.TRAIN else {}),
         "volumeMounts": [*platform.volume_mounts, *mounts],
         "terminationMessagePath": names.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
@@ -98,18 +102,18 @@ def _container(
     }
 
 
-def _resources(size: Size, gpus: int) -> Manifest:
+def _resources(size: Size, devices: dict[str, int]) -> Manifest:
     """Memory is requested and limited alike; CPU is requested only, so that a pod may use what is idle."""
-    requests: dict[str, Any] = {"cpu": str(size.cpu), "memory": str(size.memory)}
-    limits: dict[str, Any] = {"memory": str(size.memory)}
-    if gpus:
-        requests[GPU_RESOURCE] = limits[GPU_RESOURCE] = str(gpus)
-    return {"requests": requests, "limits": limits}
+    memory, gpus = {"memory": str(size.memory)}, {name: str(count) for name, count in devices.items() if count}
+    return {"requests": {"cpu": str(size.cpu), **memory, **gpus}, "limits": {**memory, **gpus}}
 
 
-def _environment(platform: PodTemplate, offline: bool, secrets: list[Manifest]) -> list[Manifest]:
-    """The platform's variables, then ours and the job's Secrets, which win: the root is read-only and the user has no
-    entry in passwd."""
+def _environment(platform: PodTemplate, offline: bool, more: list[Manifest]) -> list[Manifest]:
+    """The platform's variables, then ours, which win: the root is read-only and the user has no entry in passwd.
+
+    Args:
+        more: those of this job alone, Secrets among them.
+    """
     home = names.HOME_DIRECTORY
     fixed: dict[str, str] = {
         "HOME": home,
@@ -124,6 +128,6 @@ def _environment(platform: PodTemplate, offline: bool, secrets: list[Manifest]) 
         **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     }
     pod_uid = {"name": names.POD_UID_ENV, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
-    ours: list[Manifest] = [*({"name": name, "value": value} for name, value in fixed.items()), pod_uid, *secrets]
+    ours: list[Manifest] = [*({"name": name, "value": value} for name, value in fixed.items()), pod_uid, *more]
     taken = {entry["name"] for entry in ours}
     return [*(entry for entry in platform.env if entry.get("name") not in taken), *ours]

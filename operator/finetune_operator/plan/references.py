@@ -9,7 +9,7 @@ from finetune_api.resolve import ResolvedValues, resolve
 from finetune_api.runtime import FineTuneRuntime
 from finetune_api.status import Reason
 from finetune_operator.plan.access import Use, namespace_refused, use_refused, uses_of
-from finetune_operator.plan.limits import model_limits_refused, size_refused
+from finetune_operator.plan.limits import deadline_refused, model_limits_refused, size_refused
 from finetune_operator.plan.size import output_uri, size_of
 from finetune_operator.plan.state import Observed, Refusal
 from finetune_operator.plan.weights import Weights, weights_of
@@ -66,7 +66,8 @@ def permit(job: FineTuneJob, observed: Observed) -> Permitted | Refusal:
         if refused := use_refused(use, namespace, name, spec.access):
             return refused
     values = resolve(job.spec, weights.entry, weights.parent)
-    refused = size_refused(size_of(job, spec), name, spec) or model_limits_refused(job, values, weights.entry, name)
+    refused = size_refused(size_of(job, spec), name, spec) or deadline_refused(job, name, spec)
+    refused = refused or model_limits_refused(job, values, weights.entry, name)
     return refused or Permitted(runtime, weights, values, (*named, *_weight_files(weights)))
 
 

@@ -8,7 +8,6 @@ from finetune_api.job import FineTuneJob, Resources
 from finetune_api.runtime import RuntimeSpec
 
 DEFAULT_CPU, DEFAULT_MEMORY = "1", "2Gi"
-GPU_RESOURCE = "nvidia.com/gpu"
 
 
 @dataclass(frozen=True, slots=True)

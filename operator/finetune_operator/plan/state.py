@@ -162,6 +162,8 @@ class Silence:
     """Its newest report, or when it was first to be asked."""
     fault: Fault
     """What was wrong with its newest answer."""
+    too_long: bool = False
+    """It has lasted for longer than a pod may be silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,5 +209,7 @@ class Plan:
     resume: tuple[ChildJob, ...] = ()
     """Held children to let go on, each as it shall be."""
     events: tuple[Event, ...] = ()
+    delete: bool = False
+    """The FineTuneJob itself, whose time after the end is over; nothing else is done then."""
     look_again_after: float | None = None
     """Seconds; None = when something changes."""

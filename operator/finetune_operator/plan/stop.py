@@ -19,12 +19,13 @@ from finetune_api.status import Reason
 from finetune_operator.plan import queueing
 from finetune_operator.plan.attempts import MAX_FREE, out_of_memory_twice
 from finetune_operator.plan.failure import cause_of, killed_for_memory
+from finetune_operator.plan.lifetime import allowance, ran
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.size import output_uri
 from finetune_operator.plan.state import ChildJob
 
 MAX_MARK = 1024
-TELLS_STATE = frozenset({Reason.USER_REQUESTED, Reason.CANCELLED})
+TELLS_STATE = frozenset({Reason.USER_REQUESTED, Reason.CANCELLED, Reason.DEADLINE_EXCEEDED})
 """Stops whose sentence ends with what was saved; that of a failure is whole already."""
 
 
@@ -40,6 +41,15 @@ class Stop:
     def final(self) -> bool:
         """Whether the job fails by it; a suspended one goes on later."""
         return self.reason is not Reason.USER_REQUESTED
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A stop that comes when its time is out."""
+
+    left: float
+    """Seconds; it is out at 0."""
+    stop: Stop
 
 
 def wanted(look: Look) -> Stop | None:
@@ -72,11 +82,16 @@ def sentence(look: Look, stop: Stop) -> str:
     if stop.reason not in TELLS_STATE:
         return stop.message
     recovery = look.status.recovery
-    state = " before a state was saved" if recovery is None else f"; saved at step {recovery.step}"
+    state = "; no state was saved" if recovery is None else f"; saved at step {recovery.step}"
     if not stop.final:
         return f"{stop.message}{state}; set spec.suspend to false to go on"
     folder = _private_folder(look) if recovery is not None else None
     return f"{stop.message}{state}" + (f"; its state is kept at {folder}" if folder else "")
+
+
+def due(look: Look) -> float | None:
+    """Seconds until the first stop that time alone brings; None = none is on its way."""
+    return min((clock.left for ask in CLOCKS if (clock := ask(look)) is not None), default=None)
 
 
 def given_up(look: Look) -> Stop | None:
@@ -94,6 +109,22 @@ def given_up(look: Look) -> Stop | None:
 
 def _cancelled(look: Look) -> Stop | None:
     return Stop(Reason.CANCELLED, "cancelled") if look.job.spec.cancel else None
+
+
+def _out_of_time(look: Look) -> Stop | None:
+    clocks = (clock for ask in CLOCKS if (clock := ask(look)) is not None)
+    return next((clock.stop for clock in clocks if clock.left <= 0), None)
+
+
+def _deadline(look: Look) -> Clock | None:
+    """activeDeadlineSeconds, of running time."""
+    resolved = look.status.resolved
+    name = resolved.runtime.name if resolved and resolved.runtime else ""
+    allowed = allowance(look.job, look.runtime, name)
+    if allowed is None or (look.status.active_since is None and ran(look.status, look.now) < allowed.seconds):
+        return None
+    message = f"ran for {allowed.seconds} s, all that {allowed.by} allows"
+    return Clock(allowed.seconds - ran(look.status, look.now), Stop(Reason.DEADLINE_EXCEEDED, message))
 
 
 def _marked(look: Look) -> Stop | None:
@@ -114,5 +145,7 @@ def _private_folder(look: Look) -> str | None:
     return f"{target}/{names.PRIVATE_DIRECTORY}/{look.job.metadata.uid}" if target else None
 
 
-ORDER: tuple[Callable[[Look], Stop | None], ...] = (_cancelled, _marked, given_up, _suspended)
+CLOCKS: tuple[Callable[[Look], Clock | None], ...] = (_deadline,)
+"""Stops that time alone brings, the first that is out wins."""
+ORDER: tuple[Callable[[Look], Stop | None], ...] = (_cancelled, _marked, _out_of_time, given_up, _suspended)
 """Who may ask for a stop, the first wins: all but the last are final."""

@@ -25,13 +25,15 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
     start = start_of(resolved.model or ResolvedModel(source=""), same_as(spec, entry))
     target = output_uri(job, runtime) or ""
     continued = start.adapter is not None and spec.training_type.type is TrainingKind.LORA
+    size = size_of(job, runtime)
     values = resolve(spec, entry, adapter_of(resolved) if continued else None)
     place = Place(
         job=JobIdentity(namespace=job.metadata.namespace or "", name=job.metadata.name, uid=job.metadata.uid or ""),
         start=start,
         output_uri=target,
         output_name=output_name,
-        gpus=size_of(job, runtime).gpus,
+        gpus=size.gpus,
+        nodes=size.nodes,
         offline=runtime.offline,
         mounts=mounts_of(start.model, start.same_as, start.adapter, spec.training_file, spec.validation_file, target),
         allow_remote_code=runtime.allow_remote_code,

@@ -54,5 +54,11 @@ def test_metadata_that_is_not_ours_passes_by() -> None:
     assert job_from(manifest).metadata.labels == {"team": "a"}
 
 
-def test_what_may_change_after_the_start_is_a_field() -> None:
+def test_what_may_change_after_the_start_are_fields() -> None:
     assert set(JobSpec.model_fields) >= MUTABLE_FIELDS
+    assert {JobSpec.model_fields[name].alias for name in MUTABLE_FIELDS} == {
+        "suspend",
+        "cancel",
+        "activeDeadlineSeconds",
+        "ttlSecondsAfterFinished",
+    }

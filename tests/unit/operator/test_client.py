@@ -109,7 +109,9 @@ def test_a_status_is_applied_with_its_preconditions():
     manifest = {"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "5"}, "status": {}}
     against(answer, lambda cluster: cluster.apply_status(FINETUNE_JOBS, manifest))
     against(answer, lambda cluster: cluster.hold("n", "a-train", "u", suspend=True, mark="UserRequested: suspended"))
-    (path, query, content, body), (other_path, _, other_content, other_body) = asked
+    against(answer, lambda cluster: cluster.delete(FINETUNE_JOBS, "n", "a", "u", "5"))
+    (path, query, content, body), (other_path, _, other_content, other_body), (*_, last_body) = asked
+    assert last_body == {"preconditions": {"uid": "u", "resourceVersion": "5"}, "propagationPolicy": "Background"}
     assert path == "/apis/finetune.dev/v1alpha1/namespaces/n/finetunejobs/a/status"
     assert query == {"fieldManager": "finetune-operator", "force": "true"}
     assert (content, body) == ("application/apply-patch+yaml", manifest)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from builders import NOW, before_start, make_checkpoint, make_job, make_runtime
+from builders import NOW, NOW_TEXT, before_start, make_checkpoint, make_job, make_runtime
 from finetune_api.job import JobSpec
 from finetune_api.status import Condition, ConditionStatus, JobStatus, Resolved, ResolvedModel
 from finetune_operator.plan.decide import decide
@@ -63,6 +63,7 @@ HARMLESS = {
     "data.chatTemplate": "text that the trainer renders in a sandbox",
     "trainingType.lora.trainableModules": "names of layers",
     "hfModelRevision": "a revision of a repository that is checked",
+    "managedBy": "who leaves the job alone: never looked up",
     "suffix": "a word in the output's name",
     "hyperparameters.batchSize": "a number or max",
     "resources.cpu": "a quantity",
@@ -95,7 +96,7 @@ def texts(model: type[BaseModel], path: str = "") -> Iterator[str]:
 def accepted(access: dict[str, Any], spec: dict[str, Any]) -> Condition:
     """The Accepted condition of a job whose other fields name nothing that `access` refuses."""
     done = Condition(
-        type="Complete", status=ConditionStatus.TRUE, reason="Succeeded", message="", last_transition_time="x"
+        type="Complete", status=ConditionStatus.TRUE, reason="Succeeded", message="", last_transition_time=NOW_TEXT
     )
     made = JobStatus(
         conditions=(done,),

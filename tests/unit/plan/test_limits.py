@@ -47,6 +47,8 @@ def message(spec: dict[str, Any], runtime: dict[str, Any]) -> str | None:
         ({"cpu": "4000m"}, {"maxCpu": "4"}, None),
         ({"memory": "1025Mi"}, {"maxMemory": "1Gi"}, "resources.memory is 1025Mi"),
         ({"memory": "1Gi"}, {"maxMemory": "1Gi"}, None),
+        ({"nodes": 2}, {}, "resources.nodes is 2, and FineTuneRuntime gpu allows at most 1 (spec.limits.maxNodes)"),
+        ({"nodes": 3}, {"maxNodes": 2}, "resources.nodes is 3, and FineTuneRuntime gpu allows at most 2"),
         ({"gpusPerNode": 1}, {"maxGpusPerNode": 0}, "resources.gpusPerNode is 1"),
         ({}, {"maxMemory": "1Gi"}, "resources.memory is 2Gi"),
     ],

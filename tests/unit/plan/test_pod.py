@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
-from builders import JOB_UID, NOW_TEXT, make_job, make_runtime
+from builders import JOB_UID
 from finetune_api import names
-from finetune_api.job import FineTuneJob
-from finetune_api.status import JobStatus, Resolved, ResolvedModel, ResolvedRuntime
 from finetune_api.trainer import Stage, TrainerConfig
-from finetune_operator.plan.objects import child_manifest
-from finetune_operator.plan.trainer_config import trainer_config
-
-
-def child(stage: Stage = Stage.TRAIN, *, runtime: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
-    """The Job of `stage` for a started job."""
-    job, found = make_job(**spec), make_runtime(**(runtime or {}))
-    resolved = Resolved(
-        runtime=ResolvedRuntime(name="gpu", generation=1, spec=found.spec.to_json()),
-        model=ResolvedModel(source="pvc://finetune-weights/tiny"),
-        lora_rank=16,
-    )
-    started: FineTuneJob = job.model_copy(update={"status": JobStatus(start_time=NOW_TEXT, resolved=resolved)})
-    config = trainer_config(started, found.spec, resolved, "team/tiny-6f1c2b3a")
-    return child_manifest(started, stage, found.spec, config)
-
-
-def pod_of(manifest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(pod spec, its only container)."""
-    spec = manifest["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    return spec, container
+from pods import child, pod_of
 
 
 @pytest.mark.parametrize("stage", list(Stage))
@@ -138,6 +114,14 @@ def test_memory_is_limited_cpu_is_not_and_preparing_takes_no_gpu():
     }
     _, preparing = pod_of(child(Stage.PREPARE, resources=size))
     assert preparing["resources"] == {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"memory": "8Gi"}}
+
+
+def test_the_runtime_says_what_its_gpus_are_called_and_how_its_image_is_pulled():
+    runtime = {"gpuResourceName": "amd.com/gpu", "imagePullSecrets": [{"name": "registry"}]}
+    spec, container = pod_of(child(Stage.TRAIN, resources={"gpusPerNode": 1}, runtime=runtime))
+    assert container["resources"]["limits"] == {"memory": "2Gi", "amd.com/gpu": "1"}
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert "imagePullSecrets" not in pod_of(child())[0]
 
 
 @pytest.mark.parametrize(("stage", "program"), [(Stage.PREPARE, "prepare"), (Stage.TRAIN, "train")])

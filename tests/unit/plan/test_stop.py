@@ -87,7 +87,7 @@ def test_suspended_between_the_stages_no_train_job_is_made_until_it_goes_on():
     job = asking(started(Stage.TRAIN), suspend=True)
     plan = look(job, seen(Stage.TRAIN))
     assert (said(plan)["Suspended"], plan.create) == (("True", "UserRequested"), ())
-    assert message(plan, ConditionType.SUSPENDED).startswith("suspended before a state was saved")
+    assert message(plan, ConditionType.SUSPENDED).startswith("suspended; no state was saved")
     job = asking(after(job, plan), suspend=False)
     plan = look(job, seen(Stage.TRAIN))
     assert [m["metadata"]["name"] for m in plan.create if m["kind"] == "Job"] == ["tune-train"]
