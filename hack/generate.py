@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from dashboard import dashboard
 from ruamel.yaml import YAML
 
 from finetune_api.crd import job_crd, runtime_crd
@@ -28,6 +29,7 @@ def generated() -> dict[Path, str]:
         **{Path("docs/reference") / f"{kind}.md": text for kind, text in reference_pages().items()},
         **{folder / name: text for name, text in crds.items() for folder in (Path("crds"), CHART / "files" / "crds")},
         CHART / "files" / "rbac-rules.yaml": dump(roles(), f"{OPERATOR}/rbac.py"),
+        CHART / "files" / "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
         CHART / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
     }
 

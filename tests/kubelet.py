@@ -177,7 +177,7 @@ def _end(api: Api, pod: _Pod, started: str) -> None:
         code = int(failure.exit_code)
     killed = pod.behaviour.killed_for if not pod.going.is_set() else None
     word = pod.report.model_copy(update={**pod.behaviour.word, "finished": True, "failure": failure})
-    said = "" if pod.behaviour.silent or killed else word.model_dump_json(exclude_none=True)
+    said = "" if pod.behaviour.silent or killed else json.dumps(word.to_json())
     end = {
         "exitCode": 137 if killed else code,
         "reason": killed or ("Completed" if code == ExitCode.DONE else "Error"),
@@ -212,7 +212,7 @@ def _serve(pod: _Pod) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             job = pod.manifest["metadata"]["labels"][JOB_UID_LABEL]
             known = self.path == PROGRESS_PATH and self.headers[PROGRESS_HEADER] == job and not pod.behaviour.silent
-            body = pod.report.model_dump_json(exclude_none=True).encode() if known else b""
+            body = json.dumps(pod.report.to_json()).encode() if known else b""
             self.send_response(http.client.OK if known else http.client.NOT_FOUND)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -96,13 +96,16 @@ class OperatorProcess:
     kubeconfig: Path
     settings: Path
     log: Path
+    package: Path = ROOT / "operator"
+    """Where its code lies: a folder or a wheel."""
+    log_format: str = "text"
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it."""
         assert self.process is None
-        command = [sys.executable, "-m", "finetune_operator", "--log-format", "text"]
-        paths = [str(ROOT / "operator"), os.environ.get("PYTHONPATH", "")]
+        command = [sys.executable, "-m", "finetune_operator", "--log-format", self.log_format]
+        paths = [str(self.package), os.environ.get("PYTHONPATH", "")]
         environment = {
             **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),

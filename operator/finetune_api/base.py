@@ -7,7 +7,9 @@ across fields is written once, as a `Rule`, and ends both in the CRD and in the 
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,10 +31,16 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, Pyd
 
 
 def _integral(value: object) -> object:
-    """1.0 is an integer: so JSON Schema has it, and so kubectl writes it."""
-    if isinstance(value, float) and value.is_integer():
+    """1.0 is an integer: so JSON Schema has it, and so kubectl writes it. What does not fit 64 bits is none."""
+    if isinstance(value, float) and value.is_integer() and _fits(value):
         return int(value)
+    if isinstance(value, int) and not _fits(value):
+        return float(value) if abs(value) <= sys.float_info.max else math.inf if value > 0 else -math.inf
     return value
+
+
+def _fits(value: float) -> bool:
+    return -(2**63) <= value < 2**63
 
 
 Integer = Annotated[int, Field(strict=True)]

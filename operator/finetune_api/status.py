@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
+from finetune_api.attempt import MAX_ATTEMPTS as MAX_ATTEMPTS
+from finetune_api.attempt import Attempt as Attempt
+from finetune_api.attempt import AttemptReason as AttemptReason
 from finetune_api.base import ApiModel, Flag, Integer, Name, Text
 from finetune_api.base import Time as Time
 from finetune_api.data_status import MAX_DATA_ERRORS as MAX_DATA_ERRORS
@@ -26,7 +29,6 @@ from finetune_api.resolved import ResolvedRuntime as ResolvedRuntime
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
-MAX_ATTEMPTS = 5
 
 
 class Phase(StrEnum):
@@ -125,28 +127,6 @@ class Reason(StrEnum):
     INTERNAL = "Internal"
 
 
-class AttemptReason(StrEnum):
-    """Why a pod ended, where it is not a FailureCode of the trainer or another word of the kubelet's."""
-
-    SUCCEEDED = "Succeeded"
-    STOPPED = "Stopped"
-    """Exit code 3: it was asked to end, and saved."""
-    PEER_LOST = "PeerLost"
-    """Exit code 4: another pod of the same training was lost."""
-    OOM_KILLED = "OOMKilled"
-    """The kernel killed it for its memory."""
-    EVICTED = "Evicted"
-    """Its node was short of memory or disk, it wrote more than its limit, or it was evicted by request."""
-    PREEMPTED = "Preempted"
-    """The scheduler gave its place to a pod of higher priority."""
-    NODE_LOST = "NodeLost"
-    """Its node is gone or did not answer."""
-    POD_VANISHED = "PodVanished"
-    """It is gone, and nobody saw how it ended."""
-    NO_FINAL_REPORT = "NoFinalReport"
-    """It failed without a last word."""
-
-
 class ConditionStatus(StrEnum):
     """Kubernetes' three values."""
 
@@ -226,21 +206,10 @@ class JobWarning(ApiModel):
     """Step at which it was seen."""
 
 
-class Attempt(ApiModel):
-    """One pod that prepared or trained."""
-
-    pod: Name
-    """Its name."""
-    start_time: Time | None = None
-    """When it started."""
-    end_time: Time | None = None
-    """When it ended."""
-    exit_code: Integer | None = None
-    """How its process ended."""
-    reason: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Why it ended."""
-    resumed_from_step: Integer | None = None
-    """Step of the recovery state that it went on from; 0 = from the start."""
+def _without_empty(document: dict[str, Any]) -> dict[str, Any]:
+    """`document` without maps and lists that hold nothing, or nothing but such."""
+    inner = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in document.items()}
+    return {key: value for key, value in inner.items() if value not in ({}, [])}
 
 
 class JobStatus(ApiModel):
@@ -294,6 +263,16 @@ class JobStatus(ApiModel):
     """Attempts after failures that count against backoffLimit."""
     disruptions: Integer = 0
     """Attempts after preemptions and stops, which are free."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, without what is empty.
+
+        Taking the last entry out of a map by server-side apply leaves a null there, which the schema refuses.
+        """
+        document = _without_empty(super().to_json())
+        if self.resolved is not None and self.resolved.runtime is not None:
+            document["resolved"]["runtime"]["spec"] = self.resolved.runtime.spec
+        return document
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """The condition of that type, if it was ever set."""

@@ -31,7 +31,7 @@ from finetune_operator.observe import Departed
 from finetune_operator.pace import Pace
 from finetune_operator.plan.invalid import sentences
 from finetune_operator.poll import Poller, open_session
-from finetune_operator.queue import WorkQueue
+from finetune_operator.queue import Key, RetryLater, Work, WorkQueue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
 from finetune_operator.roster import Roster
@@ -69,16 +69,18 @@ async def run(settings: Settings, kubeconfig: str | None) -> None:
     """Run until SIGTERM; a part that fails ends the whole. With an election, stand by until the lease is ours."""
     cluster = await Cluster.connect(kubeconfig, in_cluster=Path(IN_CLUSTER).exists())
     parts = Parts.of(cluster, settings)
-    parts.health.working = settings.leader_election is None
+    leader = _candidate(settings.leader_election, cluster)
+    if leader is not None:
+        parts.health.working = leader.leads
     runner = await serve(parts.health, settings.health_port, parts.census.tell)
     stopping = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopping.set)
     try:
-        leader = await _elected(settings.leader_election, cluster, stopping)
+        if leader is not None:
+            await _elected(leader, stopping)
         if stopping.is_set():
             return
-        parts.health.working = True
         await _work(parts, settings, leader, stopping)
         if leader is not None:
             await leader.release()
@@ -117,7 +119,7 @@ async def _work(parts: Parts, settings: Settings, leader: Leader | None, stoppin
         poller = Poller(session, pace, parts.queue.add, settings, _now)
         reconciler = Reconciler(parts.cluster, poller, parts.departed, settings, pace, _now)
         background = [
-            group.create_task(parts.queue.run(reconciler.look, settings.workers), name="queue"),
+            group.create_task(parts.queue.run(_leading(leader, reconciler.look), settings.workers), name="queue"),
             group.create_task(parts.resync.run(), name="resync"),
             group.create_task(poller.run(), name="poller"),
             group.create_task(pace.run(), name="pace"),
@@ -129,6 +131,7 @@ async def _work(parts: Parts, settings: Settings, leader: Leader | None, stoppin
             background.append(group.create_task(_hold(leader), name="lease"))
 
         async def stop() -> None:
+            stopping.set()  # kopf waits for its own task that waits for this
             await _finish_looks(parts.queue, settings.shutdown_seconds)
             for task in background:
                 task.cancel()
@@ -147,11 +150,15 @@ async def _finish_looks(queue: WorkQueue, seconds: float) -> None:
         LOG.warning("looks under way did not end in %g s and are broken off", seconds)
 
 
-async def _elected(election: LeaderElection | None, cluster: Cluster, stopping: asyncio.Event) -> Leader | None:
-    """Stand by until the lease is ours, or this process is asked to end."""
+def _candidate(election: LeaderElection | None, cluster: Cluster) -> Leader | None:
+    """This process among the others; its name tells people the pod, and differs after a restart."""
     if election is None:
         return None
-    leader = Leader(cluster, election, f"{socket.gethostname()}_{uuid.uuid4()}", time.monotonic, _now)
+    return Leader(cluster, election, f"{socket.gethostname()}_{uuid.uuid4()}", time.monotonic, _now)
+
+
+async def _elected(leader: Leader, stopping: asyncio.Event) -> None:
+    """Stand by until the lease is ours, or this process is asked to end."""
     acquire, asked = asyncio.create_task(leader.acquire()), asyncio.create_task(stopping.wait())
     await asyncio.wait((acquire, asked), return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
@@ -159,7 +166,19 @@ async def _elected(election: LeaderElection | None, cluster: Cluster, stopping: 
         acquire.cancel()
     elif acquire.result() is None and stopping.is_set():
         await leader.release()
-    return leader
+
+
+def _leading(leader: Leader | None, look: Work) -> Work:
+    """The look, only while nobody else can work: one that was paused may wake after its lease has ended."""
+    if leader is None:
+        return look
+
+    async def guarded(key: Key) -> float | None:
+        if not leader.leads():
+            raise RetryLater("another operator may work")
+        return await look(key)
+
+    return guarded
 
 
 async def _hold(leader: Leader) -> None:

@@ -7,6 +7,7 @@ few and named after what the caller does about them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from finetune_operator.metrics import count_request
 
 Manifest = dict[str, Any]
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+APPLY_PATCH = "application/apply-patch+yaml; charset=utf-8"
+"""The only form in which the API server takes an apply. With a parameter the library leaves the body as it is."""
+NOT_PLAIN_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 PAGE = 500
 TIMEOUT_SECONDS = 30.0
 NO_ANSWER = 0
@@ -189,7 +193,7 @@ class Cluster:
         metadata = manifest["metadata"]
         path = resource.path(metadata.get("namespace"), metadata["name"]) + "/status"
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        return await self._call("PATCH", path, body=manifest, query=query, content="application/apply-patch+yaml")
+        return await self._call("PATCH", path, body=as_yaml(manifest), query=query, content=APPLY_PATCH)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str, version: str) -> Manifest:
         """Delete an object, if it is still the one with that uid and resourceVersion; what it owns goes after it.
@@ -247,7 +251,7 @@ class Cluster:
         method: str,
         path: str,
         *,
-        body: Manifest | None = None,
+        body: Manifest | bytes | None = None,
         query: dict[str, str] | None = None,
         accept: str = "application/json",
         content: str = "application/json",
@@ -271,6 +275,12 @@ class Cluster:
             answer: Manifest = json.loads(payload)
             return answer
         raise _error(method, path, response.status, response.getheader("Retry-After"), payload)
+
+
+def as_yaml(manifest: Manifest) -> bytes:
+    """The manifest as JSON that is YAML too, where a surrogate pair is no character and lines end in many ways."""
+    text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
+    return NOT_PLAIN_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 def _error(method: str, path: str, status: int, retry_after: str | None, payload: bytes) -> ClusterError:

@@ -28,13 +28,13 @@ class Health:
     stuck_after: float
     """Seconds."""
     clock: Callable[[], float]
-    working: bool = True
-    """False while another process has the lease: who stands by is healthy."""
+    working: Callable[[], bool] = lambda: True
+    """False while another process may have the lease: who stands by is healthy."""
     _missing_since: dict[str, float] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
         """What has been wrong for too long, in sentences; empty = healthy."""
-        if not self.working:
+        if not self.working():
             return []
         found = [f"{what} is not watched" for what in self._long_missing()]
         if (age := self.queue.oldest_age()) > self.stuck_after:
@@ -45,11 +45,12 @@ class Health:
 
     def tell(self) -> None:
         """Set the gauges to what is so now."""
-        LEADER.set(self.working)
+        working = self.working()
+        LEADER.set(working)
         QUEUE_DEPTH.set(self.queue.depth())
         QUEUE_AGE.set(self.queue.oldest_age())
         WATCH_BEHIND.set(self.resync.longest_difference())
-        WATCHES_MISSING.set(len(list(self.missing_watches())) if self.working else 0)
+        WATCHES_MISSING.set(len(list(self.missing_watches())) if working else 0)
 
     def _long_missing(self) -> list[str]:
         now = self.clock()

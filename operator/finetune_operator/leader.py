@@ -46,7 +46,12 @@ class Leader:
         """As the API server last gave it to us."""
         self._seen = (("", ""), 0.0)
         """Holder and renewal of the lease, and when it was first seen so."""
-        self._renewed = 0.0
+        self._renewed: float | None = None
+        """Before the last renewal was sent; None = it is not ours."""
+
+    def leads(self) -> bool:
+        """Whether nobody else can have the lease at this moment."""
+        return self._renewed is not None and self._left() > 0
 
     async def acquire(self) -> None:
         """Wait until the lease is ours."""
@@ -75,7 +80,7 @@ class Leader:
             await asyncio.sleep(max(0.0, min(self._election.retry_period_seconds, self._left())))
             started, left = self._clock(), self._left()
             if left <= 0:
-                raise LeaseLost(f"it was not renewed for {started - self._renewed:.1f} s")
+                raise LeaseLost(f"it should have been renewed {-left:.1f} s ago")
             try:
                 async with asyncio.timeout(left):
                     await self._renew()
@@ -86,6 +91,7 @@ class Leader:
 
     async def release(self) -> None:
         """Give the lease back, so that another need not wait for its end."""
+        self._renewed = None
         try:
             async with asyncio.timeout(self._election.retry_period_seconds):
                 await self._write(holder="")
@@ -94,7 +100,7 @@ class Leader:
 
     def _left(self) -> float:
         """Seconds in which the lease must be renewed."""
-        return self._renewed + self._election.renew_deadline_seconds - self._clock()
+        return (self._renewed or 0.0) + self._election.renew_deadline_seconds - self._clock()
 
     async def _try(self) -> bool:
         """Take the lease if nobody has it, or its holder has not renewed it for as long as it promised."""

@@ -47,6 +47,10 @@ KUEUE_PERMISSIONS = (
     ),
 )
 """Granted with settings.kueue alone."""
+ELECTION = (
+    Permission("coordination.k8s.io", ("leases",), ("get", "create", "update"), "which of several operators works"),
+)
+"""In the operator's own namespace alone, where there is an election."""
 
 
 def roles() -> dict[str, list[dict[str, Any]]]:
@@ -55,16 +59,19 @@ def roles() -> dict[str, list[dict[str, Any]]]:
     return {
         "cluster": rules(cluster_scoped=True),
         "namespaced": rules(cluster_scoped=False),
-        "kueue": rules(KUEUE_PERMISSIONS),
+        "kueue": [_rule(permission) for permission in KUEUE_PERMISSIONS],
+        "election": [_rule(permission) for permission in ELECTION],
     }
 
 
-def rules(
-    permissions: tuple[Permission, ...] = PERMISSIONS, *, cluster_scoped: bool | None = None
-) -> list[dict[str, Any]]:
+def rules(*, cluster_scoped: bool | None = None) -> list[dict[str, Any]]:
     """The rules of a role: all, or only those on cluster-scoped (or namespaced) resources."""
-    return [
-        {"apiGroups": [p.group], "resources": list(p.resources), "verbs": list(p.verbs)}
-        for p in permissions
-        if cluster_scoped is None or p.cluster_scoped is cluster_scoped
-    ]
+    return [_rule(p) for p in PERMISSIONS if cluster_scoped is None or p.cluster_scoped is cluster_scoped]
+
+
+def _rule(permission: Permission) -> dict[str, Any]:
+    return {
+        "apiGroups": [permission.group],
+        "resources": list(permission.resources),
+        "verbs": list(permission.verbs),
+    }

@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from apiserver import BINARIES
-from finetune_operator.rbac import KUEUE_PERMISSIONS, rules
+from finetune_operator.rbac import roles, rules
 from finetune_operator.settings import Settings
 from manifests import KINDS, ROOT, documents
+from rendering import CHART, DIGEST, VALUES, of_kind, one, rendered, template
 
-CHART = ROOT / "charts" / "finetune-operator"
-DIGEST = "sha256:" + "a" * 64
-VALUES: list[dict[str, Any]] = [
-    {},
-    {"settings": {"namespaces": ["team-a", "team-b"], "workers": 2, "healthPort": 9000, "pollPeriodSeconds": 0.5}},
-    {"image": {"repository": "registry/operator", "digest": DIGEST}, "imagePullSecrets": [{"name": "registry"}]},
-    {
-        "crds": {"enabled": False},
-        "rbac": {"aggregate": False},
-        "nodeSelector": {"pool": "system"},
-        "tolerations": [{"key": "system", "operator": "Exists"}],
-        "affinity": {"nodeAffinity": {}},
-        "podLabels": {"team": "platform"},
-        "podAnnotations": {"note": "yes"},
-        "priorityClassName": "system-cluster-critical",
-        "resources": {"limits": {"memory": "1Gi"}},
-    },
-]
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"replicas": 2}, "replicas"),
+    ({"replicas": 2}, "leaderElection"),
+    ({"replicas": 11, "leaderElection": {"enabled": True}}, "/replicas"),
+    ({"replicas": "1"}, "/replicas"),
+    ({"leaderElection": {"enabled": True, "leaseDurationSeconds": 0}}, "/leaderElection/leaseDurationSeconds"),
+    ({"leaderElection": {"enabled": True, "namespace": "other"}}, "namespace"),
+    ({"settings": {"leaderElection": {"namespace": "a", "name": "b"}}}, "leaderElection"),
+    ({"leaderElection": {"enabled": True, "leaseDurationSeconds": 9}}, "leaseDurationSeconds must be above"),
+    ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "app.kubernetes.io/name"),
+    ({"podLabels": {"app.kubernetes.io/instance": "mine"}}, "app.kubernetes.io/instance"),
+    ({"podLabels": {"priority": 1}}, "/podLabels/priority"),
+    ({"metrics": {"serviceMonitor": {"interval": "30"}}}, "/metrics/serviceMonitor/interval"),
+    ({"metrics": {"serviceMonitor": {"enable": True}}}, "enable"),
+    ({"metrics": {"prometheusRule": {"disruptionsPerHour": -1}}}, "/metrics/prometheusRule/disruptionsPerHour"),
+    ({"metrics": {"dashboard": {"labels": {"grafana_dashboard": 1}}}}, "/metrics/dashboard/labels"),
+    ({"podDisruptionBudget": {"minAvailable": 1}}, "minAvailable"),
+    ({"networkPolicy": {"from": {}}}, "/networkPolicy/from"),
+    ({"topologySpreadConstraints": [{"maxSkew": 1}]}, "/topologySpreadConstraints/0"),
+    ({"extraEnv": [{"name": "FINETUNE_SETTINGS", "value": "/mine"}]}, "/extraEnv/0/name"),
+    ({"extraEnv": [{"value": "no name"}]}, "/extraEnv/0"),
+    ({"priorityClassName": None, "nodeSelector": ["pool"]}, "/nodeSelector"),
     ({"settings": {"workers": 0}}, "/settings/workers"),
     ({"settings": {"pollPeriod": 10}}, "pollPeriod"),
     ({"settings": {"healthPort": 0}}, "/settings/healthPort"),
@@ -48,39 +47,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"crds": {"enabled": "true"}}, "/crds/enabled"),
     ({"securityContext": {"privileged": True}}, "securityContext"),
 ]
-every_value_set = pytest.mark.parametrize("values", VALUES, ids=["default", "namespaces", "digest", "everything"])
-
-
-def template(values: dict[str, Any], release: str = "finetune-operator") -> subprocess.CompletedProcess[str]:
-    """Run `helm template`."""
-    command = ["helm", "template", release, str(CHART), "--namespace", "system", "--kube-version", "1.34.0"]
-    environment = {**os.environ, "PATH": f"{BINARIES}:{os.environ['PATH']}"}
-    return subprocess.run(
-        [*command, "--values", "-"],
-        input=json.dumps(values),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def rendered(values: dict[str, Any], release: str = "finetune-operator") -> list[dict[str, Any]]:
-    """The objects of a rendering that must succeed."""
-    done = template(values, release)
-    assert done.returncode == 0, done.stderr
-    return documents(done.stdout)
-
-
-def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """The objects of one kind."""
-    return [each for each in objects if each["kind"] == kind]
-
-
-def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """The only object of a kind."""
-    (found,) = of_kind(objects, kind)
-    return found
+every_value_set = pytest.mark.parametrize(
+    "values", VALUES, ids=["default", "namespaces", "digest", "everything", "several"]
+)
 
 
 @every_value_set
@@ -102,7 +71,10 @@ def test_the_operator_is_hardened(values) -> None:
 @every_value_set
 def test_one_operator_at_a_time_asked_for_its_health(values) -> None:
     spec = one(rendered(values), "Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    if values.get("leaderElection"):
+        assert (spec["replicas"], spec["strategy"]["type"]) == (3, "RollingUpdate")
+    else:
+        assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
     (container,) = spec["template"]["spec"]["containers"]
     port = Settings.model_validate(values.get("settings", {})).health_port
     assert container["ports"] == [{"name": "health", "containerPort": port}]
@@ -132,7 +104,7 @@ def test_the_switch_of_queues_reaches_the_operator_and_its_role_alone() -> None:
     with_queues = {"settings": {"kueue": True}}
     granted = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered(with_queues), "ClusterRole")}
     without = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered({}), "ClusterRole")}
-    assert granted == {**without, "finetune-operator": [*without["finetune-operator"], *rules(KUEUE_PERMISSIONS)]}
+    assert granted == {**without, "finetune-operator": [*without["finetune-operator"], *roles()["kueue"]]}
     settings = YAML(typ="safe").load(one(rendered(with_queues), "ConfigMap")["data"]["settings.yaml"])
     assert settings["kueue"] is True
 
@@ -161,11 +133,18 @@ def test_the_token_is_mounted_in_the_operator_alone() -> None:
 @every_value_set
 def test_settings_reach_the_operator_whole(values) -> None:
     objects = rendered(values)
-    (text,) = documents(one(objects, "ConfigMap")["data"]["settings.yaml"])
+    texts = [each["data"].get("settings.yaml") for each in of_kind(objects, "ConfigMap")]
+    (text,) = documents("".join(text for text in texts if text))
     given = {"trainerImage": "finetune-trainer:0.1.0", **values.get("settings", {})}
+    if values.get("leaderElection"):
+        lease = {"namespace": "system", "name": "finetune-operator", "leaseDurationSeconds": 30}
+        given["leaderElection"] = {**lease, "renewDeadlineSeconds": 10, "retryPeriodSeconds": 2}
     assert Settings.model_validate(text) == Settings.model_validate(given)
-    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
-    assert container["env"] == [{"name": "FINETUNE_SETTINGS", "value": "/etc/finetune-operator/settings.yaml"}]
+    pod = one(objects, "Deployment")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= Settings.model_validate(given).shutdown_seconds + 10
+    (container,) = pod["containers"]
+    own = {"name": "FINETUNE_SETTINGS", "value": "/etc/finetune-operator/settings.yaml"}
+    assert container["env"] == [own, *values.get("extraEnv", [])]
     assert {"name": "settings", "mountPath": "/etc/finetune-operator", "readOnly": True} in container["volumeMounts"]
 
 

@@ -107,3 +107,28 @@ def shared_world(plane, api, operator, kubelet) -> Iterator[World]:
         made = World(plane, api, kubelet, operator, name)
         made.prepare()
         yield made
+
+
+@pytest.fixture(scope="module")
+def own_plane(tmp_path_factory) -> Iterator[ControlPlane]:
+    """A control plane for a module whose operators are its own: none else works on its jobs."""
+    with control_plane(tmp_path_factory.mktemp("own")) as plane:
+        yield plane
+
+
+@pytest.fixture
+def own_namespace(own_plane) -> Iterator[str]:
+    """A namespace on it."""
+    api = own_plane.api()
+    with temporary_namespace(api) as made:
+        yield made
+    api.close()
+
+
+@pytest.fixture
+def own_namespaces(own_plane) -> Iterator[tuple[str, str, str]]:
+    """Three namespaces on it."""
+    api = own_plane.api()
+    with temporary_namespace(api) as one, temporary_namespace(api) as two, temporary_namespace(api) as three:
+        yield one, two, three
+    api.close()

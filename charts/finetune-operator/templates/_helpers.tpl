@@ -29,10 +29,29 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{/* The operator's settings as it reads them. */}}
 {{- define "finetune.settings" -}}
 {{- $trainer := include "finetune.image" (list .Values.trainerImage .Chart.AppVersion) -}}
-{{- merge (deepCopy .Values.settings) (dict "trainerImage" $trainer) | toYaml -}}
+{{- $settings := merge (deepCopy .Values.settings) (dict "trainerImage" $trainer) -}}
+{{- if .Values.leaderElection.enabled -}}
+{{- $lease := dict "namespace" .Release.Namespace "name" (include "finetune.name" .) -}}
+{{- $settings = merge $settings (dict "leaderElection" (merge $lease (omit .Values.leaderElection "enabled"))) -}}
+{{- end -}}
+{{- toYaml $settings -}}
 {{- end }}
 
 {{/* The port that the kubelet asks for health. */}}
 {{- define "finetune.port" -}}
 {{ .Values.settings.healthPort | default 8081 }}
+{{- end }}
+
+{{/* What tells this installation's metrics from another's: the labels that a ServiceMonitor gives them. */}}
+{{- define "finetune.series" -}}
+namespace={{ .Release.Namespace | quote }},job={{ printf "%s-metrics" (include "finetune.name" .) | quote }}
+{{- end }}
+
+{{/* Times of an election with which two could work at once; the schema cannot compare values. */}}
+{{- define "finetune.election" -}}
+{{- with .Values.leaderElection -}}
+{{- if not (and (gt (float64 .leaseDurationSeconds) (float64 .renewDeadlineSeconds)) (gt (float64 .renewDeadlineSeconds) (float64 .retryPeriodSeconds))) -}}
+{{- fail "leaderElection: leaseDurationSeconds must be above renewDeadlineSeconds, which must be above retryPeriodSeconds" -}}
+{{- end -}}
+{{- end -}}
 {{- end }}

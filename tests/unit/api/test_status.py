@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.status import Condition, ConditionStatus, ConditionType, JobStatus, Phase, Reason
+from finetune_api.status import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    JobStatus,
+    Metrics,
+    Phase,
+    Reason,
+    Resolved,
+    ResolvedRuntime,
+)
 
 
 def status(**conditions: ConditionStatus) -> JobStatus:
@@ -43,3 +53,14 @@ def test_words_are_camel_case_as_the_api_conventions_have_it(word) -> None:
     assert word.isalnum()
     assert word[0].isupper()
     assert len(word) <= 64
+
+
+def test_what_is_empty_is_not_written_but_in_the_frozen_runtime():
+    runtime = ResolvedRuntime(name="gpu", generation=1, spec={"podTemplate": {}, "models": []})
+    status = JobStatus(metrics=Metrics(train={}, eval={"loss": 1.0}), resolved=Resolved(runtime=runtime), restarts=0)
+    document = status.to_json()
+    assert document["metrics"] == {"eval": {"loss": 1.0}}
+    assert document["resolved"] == {"runtime": {"name": "gpu", "generation": 1, "spec": runtime.spec}}
+    assert document["restarts"] == 0
+    assert JobStatus.model_validate(document) == status
+    assert "metrics" not in JobStatus(metrics=Metrics()).to_json()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kubernetes.aio import client as kubernetes_client
+from ruamel.yaml import YAML
 
 from finetune_operator.client import (
     FINETUNE_JOBS,
@@ -22,6 +23,7 @@ from finetune_operator.client import (
     NotFound,
     Refused,
     Unavailable,
+    as_yaml,
 )
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -147,3 +149,12 @@ def test_a_list_is_read_to_its_last_page():
 
     found = against(answer, lambda cluster: cluster.list(RUNTIMES, labels="a=b"))
     assert found == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "\U0001f600", "\\ud83d\\ude00", "a\nb\x00\x7f\x85\u2028\ufeff\uffff", '"{}"']
+)
+def test_a_status_travels_as_json_that_a_reader_of_yaml_reads_alike(text):
+    body = as_yaml({"status": {text: text}})
+    assert json.loads(body) == {"status": {text: text}}
+    assert YAML(typ="safe", pure=True).load(body.decode()) == {"status": {text: text}}
