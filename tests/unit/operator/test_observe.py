@@ -10,7 +10,7 @@ import pytest
 from builders import JOB_UID, NOW_TEXT, job_manifest, make_job, runtime_manifest
 from finetune_api import names
 from finetune_api.job import FineTuneJob
-from finetune_api.status import Attempt, Condition, ConditionStatus, JobStatus
+from finetune_api.status import Attempt, Condition, ConditionStatus, JobStatus, Resolved, ResolvedRuntime
 from finetune_api.trainer import Stage
 from finetune_operator import observe as module
 from finetune_operator.client import (
@@ -26,6 +26,7 @@ from finetune_operator.client import (
 )
 from finetune_operator.observe import Departed, observe
 from finetune_operator.plan.state import Observed
+from finetune_operator.settings import Settings
 from simulated import SimulatedCluster, World
 
 LABELS = {names.JOB_UID_LABEL: JOB_UID, names.STAGE_LABEL: "train"}
@@ -53,11 +54,13 @@ class Asked(SimulatedCluster):
 def seen(world: World, job: FineTuneJob, departed: Departed | None = None) -> tuple[Observed, list[str]]:
     cluster = Asked(world)
     client: Any = cluster
-    return asyncio.run(observe(job, client, departed or Departed())), cluster.names
+    return asyncio.run(observe(job, client, departed or Departed(), Settings())), cluster.names
 
 
 def training(*attempts: Attempt) -> FineTuneJob:
-    status = JobStatus(start_time=NOW_TEXT, conditions=(READY,), attempts=attempts)
+    runtime = ResolvedRuntime(name="gpu", generation=1, spec={"image": "trainer:1"})
+    resolved = Resolved(runtime=runtime)
+    status = JobStatus(start_time=NOW_TEXT, conditions=(READY,), attempts=attempts, resolved=resolved)
     return make_job().model_copy(update={"status": status})
 
 
@@ -121,7 +124,7 @@ def test_kueue_is_asked_for_a_job_in_a_queue_alone(labels, kueue, installed, ask
     world.add(WORKLOADS, named("job-tune", metadata=found))
     cluster = WithQueues(world, installed=installed)
     client: Any = cluster
-    observed = asyncio.run(observe(training(), client, Departed(), kueue=kueue))
+    observed = asyncio.run(observe(training(), client, Departed(), Settings(kueue=kueue)))
     workload = observed.children[Stage.TRAIN].workload
     assert cluster.looked_for == ([f"{names.QUEUED_JOB_LABEL}=uid-of-train"] if asked else [])
     assert (workload is not None) is (asked and installed)
@@ -202,6 +205,6 @@ def test_the_watch_gets_a_moment_to_tell_how_a_pod_ended(monkeypatch):
     async def story() -> Observed:
         client: Any = SimulatedCluster(world, lambda: None, lambda: None)
         asyncio.get_running_loop().call_later(0.01, departed.remember, late)
-        return await observe(training(running), client, departed)
+        return await observe(training(running), client, departed, Settings())
 
     assert [p.name for p in asyncio.run(story()).pods[Stage.TRAIN]] == ["tune-train-late"]
