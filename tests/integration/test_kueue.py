@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import installed
 from apiserver import ControlPlane, control_plane
 from finetune_operator.rbac import KUEUE_PERMISSIONS
 from kubelet import Behaviour, Kubelet, wait_for
@@ -18,7 +19,6 @@ from manifests import ROOT, job, read
 from world import OperatorProcess, World, progress, published, script
 
 EXAMPLE_QUEUE = ROOT / "examples" / "kueue" / "queue.yaml"
-SYSTEM = "finetune-system"
 SETTINGS = {"pollPeriodSeconds": 0.3, "resyncPeriodSeconds": 1, "healthPort": 0, "trainerImage": "t:1", "kueue": True}
 INSUFFICIENT = "insufficient unused quota for cpu"
 
@@ -70,8 +70,7 @@ class QueueWorld(World):
 def kueue_plane(tmp_path_factory) -> Iterator[tuple[ControlPlane, Queues]]:
     """A control plane of its own with Kueue, so that its webhooks judge no other test's Jobs."""
     with control_plane(tmp_path_factory.mktemp("kueue-plane")) as plane:
-        plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        installed.kinds(plane)
         with kueue(plane) as queues:
             queues.priority("urgent", 1000)
             yield plane, queues
@@ -81,14 +80,7 @@ def kueue_plane(tmp_path_factory) -> Iterator[tuple[ControlPlane, Queues]]:
 def kueue_operator(kueue_plane, tmp_path_factory) -> Iterator[OperatorProcess]:
     """The operator with the switch on, in its settings and in its role."""
     folder = tmp_path_factory.mktemp("kueue-operator")
-    plane = kueue_plane[0]
-    chart = str(ROOT / "charts" / "finetune-operator")
-    values = "crds.enabled=false,settings.kueue=true"
-    where = ["--namespace", SYSTEM, "--create-namespace", "--set", values]
-    done = plane.run("helm", "upgrade", "--install", "finetune-operator", chart, *where)
-    assert done.returncode == 0, done.stderr
-    token = plane.kubectl("create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration", "2h").strip()
-    account = plane.kubeconfig_for(token, folder / "kubeconfig")
+    account = installed.operator_account(kueue_plane[0], folder, "--set", "settings.kueue=true")
     (folder / "settings.yaml").write_text(json.dumps(SETTINGS))
     running = OperatorProcess(account, folder / "settings.yaml", folder / "operator.log")
     running.start()
