@@ -35,6 +35,14 @@ CONTROLLERS = (
     "clusterrole-aggregation-controller",
 )
 START_SECONDS = 60
+AUDIT_LOG = "audit.log"
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts:finetune-system"]}, {"level": "None"}],
+}
+"""What the operator asks for is written down; nothing else is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,7 @@ def _start(folder: Path, started: list[subprocess.Popen[bytes]]) -> ControlPlane
     key = pki / "service-accounts.key"
     subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
     (pki / "tokens.csv").write_text(f'{ADMIN_TOKEN},admin,1,"system:masters"\n')
+    (pki / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
     started.append(_spawn(folder, "etcd", *_etcd_flags(folder, etcd_port, peer_port)))
     started.append(_spawn(folder, "kube-apiserver", *_apiserver_flags(folder, key, etcd_port, port)))
     certificate = pki / "apiserver.crt"
@@ -227,6 +236,10 @@ def _apiserver_flags(folder: Path, key: Path, etcd_port: int, port: int) -> list
         "--service-cluster-ip-range=10.96.0.0/16",
         "--endpoint-reconciler-type=none",
         "--authorization-mode=RBAC",
+        "--allow-privileged=true",  # as clusters have it: what keeps pods from it must be ours
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+        f"--audit-policy-file={folder / 'pki' / 'audit-policy.json'}",
+        f"--audit-log-path={folder / AUDIT_LOG}",
         "--profiling=false",
     ]
 

@@ -190,6 +190,15 @@ class World:
         except AssertionError as error:
             raise AssertionError(f"{error}; its status: {as_json(self.status(name))}") from None
 
+    def kubectl_wait(self, name: str, condition: str, seconds: int = 60) -> None:
+        """Wait for a condition as a user does."""
+        where = ("-n", self.namespace, f"ftj/{name}", f"--timeout={seconds}s")
+        self.plane.kubectl("wait", f"--for=condition={condition}", *where)
+
+    def ask(self, name: str, **spec: Any) -> None:
+        """Change the job's spec."""
+        self.api.patch(f"{self.jobs}/{name}", {"spec": spec}).must()
+
     def children(self, name: str) -> dict[str, dict[str, Any]]:
         """The batch Jobs of a job by name."""
         listed = self.api.get(f"/apis/batch/v1/namespaces/{self.namespace}/jobs").must()["items"]

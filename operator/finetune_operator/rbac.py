@@ -23,9 +23,9 @@ class Permission:
     cluster_scoped: bool = False
 
 
-WATCH = ("get", "list", "watch")
+GET, WATCH = ("get",), ("list", "watch")
 PERMISSIONS = (
-    Permission(names.GROUP, (names.JOB_PLURAL,), (*WATCH, "delete"), "the jobs; delete after ttlSecondsAfterFinished"),
+    Permission(names.GROUP, (names.JOB_PLURAL,), (*GET, *WATCH, "delete"), "jobs; delete at the end of their ttl"),
     Permission(names.GROUP, (f"{names.JOB_PLURAL}/status",), ("patch",), "status by server-side apply"),
     Permission(
         names.GROUP,
@@ -34,11 +34,13 @@ PERMISSIONS = (
         "blockOwnerDeletion on children, where OwnerReferencesPermissionEnforcement is on",
     ),
     Permission(names.GROUP, (names.RUNTIME_PLURAL,), (*WATCH, "create"), "runtimes; the first one is created", True),
-    Permission("batch", ("jobs",), (*WATCH, "create", "patch"), "children; patch sets spec.suspend"),
+    Permission("batch", ("jobs",), (*GET, *WATCH, "create", "patch"), "children; patch sets spec.suspend"),
     Permission("", ("pods",), WATCH, "how children fare, and where they report progress"),
     Permission(
-        "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), ("get",), "whether what a job names is there"
+        "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), GET, "whether what a job names is there"
     ),
+    Permission("", ("services",), ("get", "create"), "names for the pods of a job on several nodes"),
+    Permission("networking.k8s.io", ("networkpolicies",), ("get", "create"), "who may reach a job's pods"),
     Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
 )
 ELECTION = (
@@ -46,12 +48,17 @@ ELECTION = (
 )
 """In the operator's own namespace alone, where there is an election."""
 
+CLAIMS = (Permission("", ("persistentvolumeclaims",), ("create",), "a missing claim for the output"),)
+"""With settings.createClaims alone."""
+
 
 def roles() -> dict[str, list[dict[str, Any]]]:
-    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role."""
+    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role, and
+    `claims` joins the latter with settings.createClaims."""
     return {
         "cluster": rules(cluster_scoped=True),
         "namespaced": rules(cluster_scoped=False),
+        "claims": [_rule(permission) for permission in CLAIMS],
         "election": [_rule(permission) for permission in ELECTION],
     }
 
