@@ -8,6 +8,7 @@ build() {
   built kubelet k8s.io/kubernetes "v$KUBERNETES_VERSION" || step "Kubernetes $KUBERNETES_VERSION (about 6 min)" build_kubernetes
   go_install coredns github.com/coredns/coredns "$COREDNS_VERSION"
   go_install helm helm.sh/helm/v3/cmd/helm "$HELM_VERSION"
+  go_install kubeconform github.com/yannh/kubeconform/cmd/kubeconform "$KUBECONFORM_VERSION"
 }
 
 # install_packages COMMAND=PACKAGE...: only what is missing, so that a warm run asks no package index.
