@@ -65,11 +65,11 @@ def _since(look: Look) -> str | None:
 
 def _of_pods(own: ChildJob, look: Look, pending: list[Pod]) -> str | None:
     """Since the Job began, its first waiting pod was made, or else the last one ended."""
-    if own.since is None:
+    if own.started is None:
         return None  # its controller has not seen it yet, or not since it goes on
     if pending:
-        return max(own.since, min(pod.created for pod in pending))
-    return max(own.since, _last_end(look))
+        return max(own.started, min(pod.created for pod in pending))
+    return max(own.started, _last_end(look))
 
 
 def _without_child(look: Look) -> str | None:

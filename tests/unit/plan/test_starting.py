@@ -27,7 +27,7 @@ def job(stage: Stage = Stage.TRAIN, **more):
 
 
 def child(owner, stage: Stage = Stage.TRAIN, **fields):
-    return make_child(owner, stage, **{"since": NOW_TEXT, **fields})
+    return make_child(owner, stage, **{"started": NOW_TEXT, **fields})
 
 
 def pending(of, suffix: str = "aaaaa", **fields):
@@ -54,8 +54,8 @@ def test_a_pod_that_waits_too_long_ends_the_job_with_its_last_cause(stage):
     ("own", "pods"),
     [
         ({"suspended": True}, []),
-        ({"since": None}, []),
-        ({"since": at(1)}, [{}]),
+        ({"started": None}, []),
+        ({"started": at(1)}, [{}]),
         ({}, [{"created": at(1)}]),
         ({}, [{"started": NOW_TEXT, "waiting": None, "running": True}]),
         ({}, [{"started": NOW_TEXT, "waiting": Waiting(Reason.NODE_LOST, "gone")}]),
