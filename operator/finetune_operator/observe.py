@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.job import FineTuneJob, job_from
 from finetune_api.runtime import FineTuneRuntime, runtime_from
-from finetune_api.status import JobStatus
+from finetune_api.status import JobStatus, Resolved
 from finetune_operator.client import (
+    CHILDREN,
     CLAIMS,
     CONFIG_MAPS,
     FINETUNE_JOBS,
@@ -23,19 +24,24 @@ from finetune_operator.client import (
     PODS,
     RUNTIMES,
     SERVICE_ACCOUNTS,
+    WORKLOADS,
     Cluster,
     Manifest,
     NotFound,
     Resource,
 )
 from finetune_operator.plan import seen
+from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import of_stage
 from finetune_operator.plan.invalid import sentences, shell
 from finetune_operator.plan.look import stage_of
+from finetune_operator.plan.network import beside
 from finetune_operator.plan.objects import child_name
 from finetune_operator.plan.references import Permitted, permit
-from finetune_operator.plan.state import Observed, Pod
+from finetune_operator.plan.state import Beside, Observed, Pod
 from finetune_operator.plan.weights import parent_name
+from finetune_operator.settings import Settings
+from finetune_operator.shared import Shared
 
 REMEMBERED = 1024
 WATCH_LAG_SECONDS = 1.0
@@ -60,19 +66,31 @@ class Departed:
         return [pod for pod in self._pods.values() if wanted.items() <= pod["metadata"].get("labels", {}).items()]
 
 
-async def observe(job: FineTuneJob, cluster: Cluster, departed: Departed) -> Observed:
+async def observe(
+    job: FineTuneJob, cluster: Cluster, departed: Departed, settings: Settings, shared: Shared
+) -> Observed:
     """What `decide` needs to know about `job`, but for reports: references before it starts, children after."""
     status = job.status or JobStatus()
     if status.is_final or job.metadata.deletion_timestamp is not None:
         return Observed()
     if status.start_time is None:
-        return await _references(job, cluster)
-    return await _children(job, status, cluster, departed)
+        return await _references(job, cluster, shared)
+    return await _children(job, status, cluster, departed, settings)
 
 
-async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
-    """Runtimes and parent; then, if they permit the job, whether what it names is there."""
-    runtimes, broken = _runtimes(await cluster.list(RUNTIMES))
+async def _references(job: FineTuneJob, cluster: Cluster, shared: Shared) -> Observed:
+    """Runtimes and parent; then, if they permit the job, whether what it names is there.
+
+    Jobs that start at the same time name the same few objects: each is read once for all who ask meanwhile.
+    """
+
+    async def runtimes_of_now() -> tuple[tuple[FineTuneRuntime, ...], dict[str, str]]:
+        return _runtimes(await cluster.list(RUNTIMES))
+
+    async def find(resource: Resource, name: str) -> Manifest | None:
+        return await shared.read((resource, namespace, name), lambda: _find(cluster, resource, namespace, name))
+
+    runtimes, broken = await shared.read(RUNTIMES, runtimes_of_now)
     observed = Observed(runtimes=runtimes, broken_runtimes=broken, parent=await _parent(job, cluster))
     permitted = permit(job, observed)
     if not isinstance(permitted, Permitted):
@@ -81,20 +99,22 @@ async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
     account = permitted.runtime.spec.service_account_name
     claims = {use.parts.root for use in permitted.roots("pvc")}
     config_maps = {use.parts.root for use in permitted.roots("configmap")}
-    found_claims = [name for name in sorted(claims) if await _find(cluster, CLAIMS, namespace, name)]
-    found_maps = {name: await _find(cluster, CONFIG_MAPS, namespace, name) for name in sorted(config_maps)}
+    found_claims = [name for name in sorted(claims) if await find(CLAIMS, name)]
+    found_maps = {name: await find(CONFIG_MAPS, name) for name in sorted(config_maps)}
     return Observed(
         runtimes=runtimes,
         broken_runtimes=broken,
         parent=observed.parent,
         claims=frozenset(found_claims),
         config_maps={name: _keys(found) for name, found in found_maps.items() if found is not None},
-        service_accounts=frozenset([account] if await _find(cluster, SERVICE_ACCOUNTS, namespace, account) else []),
+        service_accounts=frozenset([account] if await find(SERVICE_ACCOUNTS, account) else []),
     )
 
 
-async def _children(job: FineTuneJob, status: JobStatus, cluster: Cluster, departed: Departed) -> Observed:
-    """The stage's Job and its pods."""
+async def _children(
+    job: FineTuneJob, status: JobStatus, cluster: Cluster, departed: Departed, settings: Settings
+) -> Observed:
+    """The stage's Job, its pods, and what stands beside it."""
     stage, namespace, uid = stage_of(status), job.metadata.namespace or "", job.metadata.uid or ""
     manifest = await _find(cluster, JOBS, namespace, child_name(job, stage))
     word = stage.value.lower()
@@ -104,8 +124,33 @@ async def _children(job: FineTuneJob, status: JobStatus, cluster: Cluster, depar
     gone = await _gone(running, there, departed, uid, word)
     parsed = [*(seen.pod(pod) for pod in there), *(seen.pod(pod, gone=True) for pod in gone)]
     pods = sorted((pod for pod in parsed if pod is not None), key=_age)
-    children = {stage: seen.child_job(manifest)} if manifest is not None else {}
-    return Observed(children=children, pods={stage: tuple(pods)})
+    workloads = await _workloads(manifest, cluster) if settings.kueue else []
+    children = {stage: seen.child_job(manifest, workloads)} if manifest is not None else {}
+    there_too = await _beside(job, status, cluster, settings)
+    return Observed(children=children, pods={stage: tuple(pods)}, beside=there_too)
+
+
+async def _beside(job: FineTuneJob, status: JobStatus, cluster: Cluster, settings: Settings) -> tuple[Beside, ...]:
+    """What has the names of the Service and the NetworkPolicy that the stage needs."""
+    runtime, found = runtime_of(status.resolved or Resolved()), []
+    for wanted in beside(job, stage_of(status), runtime, settings):
+        kind, metadata = wanted["kind"], wanted["metadata"]
+        manifest = await _find(cluster, CHILDREN[kind], metadata["namespace"], metadata["name"])
+        if manifest is not None:
+            found.append(seen.beside(kind, manifest))
+    return tuple(found)
+
+
+async def _workloads(job: Manifest | None, cluster: Cluster) -> list[Manifest]:
+    """Kueue's objects for a batch/v1 Job in a queue; none where Kueue is not installed."""
+    metadata = job["metadata"] if job is not None else {}
+    if not metadata.get("labels", {}).get(names.QUEUE_LABEL):
+        return []
+    try:
+        labels = f"{names.QUEUED_JOB_LABEL}={metadata['uid']}"
+        return await cluster.list(WORKLOADS, metadata["namespace"], labels=labels)
+    except NotFound:
+        return []
 
 
 async def _gone(running: set[str], pods: list[Manifest], departed: Departed, uid: str, stage: str) -> list[Manifest]:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number
+from finetune_api.runtime import OpaqueList, StringMap
 
 PERIODS_OF_SILENCE = 6
 
@@ -34,6 +35,28 @@ class LeaderElection(ApiModel):
         return self
 
 
+class OperatorPods(ApiModel):
+    """How the operator's own pods are found."""
+
+    namespace: Name
+    """Their namespace."""
+    labels: StringMap
+    """Labels that they bear."""
+
+
+class NetworkPolicySettings(ApiModel):
+    """The NetworkPolicy that each job gets."""
+
+    enabled: Flag = False
+    """Whether jobs get one."""
+    operator: OperatorPods | None = None
+    """Who may ask the pods for progress. Absent = the operator runs outside the cluster, and no rule can name it."""
+    scrape_namespaces: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    """Namespaces whose pods may ask at the port of progress too: where metrics are gathered."""
+    egress: OpaqueList | None = None
+    """NetworkPolicyEgressRules: where the pods may connect to, beside cluster DNS and each other. Absent = anywhere."""
+
+
 class Settings(ApiModel):
     """All settings, each with the value that suits most clusters."""
 
@@ -55,6 +78,9 @@ class Settings(ApiModel):
     """How often all jobs are listed and compared with what the watch has told."""
     status_writes_per_second: Annotated[Number, Field(gt=0, le=1000)] = 10.0
     """Status writes of the whole operator that change only progress."""
+    kueue: Flag = False
+    """Whether jobs may wait in queues of Kueue: a FineTuneJob with the label kueue.x-k8s.io/queue-name. The chart then
+    grants the right to list and patch Workloads."""
     workers: Annotated[Integer, Field(ge=1, le=256)] = 8
     """Jobs that are looked at the same time."""
     stuck_after_seconds: Annotated[Number, Field(ge=1, le=3600)] = 120.0
@@ -63,6 +89,10 @@ class Settings(ApiModel):
     """Port of /healthz and /metrics; 0 = any free one."""
     shutdown_seconds: Annotated[Number, Field(ge=0, le=600)] = 20.0
     """How long the looks under way may take to end on SIGTERM."""
+    network_policy: NetworkPolicySettings = NetworkPolicySettings()
+    """The NetworkPolicy that each job gets."""
+    create_claims: Flag = False
+    """Whether a missing claim for the output is made where the runtime has a claimTemplate."""
     leader_election: LeaderElection | None = None
     """The lease to hold while working. Absent = this process is the only one."""
 

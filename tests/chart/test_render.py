@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
-from finetune_operator.rbac import rules
+from finetune_operator.rbac import roles, rules
 from finetune_operator.settings import Settings
 from manifests import KINDS, ROOT, documents
 from rendering import CHART, DIGEST, VALUES, of_kind, one, rendered, template
@@ -99,6 +100,15 @@ def test_the_roles_grant_what_the_table_says_and_no_more(values) -> None:
     assert "*" not in {verb for rule in every for verb in rule["verbs"]}
 
 
+def test_the_switch_of_queues_reaches_the_operator_and_its_role_alone() -> None:
+    with_queues = {"settings": {"kueue": True}}
+    granted = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered(with_queues), "ClusterRole")}
+    without = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered({}), "ClusterRole")}
+    assert granted == {**without, "finetune-operator": [*without["finetune-operator"], *roles()["kueue"]]}
+    settings = YAML(typ="safe").load(one(rendered(with_queues), "ConfigMap")["data"]["settings.yaml"])
+    assert settings["kueue"] is True
+
+
 OPERATOR_ROLES = ("finetune-operator", "finetune-operator-cluster")
 
 
@@ -125,7 +135,9 @@ def test_settings_reach_the_operator_whole(values) -> None:
     objects = rendered(values)
     texts = [each["data"].get("settings.yaml") for each in of_kind(objects, "ConfigMap")]
     (text,) = documents("".join(text for text in texts if text))
-    given = {"trainerImage": "finetune-trainer:0.1.0", **values.get("settings", {})}
+    labels = one(objects, "Deployment")["spec"]["selector"]["matchLabels"]
+    policy = {"enabled": True, "operator": {"namespace": "system", "labels": labels}}
+    given = {"trainerImage": "finetune-trainer:0.1.0", "networkPolicy": policy, **values.get("settings", {})}
     if values.get("leaderElection"):
         lease = {"namespace": "system", "name": "finetune-operator", "leaseDurationSeconds": 30}
         given["leaderElection"] = {**lease, "renewDeadlineSeconds": 10, "retryPeriodSeconds": 2}
@@ -136,6 +148,24 @@ def test_settings_reach_the_operator_whole(values) -> None:
     own = {"name": "FINETUNE_SETTINGS", "value": "/etc/finetune-operator/settings.yaml"}
     assert container["env"] == [own, *values.get("extraEnv", [])]
     assert {"name": "settings", "mountPath": "/etc/finetune-operator", "readOnly": True} in container["volumeMounts"]
+
+
+def test_network_policies_and_the_making_of_claims_are_switches() -> None:
+    def settings(**given: Any) -> Settings:
+        (text,) = documents(one(rendered({"settings": given}), "ConfigMap")["data"]["settings.yaml"])
+        return Settings.model_validate(text)
+
+    def may_make_claims(objects: list[dict[str, Any]]) -> bool:
+        role = next(r for r in of_kind(objects, "ClusterRole") if r["metadata"]["name"] == "finetune-operator")
+        granted = [r["verbs"] for r in role["rules"] if "persistentvolumeclaims" in r["resources"]]
+        return ["create"] in granted
+
+    assert settings().network_policy.enabled
+    assert not settings(networkPolicy={"enabled": False}).network_policy.enabled
+    scraped = settings(networkPolicy={"scrapeNamespaces": ["monitoring"], "egress": []}).network_policy
+    assert (scraped.enabled, scraped.scrape_namespaces, scraped.egress) == (True, ("monitoring",), ())
+    assert not may_make_claims(rendered({}))
+    assert may_make_claims(rendered({"settings": {"createClaims": True}}))
 
 
 def test_new_settings_start_a_new_pod() -> None:

@@ -8,10 +8,11 @@ from finetune_api.report import EarlyStop
 from finetune_api.status import Attempt, ConditionType, JobStatus, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.conditions import Say
-from finetune_operator.plan.failure import cause_of, end_of, follow_up
+from finetune_operator.plan.failure import cause_of, end_of
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
-from finetune_operator.plan.state import ChildJob, Pod, Waiting
+from finetune_operator.plan.starting import waiting
+from finetune_operator.plan.state import Beside, ChildJob, Pod, Waiting
 from finetune_operator.plan.stop import Stop, given_up, sentence, wanted
 
 
@@ -25,7 +26,12 @@ def under_way(look: Look) -> list[Say]:
     pod = look.newest
     if pod is not None and pod.running:
         return _at_work(look, pod)
-    return _not_yet(look, _waiting(look, pod))
+    return _not_yet(look, waiting(look))
+
+
+def queued(look: Look, why: Waiting) -> list[Say]:
+    """The stage's Job waits in its queue."""
+    return _not_yet(look, why)
 
 
 def data_ready(look: Look) -> list[Say]:
@@ -120,16 +126,16 @@ def resuming(look: Look) -> list[Say]:
     return _not_yet(look, Waiting(Reason.INITIALIZING, f"Job {child_name(look.job, look.stage)} goes on"))
 
 
-def leftover(job: FineTuneJob, child: ChildJob) -> bool:
-    """Whether a foreign Job is on its way out: it is being deleted, or its owner was this job's predecessor."""
+def leftover(job: FineTuneJob, child: ChildJob | Beside) -> bool:
+    """Whether a foreign object is on its way out: it is being deleted, or its owner was this job's predecessor."""
     owner = child.owner
     predecessor = owner is not None and owner.kind == names.JOB_KIND and owner.name == job.metadata.name
     return child.being_deleted or predecessor
 
 
-def waiting_for(look: Look, child: ChildJob) -> list[Say]:
-    """An earlier Job of the same name is being deleted."""
-    return _not_yet(look, Waiting(Reason.PENDING, f"waits until an earlier Job {child.name} is gone"))
+def waiting_for(look: Look, child: ChildJob | Beside) -> list[Say]:
+    """An earlier object of the same name is being deleted."""
+    return _not_yet(look, Waiting(Reason.PENDING, f"waits until an earlier {child.kind} {child.name} is gone"))
 
 
 def waiting_for_pods(look: Look) -> list[Say]:
@@ -138,12 +144,12 @@ def waiting_for_pods(look: Look) -> list[Say]:
     return _not_yet(look, Waiting(Reason.PENDING, f"waits until {pods} has ended"))
 
 
-def name_conflict(look: Look, child: ChildJob) -> list[Say]:
-    """A Job that is not ours has the name of our child."""
+def name_conflict(child: ChildJob | Beside) -> list[Say]:
+    """An object that is not ours has the name of our child."""
     whose = f"is controlled by {child.owner.kind} {child.owner.name}" if child.owner else "has no controller"
     message = (
-        f"Job {child.name} exists and {whose}, so this job's own cannot be made:"
-        " delete that Job, or create the FineTuneJob under another name"
+        f"{child.kind} {child.name} exists and {whose}, so this job's own cannot be made:"
+        f" delete that {child.kind}, or create the FineTuneJob under another name"
     )
     return [Say(ConditionType.ACCEPTED, False, message, Reason.NAME_CONFLICT)]
 
@@ -183,22 +189,6 @@ def _not_yet(look: Look, why: Waiting) -> list[Say]:
 
 def _unpublished() -> Say:
     return Say(ConditionType.PUBLISHED, False, "follows the training", Reason.PENDING)
-
-
-def _waiting(look: Look, pod: Pod | None) -> Waiting:
-    if pod is None:
-        name = child_name(look.job, look.stage)
-        if look.own is not None and look.own.suspended:
-            message = f"Job {name} is suspended, and not by this operator: it goes on when whoever did it lets it"
-            return Waiting(Reason.PENDING, message)
-        message = (
-            f"Job {name} has no pod yet; if this lasts, the API server refuses its pods (a quota, a policy):"
-            f" kubectl describe job {name} tells why"
-        )
-        return Waiting(Reason.INITIALIZING, message)
-    if pod.ended is not None:
-        return follow_up(pod, look.report(pod))
-    return pod.waiting or Waiting(Reason.INITIALIZING, f"pod {pod.name} is being deleted; a new pod follows")
 
 
 def _accepted(look: Look) -> Say:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Report
@@ -40,15 +40,40 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Workload:
+    """What matters of Kueue's object for a Job in a queue."""
+
+    name: str
+    uid: str
+    active: bool = True
+    """spec.active: whether Kueue may let it run."""
+    reserved: bool = False
+    """It has quota, or is giving it back: Kueue may have let the Job start."""
+    said: str = ""
+    """Kueue's sentence on why it does not run."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildJob:
     """What matters of a batch/v1 Job."""
+
+    kind: ClassVar[str] = "Job"
 
     name: str
     uid: str
     owner: Owner | None
     being_deleted: bool = False
+    started: str | None = None
+    """status.startTime: when it was last let start."""
     suspended: bool = False
     """spec.suspend"""
+    suspended_since: str | None = None
+    queue: str | None = None
+    """Kueue's queue that it is in: spec.suspend is Kueue's then."""
+    workload: Workload | None = None
+    """Kueue's object for it; None = there is none, or the operator may not see it."""
+    parked: str | None = None
+    """The queue that this operator took it out of."""
     mark: str | None = None
     """Why this operator holds it, `<reason>: <message>`; None = it does not."""
     halted: bool = False
@@ -58,9 +83,26 @@ class ChildJob:
     failed_message: str = ""
 
     @property
+    def held(self) -> bool:
+        """Whether this operator keeps it from running: nobody else will let it go on."""
+        if self.mark is None:
+            return False
+        return self.suspended if self.queue is None else self.workload is not None and not self.workload.active
+
+    @property
     def finished(self) -> bool:
         """Complete or failed: it makes no more pods."""
         return self.complete or self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A Service or NetworkPolicy that has the name of one of ours."""
+
+    kind: str
+    name: str
+    owner: Owner | None
+    being_deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +142,8 @@ class Pod:
     waiting: Waiting | None = None
     gone: bool = False
     """Deleted: known only from the watch's last event."""
+    index: int | None = None
+    """Which of several pods of a training it is; None = the only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +196,8 @@ class Observed:
     children: Mapping[Stage, ChildJob] = field(default_factory=dict)
     pods: Mapping[Stage, tuple[Pod, ...]] = field(default_factory=dict)
     """Pods controlled by this job's children, oldest first."""
+    beside: tuple[Beside, ...] = ()
+    """Services and NetworkPolicies by the names of ours; one that is absent was not found."""
     reports: Mapping[str, Heard] = field(default_factory=dict)
     """By pod uid."""
     silences: Mapping[str, Silence] = field(default_factory=dict)

@@ -5,8 +5,8 @@ on the Job as a mark, in the same call: so it stands when the cause can no longe
 is gone, the clock of running time rests), and only what bears our mark is ever let go on by `Plan.resume`. A Job that
 somebody else holds (a queue, a person) stays theirs.
 
-Without a queue a Job is held by its spec.suspend. Its controller takes the pods out of its own count before it deletes
-them, so that a stop never uses up backoffLimit.
+A Job in a queue is held as `queueing` says, any other by its spec.suspend. Its controller takes the pods out of its own
+count before it deletes them, so that a stop never uses up backoffLimit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 
 from finetune_api import names
 from finetune_api.status import Reason
+from finetune_operator.plan import queueing
 from finetune_operator.plan.attempts import MAX_FREE, out_of_memory_twice
 from finetune_operator.plan.failure import cause_of, killed_for_memory
 from finetune_operator.plan.lifetime import allowance, ran
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.size import output_uri
+from finetune_operator.plan.starting import not_started, time_left
 from finetune_operator.plan.state import ChildJob
 
 MAX_MARK = 1024
@@ -56,24 +58,24 @@ def wanted(look: Look) -> Stop | None:
     return next((stop for ask in ORDER if (stop := ask(look)) is not None), None)
 
 
-def asked(child: ChildJob) -> bool:
-    """Whether the child is held, and by us: nobody else will let it go on."""
-    return child.suspended and child.mark is not None
-
-
 def over(look: Look) -> bool:
     """Whether a stop has done its work: nothing runs, and nothing will."""
-    return not look.busy and (look.own is None or (asked(look.own) and look.own.halted))
+    own = look.own
+    if own is None or look.busy:
+        return not look.busy
+    return own.held and own.halted and not (own.workload is not None and own.workload.reserved)
 
 
 def held(child: ChildJob, stop: Stop) -> ChildJob:
     """The child as `Plan.suspend` shall make it."""
-    return replace(child, suspended=True, mark=f"{stop.reason.value}: {stop.message}"[:MAX_MARK])
+    mark = f"{stop.reason.value}: {stop.message}"[:MAX_MARK]
+    return queueing.held(child, mark) if child.queue is not None else replace(child, suspended=True, mark=mark)
 
 
 def released(child: ChildJob) -> ChildJob:
     """The child as `Plan.resume` shall make it."""
-    return replace(child, suspended=False, mark=None)
+    in_queue = child.queue is not None or child.parked is not None
+    return queueing.released(child) if in_queue else replace(child, suspended=False, mark=None)
 
 
 def sentence(look: Look, stop: Stop) -> str:
@@ -126,6 +128,12 @@ def _deadline(look: Look) -> Clock | None:
     return Clock(allowed.seconds - ran(look.status, look.now), Stop(Reason.DEADLINE_EXCEEDED, message))
 
 
+def _start(look: Look) -> Clock | None:
+    """startTimeoutSeconds, of waiting for an image, a node, a Secret, a quota."""
+    left = time_left(look)
+    return Clock(left, Stop(Reason.START_TIMEOUT, not_started(look))) if left is not None else None
+
+
 def _marked(look: Look) -> Stop | None:
     """What the mark says: a final stop, once begun, is not taken back because its cause is out of sight."""
     if look.own is None or look.own.mark is None:
@@ -144,7 +152,7 @@ def _private_folder(look: Look) -> str | None:
     return f"{target}/{names.PRIVATE_DIRECTORY}/{look.job.metadata.uid}" if target else None
 
 
-CLOCKS: tuple[Callable[[Look], Clock | None], ...] = (_deadline,)
+CLOCKS: tuple[Callable[[Look], Clock | None], ...] = (_deadline, _start)
 """Stops that time alone brings, the first that is out wins."""
 ORDER: tuple[Callable[[Look], Stop | None], ...] = (_cancelled, _marked, _out_of_time, given_up, _suspended)
 """Who may ask for a stop, the first wins: all but the last are final."""
