@@ -20,6 +20,7 @@ def facts() -> dict[str, Any]:
         "plural": names.JOB_PLURAL,
         "managedByLabel": names.MANAGED_BY_LABEL,
         "managedBy": names.MANAGED_BY,
+        "jobUidLabel": names.JOB_UID_LABEL,
         "userId": names.USER_ID,
         "secretFields": [list(path) for path in secret_fields(JobSpec)],
     }

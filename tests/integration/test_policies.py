@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from apiserver import Api
-from builders import make_job, make_runtime
+from builders import JOB_UID, make_job, make_runtime
 from finetune_api import names
 from finetune_api.status import Resolved, ResolvedModel, ResolvedRuntime
 from finetune_api.trainer import Stage
+from finetune_operator.plan.network import network_policy, train_service
 from finetune_operator.plan.objects import child_manifest
 from finetune_operator.plan.trainer_config import trainer_config
+from finetune_operator.settings import Settings
 from judges import collection
 from kubelet import wait_for
 from manifests import ROOT, job
@@ -188,13 +190,9 @@ def test_the_operator_may_not_change_the_job_of_another(as_operator, api, namesp
     assert (answer.status, "ValidatingAdmissionPolicy" in answer.message) == (403, True), answer.message
 
 
-OWNED = {"labels": child()["metadata"]["labels"], "ownerReferences": child()["metadata"]["ownerReferences"]}
-OURS = {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.JOB_NAME_LABEL: "tune"}
-SERVICE = {
-    "metadata": {"name": "tune-train", **OWNED},
-    "spec": {"clusterIP": "None", "selector": OURS, "ports": [{"port": 1}]},
-}
-NETWORK_POLICY = {"metadata": {"name": "tune", **OWNED}, "spec": {"podSelector": {"matchLabels": OURS}}}
+OURS = {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.JOB_UID_LABEL: JOB_UID}
+SERVICE = train_service(make_job())
+NETWORK_POLICY = network_policy(make_job(), Settings().network_policy)
 CLAIM = {
     "metadata": {"name": "finetune-outputs", "labels": OURS},
     "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
@@ -208,12 +206,13 @@ BAD_OTHERS: list[tuple[str, Change, str]] = [
     ("Service", lambda s: s["metadata"].pop("labels"), "with its label"),
     ("Service", lambda s: s["metadata"].pop("ownerReferences"), "what a FineTuneJob controls"),
     ("Service", lambda s: s["spec"].pop("clusterIP"), "are headless"),
-    ("Service", lambda s: s["spec"].update(selector={"app": "database"}), "select its own pods"),
-    ("Service", lambda s: s["spec"].pop("selector"), "select its own pods"),
+    ("Service", lambda s: s["spec"].update(selector={"app": "database"}), "select the pods of their own"),
+    ("Service", lambda s: s["spec"].pop("selector"), "select the pods of their own"),
     ("Service", lambda s: s["spec"].update(externalIPs=["10.1.2.3"]), "are headless"),
     ("NetworkPolicy", lambda n: n["metadata"].pop("labels"), "with its label"),
     ("NetworkPolicy", lambda n: n["metadata"].pop("ownerReferences"), "what a FineTuneJob controls"),
-    ("NetworkPolicy", lambda n: n["spec"].update(podSelector={}), "select its own pods"),
+    ("Service", lambda s: s["spec"].update(selector={names.JOB_UID_LABEL: "another"}), "select the pods of their own"),
+    ("NetworkPolicy", lambda n: n["spec"].update(podSelector={}), "select the pods of their own"),
     ("PersistentVolumeClaim", lambda c: c["metadata"].pop("labels"), "with its label"),
 ]
 

@@ -13,11 +13,12 @@ from apiserver import AUDIT_LOG, Api
 from finetune_api import names
 from finetune_operator.rbac import PERMISSIONS
 from kubelet import Behaviour, wait_for
-from manifests import job
+from manifests import job, runtime
 from users import granted_everywhere, user
 from world import World, script, well
 
 ACCOUNT = "system:serviceaccount:finetune-system:finetune-operator"
+RUNTIMES = "/apis/finetune.dev/v1alpha1/finetuneruntimes"
 Right = tuple[str, str, str]
 """Group, resource (with its subresource), verb."""
 NOT_A_REQUEST = {(names.GROUP, f"{names.JOB_PLURAL}/finalizers", "update")}
@@ -50,6 +51,16 @@ def live(world: World) -> None:
     world.wait("first", "Complete", seconds=60)
     world.apply("short", ttlSecondsAfterFinished=0)
     wait_for(lambda: not world.api.get(f"{world.jobs}/short").ok, "the end of its time", 60)
+    many = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    claims = f"/api/v1/namespaces/{world.namespace}/persistentvolumeclaims"
+    world.api.post(claims, {"metadata": {"name": "finetune-many"}, "spec": many}).must()
+    where = {"trainingFile": "pvc://finetune-many/train.jsonl", "output": {"uri": "pvc://finetune-many/out"}}
+    # Not the runtime of a fresh cluster, which takes one node.
+    world.api.post(RUNTIMES, runtime(world.namespace, limits={"maxNodes": 2})).must()
+    world.apply("several", runtime=world.namespace, resources={"nodes": 2}, **where)
+    service = f"/api/v1/namespaces/{world.namespace}/services/several-train"
+    wait_for(lambda: world.api.get(service).ok, "the Service of a job on several nodes", 60)
+    world.api.delete(f"{RUNTIMES}/{world.namespace}")
     stopping = script("stopped", train=[Behaviour(well("stopped").reports, seconds=60)])
     world.apply("stopped", stopping)
     world.wait("stopped", "Running", seconds=60)
