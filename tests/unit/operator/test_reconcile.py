@@ -174,6 +174,32 @@ def test_a_cancel_at_any_time_ends_the_job_with_no_pod_left(turn):
         assert len(set(world.created)) == len(world.created)
 
 
+@pytest.mark.parametrize("turn", range(6))
+def test_suspended_and_resumed_at_any_time_it_ends_as_if_it_never_was(turn):
+    """The pod that our stop ends may be killed: no retry is allowed, so a single one that counts would end the job."""
+
+    def suspend(world: World, now: int) -> None:
+        stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+        stored["spec"]["suspend"] = turn <= now < turn + 4
+        world.touch(stored)
+
+    def life(death: Death) -> tuple[World, JobStatus]:
+        world = fresh_world({Stage.PREPARE: [0, 0], Stage.TRAIN: [0, 0]}, backoffLimit=0)
+        world.stopped_with = 137
+        return world, live(world, death, suspend)
+
+    undisturbed = Death(at=0, after=False)
+    _, expected = life(undisturbed)
+    assert expected.condition("Suspended").reason == "Resumed"
+    for at in range(1, undisturbed.writes + 1):
+        for after in (False, True):
+            world, status = life(Death(at, after))
+            ends = {c.type: c.reason for c in status.conditions if c.type in ("Complete", "Failed")}
+            assert ends == {"Complete": "Succeeded"}, f"died at write {at}, after={after}"
+            assert (status.restarts, status.disruptions, world.most_pods_at_once) == (0, 0, 1)
+            assert world.created == ["tune-prepare", "tune-train"]
+
+
 @pytest.mark.parametrize("turn", range(3, 9))
 def test_a_child_deleted_at_any_time_is_made_again_and_two_pods_never_run(turn):
     def delete(world: World, now: int) -> None:
