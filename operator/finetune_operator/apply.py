@@ -9,12 +9,9 @@ from finetune_api import names
 from finetune_api.job import ObjectMeta
 from finetune_api.status import JobStatus
 from finetune_operator.client import (
-    CLAIMS,
+    CHILDREN,
     EVENTS,
     FINETUNE_JOBS,
-    JOBS,
-    NETWORK_POLICIES,
-    SERVICES,
     AlreadyExists,
     Cluster,
     ClusterError,
@@ -26,22 +23,21 @@ from finetune_operator.plan.state import Event, Plan, timestamp
 
 LOG = logging.getLogger(__name__)
 MAX_EVENT_MESSAGE = 1024
-KINDS = {"Job": JOBS, "Service": SERVICES, "NetworkPolicy": NETWORK_POLICIES, "PersistentVolumeClaim": CLAIMS}
-"""Where the children of a plan are kept, by their kind."""
 
 
 async def apply_objects(plan: Plan, namespace: str, cluster: Cluster) -> str | None:
     """Make and stop children, in the plan's order. Returns what the API server says if it will not take one of them:
     `<kind> <name>: <sentence>`; those after it are not made.
 
-    A child that exists is left as it is: the next look sees whose it is.
+    A child that exists is left as it is, and those after it wait: the next look sees whose it is.
     """
     for manifest in plan.create:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         try:
-            await cluster.create(KINDS[kind], manifest)
+            await cluster.create(CHILDREN[kind], manifest)
         except AlreadyExists:
             LOG.info("%s %s/%s exists already", kind, namespace, name)
+            break
         except Refused as refusal:
             return f"{kind} {name}: {refusal}"
     for child in (*plan.suspend, *plan.resume):

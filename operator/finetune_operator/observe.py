@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.job import FineTuneJob, job_from
 from finetune_api.runtime import FineTuneRuntime, runtime_from
-from finetune_api.status import JobStatus
+from finetune_api.status import JobStatus, Resolved
 from finetune_operator.client import (
+    CHILDREN,
     CLAIMS,
     CONFIG_MAPS,
     FINETUNE_JOBS,
@@ -29,13 +30,16 @@ from finetune_operator.client import (
     Resource,
 )
 from finetune_operator.plan import seen
+from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import of_stage
 from finetune_operator.plan.invalid import sentences, shell
 from finetune_operator.plan.look import stage_of
+from finetune_operator.plan.network import beside
 from finetune_operator.plan.objects import child_name
 from finetune_operator.plan.references import Permitted, permit
-from finetune_operator.plan.state import Observed, Pod
+from finetune_operator.plan.state import Beside, Observed, Pod
 from finetune_operator.plan.weights import parent_name
+from finetune_operator.settings import Settings
 
 REMEMBERED = 1024
 WATCH_LAG_SECONDS = 1.0
@@ -60,14 +64,14 @@ class Departed:
         return [pod for pod in self._pods.values() if wanted.items() <= pod["metadata"].get("labels", {}).items()]
 
 
-async def observe(job: FineTuneJob, cluster: Cluster, departed: Departed) -> Observed:
+async def observe(job: FineTuneJob, cluster: Cluster, departed: Departed, settings: Settings) -> Observed:
     """What `decide` needs to know about `job`, but for reports: references before it starts, children after."""
     status = job.status or JobStatus()
     if status.is_final or job.metadata.deletion_timestamp is not None:
         return Observed()
     if status.start_time is None:
         return await _references(job, cluster)
-    return await _children(job, status, cluster, departed)
+    return await _children(job, status, cluster, departed, settings)
 
 
 async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
@@ -93,8 +97,10 @@ async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
     )
 
 
-async def _children(job: FineTuneJob, status: JobStatus, cluster: Cluster, departed: Departed) -> Observed:
-    """The stage's Job and its pods."""
+async def _children(
+    job: FineTuneJob, status: JobStatus, cluster: Cluster, departed: Departed, settings: Settings
+) -> Observed:
+    """The stage's Job, its pods, and what stands beside it."""
     stage, namespace, uid = stage_of(status), job.metadata.namespace or "", job.metadata.uid or ""
     manifest = await _find(cluster, JOBS, namespace, child_name(job, stage))
     word = stage.value.lower()
@@ -105,7 +111,19 @@ async def _children(job: FineTuneJob, status: JobStatus, cluster: Cluster, depar
     parsed = [*(seen.pod(pod) for pod in there), *(seen.pod(pod, gone=True) for pod in gone)]
     pods = sorted((pod for pod in parsed if pod is not None), key=_age)
     children = {stage: seen.child_job(manifest)} if manifest is not None else {}
-    return Observed(children=children, pods={stage: tuple(pods)})
+    there_too = await _beside(job, status, cluster, settings)
+    return Observed(children=children, pods={stage: tuple(pods)}, beside=there_too)
+
+
+async def _beside(job: FineTuneJob, status: JobStatus, cluster: Cluster, settings: Settings) -> tuple[Beside, ...]:
+    """What has the names of the Service and the NetworkPolicy that the stage needs."""
+    runtime, found = runtime_of(status.resolved or Resolved()), []
+    for wanted in beside(job, stage_of(status), runtime, settings):
+        kind, metadata = wanted["kind"], wanted["metadata"]
+        manifest = await _find(cluster, CHILDREN[kind], metadata["namespace"], metadata["name"])
+        if manifest is not None:
+            found.append(seen.beside(kind, manifest))
+    return tuple(found)
 
 
 async def _gone(running: set[str], pods: list[Manifest], departed: Departed, uid: str, stage: str) -> list[Manifest]:

@@ -39,6 +39,8 @@ PERMISSIONS = (
     Permission(
         "", ("persistentvolumeclaims", "configmaps", "serviceaccounts"), GET, "whether what a job names is there"
     ),
+    Permission("", ("services",), ("get", "create"), "names for the pods of a job on several nodes"),
+    Permission("networking.k8s.io", ("networkpolicies",), ("get", "create"), "who may reach a job's pods"),
     Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
 )
 ELECTION = (
@@ -46,12 +48,17 @@ ELECTION = (
 )
 """In the operator's own namespace alone, where there is an election."""
 
+CLAIMS = (Permission("", ("persistentvolumeclaims",), ("create",), "a missing claim for the output"),)
+"""With settings.createClaims alone."""
+
 
 def roles() -> dict[str, list[dict[str, Any]]]:
-    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role."""
+    """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role, and
+    `claims` joins the latter with settings.createClaims."""
     return {
         "cluster": rules(cluster_scoped=True),
         "namespaced": rules(cluster_scoped=False),
+        "claims": [_rule(permission) for permission in CLAIMS],
         "election": [_rule(permission) for permission in ELECTION],
     }
 

@@ -84,7 +84,7 @@ class Reconciler:
             job = job_from(manifest)
         except ValidationError as error:
             return shell(manifest), invalid_job(manifest, error, self.settings, now)
-        observed = await observe(job, self.cluster, self.departed)
+        observed = await observe(job, self.cluster, self.departed, self.settings)
         told = self._told(job, observed)
         observed = replace(observed, reports=told.reports, silences=told.silences)
         return job, decide(job, observed, self.settings, now)

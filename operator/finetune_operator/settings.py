@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number
+from finetune_api.runtime import OpaqueList, StringMap
 
 PERIODS_OF_SILENCE = 6
 
@@ -32,6 +33,28 @@ class LeaderElection(ApiModel):
                 "leaseDurationSeconds must be above renewDeadlineSeconds, which must be above retryPeriodSeconds"
             )
         return self
+
+
+class OperatorPods(ApiModel):
+    """How the operator's own pods are found."""
+
+    namespace: Name
+    """Their namespace."""
+    labels: StringMap
+    """Labels that they bear."""
+
+
+class NetworkPolicySettings(ApiModel):
+    """The NetworkPolicy that each job gets."""
+
+    enabled: Flag = False
+    """Whether jobs get one."""
+    operator: OperatorPods | None = None
+    """Who may ask the pods for progress. Absent = the operator runs outside the cluster, and no rule can name it."""
+    scrape_namespaces: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    """Namespaces whose pods may ask at the port of progress too: where metrics are gathered."""
+    egress: OpaqueList | None = None
+    """NetworkPolicyEgressRules: where the pods may connect to, beside cluster DNS and each other. Absent = anywhere."""
 
 
 class Settings(ApiModel):
@@ -63,6 +86,10 @@ class Settings(ApiModel):
     """Port of /healthz and /metrics; 0 = any free one."""
     shutdown_seconds: Annotated[Number, Field(ge=0, le=600)] = 20.0
     """How long the looks under way may take to end on SIGTERM."""
+    network_policy: NetworkPolicySettings = NetworkPolicySettings()
+    """The NetworkPolicy that each job gets."""
+    create_claims: Flag = False
+    """Whether a missing claim for the output is made where the runtime has a claimTemplate."""
     leader_election: LeaderElection | None = None
     """The lease to hold while working. Absent = this process is the only one."""
 

@@ -125,7 +125,9 @@ def test_settings_reach_the_operator_whole(values) -> None:
     objects = rendered(values)
     texts = [each["data"].get("settings.yaml") for each in of_kind(objects, "ConfigMap")]
     (text,) = documents("".join(text for text in texts if text))
-    given = {"trainerImage": "finetune-trainer:0.1.0", **values.get("settings", {})}
+    labels = one(objects, "Deployment")["spec"]["selector"]["matchLabels"]
+    policy = {"enabled": True, "operator": {"namespace": "system", "labels": labels}}
+    given = {"trainerImage": "finetune-trainer:0.1.0", "networkPolicy": policy, **values.get("settings", {})}
     if values.get("leaderElection"):
         lease = {"namespace": "system", "name": "finetune-operator", "leaseDurationSeconds": 30}
         given["leaderElection"] = {**lease, "renewDeadlineSeconds": 10, "retryPeriodSeconds": 2}
@@ -136,6 +138,24 @@ def test_settings_reach_the_operator_whole(values) -> None:
     own = {"name": "FINETUNE_SETTINGS", "value": "/etc/finetune-operator/settings.yaml"}
     assert container["env"] == [own, *values.get("extraEnv", [])]
     assert {"name": "settings", "mountPath": "/etc/finetune-operator", "readOnly": True} in container["volumeMounts"]
+
+
+def test_network_policies_and_the_making_of_claims_are_switches() -> None:
+    def settings(**given: Any) -> Settings:
+        (text,) = documents(one(rendered({"settings": given}), "ConfigMap")["data"]["settings.yaml"])
+        return Settings.model_validate(text)
+
+    def may_make_claims(objects: list[dict[str, Any]]) -> bool:
+        role = next(r for r in of_kind(objects, "ClusterRole") if r["metadata"]["name"] == "finetune-operator")
+        granted = [r["verbs"] for r in role["rules"] if "persistentvolumeclaims" in r["resources"]]
+        return ["create"] in granted
+
+    assert settings().network_policy.enabled
+    assert not settings(networkPolicy={"enabled": False}).network_policy.enabled
+    scraped = settings(networkPolicy={"scrapeNamespaces": ["monitoring"], "egress": []}).network_policy
+    assert (scraped.enabled, scraped.scrape_namespaces, scraped.egress) == (True, ("monitoring",), ())
+    assert not may_make_claims(rendered({}))
+    assert may_make_claims(rendered({"settings": {"createClaims": True}}))
 
 
 def test_new_settings_start_a_new_pod() -> None:

@@ -29,7 +29,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{/* The operator's settings as it reads them. */}}
 {{- define "finetune.settings" -}}
 {{- $trainer := include "finetune.image" (list .Values.trainerImage .Chart.AppVersion) -}}
-{{- $settings := merge (deepCopy .Values.settings) (dict "trainerImage" $trainer) -}}
+{{- $policy := deepCopy (.Values.settings.networkPolicy | default dict) -}}
+{{- if not (hasKey $policy "enabled") -}}{{- $_ := set $policy "enabled" true -}}{{- end -}}
+{{- $labels := include "finetune.selector" . | fromYaml -}}
+{{- $_ := set $policy "operator" (dict "namespace" .Release.Namespace "labels" $labels) -}}
+{{- $settings := merge (dict "networkPolicy" $policy) (deepCopy .Values.settings) (dict "trainerImage" $trainer) -}}
 {{- if .Values.leaderElection.enabled -}}
 {{- $lease := dict "namespace" .Release.Namespace "name" (include "finetune.name" .) -}}
 {{- $settings = merge $settings (dict "leaderElection" (merge $lease (omit .Values.leaderElection "enabled"))) -}}

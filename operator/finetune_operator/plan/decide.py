@@ -15,9 +15,10 @@ from finetune_operator.plan.admit import admit, with_says
 from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended
 from finetune_operator.plan.lifetime import kept_for, stopped_running
 from finetune_operator.plan.look import Look, look_at, stage_of
+from finetune_operator.plan.network import beside
 from finetune_operator.plan.objects import child_manifest
 from finetune_operator.plan.silence import staleness
-from finetune_operator.plan.state import ChildJob, Event, Manifest, Observed, Plan, timestamp
+from finetune_operator.plan.state import Beside, ChildJob, Event, Manifest, Observed, Plan, timestamp
 from finetune_operator.plan.stop import Stop
 from finetune_operator.plan.trainer_config import trainer_config
 from finetune_operator.settings import Settings
@@ -58,13 +59,13 @@ def _follow(look: Look, settings: Settings) -> Plan:
         return _final(look, outcome.failed(look, *outcome.cause(look)))
     if (stop := stopping.wanted(look)) is not None:
         return _stopped(look, stop)
-    if look.own is None and look.child is not None:
-        return _occupied(look, look.child, settings)
+    if look.own is None and look.taken is not None:
+        return _occupied(look, look.taken, settings)
     if look.own is None:
-        return _create(look)
+        return _create(look, settings)
     if look.own.mark is not None:
         return _resumed(look, look.own)
-    return _says(look, outcome.under_way(look), Plan(look.status, look_again_after=stopping.due(look)))
+    return _under_way(look, settings)
 
 
 def _data_ready(look: Look) -> Plan:
@@ -92,22 +93,38 @@ def _resumed(look: Look, own: ChildJob) -> Plan:
     return _says(look, outcome.resuming(look), plan if written else Plan(look.status, look_again_after=0.0))
 
 
-def _occupied(look: Look, child: ChildJob, settings: Settings) -> Plan:
-    """Another's Job has the name: wait for it if it is going, else say so; never adopt it, never delete it."""
+def _under_way(look: Look, settings: Settings) -> Plan:
+    """Say how it is; what stands beside the Job and has vanished is made again."""
+    conflict = outcome.name_conflict(look.taken) if look.taken and not outcome.leftover(look.job, look.taken) else []
+    going = any(found.being_deleted for found in look.beside)
+    plan = Plan(look.status, create=_missing(look, settings), look_again_after=SOON if going else stopping.due(look))
+    return _says(look, [*outcome.under_way(look), *conflict], plan)
+
+
+def _missing(look: Look, settings: Settings) -> tuple[Manifest, ...]:
+    """What has to stand beside the Job and does not."""
+    there = {(found.kind, found.name) for found in look.beside}
+    wanted = beside(look.job, look.stage, look.runtime, settings)
+    return tuple(m for m in wanted if (m["kind"], m["metadata"]["name"]) not in there)
+
+
+def _occupied(look: Look, child: ChildJob | Beside, settings: Settings) -> Plan:
+    """Another's object has the name: wait for it if it is going, else say so; never adopt it, never delete it."""
     if outcome.leftover(look.job, child):
         return _says(look, outcome.waiting_for(look, child), Plan(look.status, look_again_after=SOON))
     plan = Plan(look.status, look_again_after=settings.poll_period_seconds)
-    return _says(look, outcome.name_conflict(look, child), plan)
+    return _says(look, outcome.name_conflict(child), plan)
 
 
-def _create(look: Look) -> Plan:
-    """Make the stage's child, unless pods of a vanished one still write."""
+def _create(look: Look, settings: Settings) -> Plan:
+    """Make the stage's child, and before it what stands beside it, unless pods of a vanished one still write."""
     if look.busy:
         return _says(look, outcome.waiting_for_pods(look), Plan(look.status, look_again_after=SOON))
     status, resolved = look.status, look.status.resolved or Resolved()
     config = trainer_config(look.job, look.runtime, resolved, status.output_name or "")
     manifest = child_manifest(look.job, look.stage, look.runtime, config)
-    return _says(look, outcome.created(look), Plan(status, create=(manifest,), look_again_after=SOON))
+    made = (*_missing(look, settings), manifest)
+    return _says(look, outcome.created(look), Plan(status, create=made, look_again_after=SOON))
 
 
 def _final(look: Look, says: list[Say]) -> Plan:

@@ -17,7 +17,7 @@ from finetune_api.trainer import Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
 from finetune_operator.plan.lifetime import with_running_time
-from finetune_operator.plan.state import ChildJob, Observed, Pod, Silence, timestamp
+from finetune_operator.plan.state import Beside, ChildJob, Observed, Pod, Silence, timestamp
 from finetune_operator.plan.told import report_of, retold
 
 
@@ -45,6 +45,8 @@ class Look:
     now: datetime
     silences: Mapping[str, Silence]
     """Running pods whose newest answer was no report, by uid."""
+    beside: tuple[Beside, ...]
+    """Services and NetworkPolicies by the names of ours, whosever they are."""
 
     @property
     def newest(self) -> Pod | None:
@@ -55,6 +57,14 @@ class Look:
     def busy(self) -> tuple[Pod, ...]:
         """Pods that have not ended: they may still write."""
         return tuple(pod for pod in self.there if pod.ended is None)
+
+    @property
+    def taken(self) -> ChildJob | Beside | None:
+        """What has the name of a child of ours and is not ours."""
+        if self.child is not None and self.own is None:
+            return self.child
+        uid = self.job.metadata.uid
+        return next((found for found in self.beside if found.owner is None or found.owner.uid != uid), None)
 
     @property
     def done(self) -> bool:
@@ -98,7 +108,9 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=stopped)
     status = with_running_time(_with_tally(status, tally), status.attempts)
     runtime = runtime_of(status.resolved or Resolved())
-    return Look(job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.silences)
+    return Look(
+        job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.silences, observed.beside
+    )
 
 
 def _with_tally(status: JobStatus, tally: Tally) -> JobStatus:

@@ -11,7 +11,7 @@ from finetune_operator.plan.conditions import Say
 from finetune_operator.plan.failure import cause_of, end_of, follow_up
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
-from finetune_operator.plan.state import ChildJob, Pod, Waiting
+from finetune_operator.plan.state import Beside, ChildJob, Pod, Waiting
 from finetune_operator.plan.stop import Stop, given_up, sentence, wanted
 
 
@@ -120,16 +120,16 @@ def resuming(look: Look) -> list[Say]:
     return _not_yet(look, Waiting(Reason.INITIALIZING, f"Job {child_name(look.job, look.stage)} goes on"))
 
 
-def leftover(job: FineTuneJob, child: ChildJob) -> bool:
-    """Whether a foreign Job is on its way out: it is being deleted, or its owner was this job's predecessor."""
+def leftover(job: FineTuneJob, child: ChildJob | Beside) -> bool:
+    """Whether a foreign object is on its way out: it is being deleted, or its owner was this job's predecessor."""
     owner = child.owner
     predecessor = owner is not None and owner.kind == names.JOB_KIND and owner.name == job.metadata.name
     return child.being_deleted or predecessor
 
 
-def waiting_for(look: Look, child: ChildJob) -> list[Say]:
-    """An earlier Job of the same name is being deleted."""
-    return _not_yet(look, Waiting(Reason.PENDING, f"waits until an earlier Job {child.name} is gone"))
+def waiting_for(look: Look, child: ChildJob | Beside) -> list[Say]:
+    """An earlier object of the same name is being deleted."""
+    return _not_yet(look, Waiting(Reason.PENDING, f"waits until an earlier {child.kind} {child.name} is gone"))
 
 
 def waiting_for_pods(look: Look) -> list[Say]:
@@ -138,12 +138,12 @@ def waiting_for_pods(look: Look) -> list[Say]:
     return _not_yet(look, Waiting(Reason.PENDING, f"waits until {pods} has ended"))
 
 
-def name_conflict(look: Look, child: ChildJob) -> list[Say]:
-    """A Job that is not ours has the name of our child."""
+def name_conflict(child: ChildJob | Beside) -> list[Say]:
+    """An object that is not ours has the name of our child."""
     whose = f"is controlled by {child.owner.kind} {child.owner.name}" if child.owner else "has no controller"
     message = (
-        f"Job {child.name} exists and {whose}, so this job's own cannot be made:"
-        " delete that Job, or create the FineTuneJob under another name"
+        f"{child.kind} {child.name} exists and {whose}, so this job's own cannot be made:"
+        f" delete that {child.kind}, or create the FineTuneJob under another name"
     )
     return [Say(ConditionType.ACCEPTED, False, message, Reason.NAME_CONFLICT)]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api import names
 from finetune_operator.plan.pod import CONTAINER
-from finetune_operator.plan.state import ChildJob, Manifest, Owner, Pod
+from finetune_operator.plan.state import Beside, ChildJob, Manifest, Owner, Pod
 from finetune_operator.plan.waiting import MAX_QUOTE, node_lost, waiting_of
 
 NO_CAUSE = frozenset({"Error", "Completed", None})
@@ -41,6 +41,13 @@ def child_job(manifest: Manifest) -> ChildJob:
     )
 
 
+def beside(kind: str, manifest: Manifest) -> Beside:
+    """The facts of a Service or NetworkPolicy."""
+    metadata = manifest["metadata"]
+    gone = metadata.get("deletionTimestamp") is not None
+    return Beside(kind, metadata["name"], owner_of(manifest), being_deleted=gone)
+
+
 def pod(manifest: Manifest, *, gone: bool = False) -> Pod | None:
     """The facts of a pod; None for one that no controller owns."""
     metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
@@ -71,7 +78,13 @@ def pod(manifest: Manifest, *, gone: bool = False) -> Pod | None:
         last_word="" if never_started else end.get("message", ""),
         waiting=None if end or over else lost or (None if "running" in state else waiting_of(manifest)),
         gone=gone,
+        index=_index(metadata),
     )
+
+
+def _index(metadata: dict[str, Any]) -> int | None:
+    given = str((metadata.get("annotations") or {}).get(names.INDEX_ANNOTATION, ""))
+    return int(given) if given.isdecimal() else None
 
 
 def _container(status: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Report
@@ -43,6 +43,8 @@ class Owner:
 class ChildJob:
     """What matters of a batch/v1 Job."""
 
+    kind: ClassVar[str] = "Job"
+
     name: str
     uid: str
     owner: Owner | None
@@ -61,6 +63,16 @@ class ChildJob:
     def finished(self) -> bool:
         """Complete or failed: it makes no more pods."""
         return self.complete or self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A Service or NetworkPolicy that has the name of one of ours."""
+
+    kind: str
+    name: str
+    owner: Owner | None
+    being_deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +112,8 @@ class Pod:
     waiting: Waiting | None = None
     gone: bool = False
     """Deleted: known only from the watch's last event."""
+    index: int | None = None
+    """Which of several pods of a training it is; None = the only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +166,8 @@ class Observed:
     children: Mapping[Stage, ChildJob] = field(default_factory=dict)
     pods: Mapping[Stage, tuple[Pod, ...]] = field(default_factory=dict)
     """Pods controlled by this job's children, oldest first."""
+    beside: tuple[Beside, ...] = ()
+    """Services and NetworkPolicies by the names of ours; one that is absent was not found."""
     reports: Mapping[str, Heard] = field(default_factory=dict)
     """By pod uid."""
     silences: Mapping[str, Silence] = field(default_factory=dict)

@@ -8,12 +8,13 @@ from typing import Any
 from builders import JOB_UID, NOW_TEXT, job_manifest, make_job, runtime_manifest
 from finetune_api import names
 from finetune_api.job import FineTuneJob
-from finetune_api.status import Attempt, Condition, ConditionStatus, JobStatus
+from finetune_api.status import Attempt, Condition, ConditionStatus, JobStatus, Resolved, ResolvedRuntime
 from finetune_api.trainer import Stage
 from finetune_operator import observe as module
 from finetune_operator.client import CLAIMS, CONFIG_MAPS, FINETUNE_JOBS, JOBS, PODS, RUNTIMES, SERVICE_ACCOUNTS
 from finetune_operator.observe import Departed, observe
 from finetune_operator.plan.state import Observed
+from finetune_operator.settings import Settings
 from simulated import SimulatedCluster, World
 
 LABELS = {names.JOB_UID_LABEL: JOB_UID, names.STAGE_LABEL: "train"}
@@ -41,11 +42,13 @@ class Asked(SimulatedCluster):
 def seen(world: World, job: FineTuneJob, departed: Departed | None = None) -> tuple[Observed, list[str]]:
     cluster = Asked(world)
     client: Any = cluster
-    return asyncio.run(observe(job, client, departed or Departed())), cluster.names
+    return asyncio.run(observe(job, client, departed or Departed(), Settings())), cluster.names
 
 
 def training(*attempts: Attempt) -> FineTuneJob:
-    status = JobStatus(start_time=NOW_TEXT, conditions=(READY,), attempts=attempts)
+    runtime = ResolvedRuntime(name="gpu", generation=1, spec={"image": "trainer:1"})
+    resolved = Resolved(runtime=runtime)
+    status = JobStatus(start_time=NOW_TEXT, conditions=(READY,), attempts=attempts, resolved=resolved)
     return make_job().model_copy(update={"status": status})
 
 
@@ -148,6 +151,6 @@ def test_the_watch_gets_a_moment_to_tell_how_a_pod_ended(monkeypatch):
     async def story() -> Observed:
         client: Any = SimulatedCluster(world, lambda: None, lambda: None)
         asyncio.get_running_loop().call_later(0.01, departed.remember, late)
-        return await observe(training(running), client, departed)
+        return await observe(training(running), client, departed, Settings())
 
     assert [p.name for p in asyncio.run(story()).pods[Stage.TRAIN]] == ["tune-train-late"]
