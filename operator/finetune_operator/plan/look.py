@@ -17,6 +17,8 @@ from finetune_api.trainer import Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
 from finetune_operator.plan.lifetime import with_running_time
+from finetune_operator.plan.objects import nodes_of
+from finetune_operator.plan.rounds import speakers
 from finetune_operator.plan.state import Beside, ChildJob, Observed, Pod, Silence, timestamp
 from finetune_operator.plan.told import report_of, retold
 
@@ -36,7 +38,7 @@ class Look:
     child: ChildJob | None
     """The Job of that name, whosever it is."""
     pods: tuple[Pod, ...]
-    """Pods of `own`, oldest first."""
+    """Pods of `own`, oldest first; of several that train as one, the one that speaks for them."""
     there: tuple[Pod, ...]
     """Pods with this job's labels, of whatever Job."""
     reports: dict[str, Report]
@@ -103,11 +105,12 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
         if report is not None:
             reports[pod.uid] = report
             at = heard.at if heard else pod.ended or timestamp(now)
-            status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
+            status = status if not pod.leads else retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
     stopped = job.spec.cancel or (own is not None and own.suspended)
+    runtime = runtime_of(status.resolved or Resolved())
+    pods = speakers(pods, nodes_of(job, stage, runtime))
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=stopped)
     status = with_running_time(_with_tally(status, tally), status.attempts)
-    runtime = runtime_of(status.resolved or Resolved())
     return Look(
         job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.silences, observed.beside
     )

@@ -114,6 +114,13 @@ class Pod:
     """Deleted: known only from the watch's last event."""
     index: int | None = None
     """Which of several pods of a training it is; None = the only one."""
+    peers: frozenset[str] = frozenset()
+    """Names of the other pods of the same attempt."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the pod that reports for all."""
+        return not self.index
 
 
 @dataclass(frozen=True, slots=True)
