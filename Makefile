@@ -72,7 +72,7 @@ chart: setup cluster-build ## lint the chart and test what it renders
 	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator
 	$(PY) -m pytest tests/chart
 
-.PHONY: bench-data bench-cpu bench-gpu
+.PHONY: bench-data bench-cpu bench-gpu bench-idle bench-faults soak
 bench-data: setup ## rows per second and memory of the data gate, up to a million rows
 	$(PY) benchmarks/data_gate.py
 
@@ -81,6 +81,15 @@ bench-cpu: setup ## shared prompts against unshared ones, plain transformers and
 
 bench-gpu: setup ## the same and more on a GPU; MODEL=8b or 0.6b
 	$(PY) benchmarks/gpu.py $(if $(MODEL),--model $(MODEL))
+
+bench-idle: setup cluster-build ## an hour without any job: the operator neither restarts nor grows
+	$(PY) benchmarks/idle.py
+
+bench-faults: setup cluster-build ## how long the operator needs after each fault between it and the API server
+	$(PY) benchmarks/faults.py
+
+soak: setup ## fifty jobs at once on a real node while the operator and training pods are killed; up to an hour
+	$(PY) benchmarks/soak.py
 
 .PHONY: demo demo-down
 demo: setup ## SFT, then DPO, on a real cluster; MODEL=org/name takes a Hub model; the cluster stays

@@ -6,6 +6,7 @@ What a pod does is a `Behaviour` that a test chooses. The pod gets an address of
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -33,6 +34,7 @@ from finetune_api.trainer import ExitCode, Stage
 
 PERIOD = 0.05
 CONTAINER = "trainer"
+KILLED = 137
 Fields = dict[str, Any]
 
 
@@ -57,6 +59,8 @@ class Behaviour:
     """Reason of the end, such as OOMKilled."""
     waiting: str | None = None
     """It never starts: the reason of its container's waiting state."""
+    when_stopped: int = ExitCode.STOPPED
+    """Its exit code when it is deleted while it works: it saves, or is done (0), or is killed without a word (137)."""
 
 
 Script = Callable[[Stage, int], Behaviour]
@@ -107,8 +111,9 @@ class Kubelet(threading.Thread):
         """Look again and again, as a watch would tell."""
         selector = f"/api/v1/pods?labelSelector={MANAGED_BY_LABEL}%3D{MANAGED_BY}"
         while not self._over.wait(PERIOD):
-            for manifest in self._api.get(selector).must()["items"]:
-                self._look(manifest)
+            with contextlib.suppress(OSError):  # the API server is away
+                for manifest in self._api.get(selector).must()["items"]:
+                    self._look(manifest)
 
     def _look(self, manifest: dict[str, Any]) -> None:
         uid = manifest["metadata"]["uid"]
@@ -171,15 +176,17 @@ def _work(pod: _Pod) -> None:
 def _end(api: Api, pod: _Pod, started: str) -> None:
     """The exit code and the last word: stopped on request, failed, or done."""
     failure, code = pod.behaviour.failure, pod.behaviour.exit_code
+    killed = pod.behaviour.killed_for
     if pod.going.is_set():
-        failure = Failure(code=FailureCode.STOPPED, args={"step": "1"})
+        code = pod.behaviour.when_stopped
+        failure = Failure(code=FailureCode.STOPPED, args={"step": "1"}) if code == ExitCode.STOPPED else None
+        killed = "Error" if code == KILLED else None
     if failure is not None:
         code = int(failure.exit_code)
-    killed = pod.behaviour.killed_for if not pod.going.is_set() else None
     word = pod.report.model_copy(update={**pod.behaviour.word, "finished": True, "failure": failure})
     said = "" if pod.behaviour.silent or killed else json.dumps(word.to_json())
     end = {
-        "exitCode": 137 if killed else code,
+        "exitCode": KILLED if killed else code,
         "reason": killed or ("Completed" if code == ExitCode.DONE else "Error"),
         "message": said,
         "startedAt": started,

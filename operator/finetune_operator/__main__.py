@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune_operator import handlers
+from finetune_operator.announce import Announcer
 from finetune_operator.census import Census
 from finetune_operator.client import IN_CLUSTER, Cluster
 from finetune_operator.first_runtime import ensure_default_runtime
@@ -117,12 +118,14 @@ async def _work(parts: Parts, settings: Settings, leader: Leader | None, stoppin
     async with open_session() as session, asyncio.TaskGroup() as group:
         pace = Pace(parts.queue.add, settings.status_writes_per_second, time.monotonic)
         poller = Poller(session, pace, parts.queue.add, settings, _now)
-        reconciler = Reconciler(parts.cluster, poller, parts.departed, settings, pace, _now)
+        announcer = Announcer(parts.cluster)
+        reconciler = Reconciler(parts.cluster, poller, parts.departed, settings, pace, announcer, _now)
         background = [
             group.create_task(parts.queue.run(_leading(leader, reconciler.look), settings.workers), name="queue"),
             group.create_task(parts.resync.run(), name="resync"),
             group.create_task(poller.run(), name="poller"),
             group.create_task(pace.run(), name="pace"),
+            group.create_task(announcer.run(), name="events"),
         ]
         if settings.create_default_runtime:
             image = settings.trainer_image or f"finetune-trainer:{version('finetune-operator')}"

@@ -16,6 +16,7 @@ from finetune_operator.client import (
     Cluster,
     ClusterError,
     Conflict,
+    Manifest,
     NotFound,
     Refused,
 )
@@ -48,8 +49,8 @@ async def apply_objects(plan: Plan, namespace: str, cluster: Cluster) -> str | N
     return None
 
 
-async def write_status(metadata: ObjectMeta, status: JobStatus, cluster: Cluster) -> None:
-    """Write the whole status, if the object is still the one that was read.
+async def write_status(metadata: ObjectMeta, status: JobStatus, cluster: Cluster) -> Manifest:
+    """Write the whole status, if the object is still the one that was read; returns the object as it is then.
 
     Raises:
         Conflict: it has changed; nothing is written.
@@ -65,7 +66,7 @@ async def write_status(metadata: ObjectMeta, status: JobStatus, cluster: Cluster
         },
         "status": status.to_json(),
     }
-    await cluster.apply_status(FINETUNE_JOBS, manifest)
+    return await cluster.apply_status(FINETUNE_JOBS, manifest)
 
 
 async def delete_job(metadata: ObjectMeta, cluster: Cluster) -> None:
@@ -82,13 +83,12 @@ async def delete_job(metadata: ObjectMeta, cluster: Cluster) -> None:
     LOG.info("%s/%s is deleted: its ttlSecondsAfterFinished is over", namespace, name)
 
 
-async def post_events(metadata: ObjectMeta, events: tuple[Event, ...], now: datetime, cluster: Cluster) -> None:
+async def post_event(metadata: ObjectMeta, event: Event, now: datetime, cluster: Cluster) -> None:
     """Tell what happened. An event that cannot be written is logged: the status holds the truth."""
-    for event in events:
-        try:
-            await cluster.create(EVENTS, _event(metadata, event, timestamp(now)))
-        except ClusterError as error:
-            LOG.warning("event %s of %s/%s: %s", event.reason, metadata.namespace, metadata.name, error)
+    try:
+        await cluster.create(EVENTS, _event(metadata, event, timestamp(now)))
+    except ClusterError as error:
+        LOG.warning("event %s of %s/%s: %s", event.reason, metadata.namespace, metadata.name, error)
 
 
 def _event(metadata: ObjectMeta, event: Event, moment: str) -> dict[str, object]:

@@ -40,6 +40,7 @@ from finetune_operator.plan.references import Permitted, permit
 from finetune_operator.plan.state import Beside, Observed, Pod
 from finetune_operator.plan.weights import parent_name
 from finetune_operator.settings import Settings
+from finetune_operator.shared import Shared
 
 REMEMBERED = 1024
 WATCH_LAG_SECONDS = 1.0
@@ -64,19 +65,31 @@ class Departed:
         return [pod for pod in self._pods.values() if wanted.items() <= pod["metadata"].get("labels", {}).items()]
 
 
-async def observe(job: FineTuneJob, cluster: Cluster, departed: Departed, settings: Settings) -> Observed:
+async def observe(
+    job: FineTuneJob, cluster: Cluster, departed: Departed, settings: Settings, shared: Shared
+) -> Observed:
     """What `decide` needs to know about `job`, but for reports: references before it starts, children after."""
     status = job.status or JobStatus()
     if status.is_final or job.metadata.deletion_timestamp is not None:
         return Observed()
     if status.start_time is None:
-        return await _references(job, cluster)
+        return await _references(job, cluster, shared)
     return await _children(job, status, cluster, departed, settings)
 
 
-async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
-    """Runtimes and parent; then, if they permit the job, whether what it names is there."""
-    runtimes, broken = _runtimes(await cluster.list(RUNTIMES))
+async def _references(job: FineTuneJob, cluster: Cluster, shared: Shared) -> Observed:
+    """Runtimes and parent; then, if they permit the job, whether what it names is there.
+
+    Jobs that start at the same time name the same few objects: each is read once for all who ask meanwhile.
+    """
+
+    async def runtimes_of_now() -> tuple[tuple[FineTuneRuntime, ...], dict[str, str]]:
+        return _runtimes(await cluster.list(RUNTIMES))
+
+    async def find(resource: Resource, name: str) -> Manifest | None:
+        return await shared.read((resource, namespace, name), lambda: _find(cluster, resource, namespace, name))
+
+    runtimes, broken = await shared.read(RUNTIMES, runtimes_of_now)
     observed = Observed(runtimes=runtimes, broken_runtimes=broken, parent=await _parent(job, cluster))
     permitted = permit(job, observed)
     if not isinstance(permitted, Permitted):
@@ -85,15 +98,15 @@ async def _references(job: FineTuneJob, cluster: Cluster) -> Observed:
     account = permitted.runtime.spec.service_account_name
     claims = {use.parts.root for use in permitted.roots("pvc")}
     config_maps = {use.parts.root for use in permitted.roots("configmap")}
-    found_claims = [name for name in sorted(claims) if await _find(cluster, CLAIMS, namespace, name)]
-    found_maps = {name: await _find(cluster, CONFIG_MAPS, namespace, name) for name in sorted(config_maps)}
+    found_claims = [name for name in sorted(claims) if await find(CLAIMS, name)]
+    found_maps = {name: await find(CONFIG_MAPS, name) for name in sorted(config_maps)}
     return Observed(
         runtimes=runtimes,
         broken_runtimes=broken,
         parent=observed.parent,
         claims=frozenset(found_claims),
         config_maps={name: _keys(found) for name, found in found_maps.items() if found is not None},
-        service_accounts=frozenset([account] if await _find(cluster, SERVICE_ACCOUNTS, namespace, account) else []),
+        service_accounts=frozenset([account] if await find(SERVICE_ACCOUNTS, account) else []),
     )
 
 

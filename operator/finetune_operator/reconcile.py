@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pydantic import ValidationError
 
 from finetune_api.job import FineTuneJob, job_from
-from finetune_operator.apply import apply_objects, delete_job, post_events, write_status
+from finetune_api.status import ConditionType, JobStatus
+from finetune_operator.announce import Announcer
+from finetune_operator.apply import apply_objects, delete_job, write_status
 from finetune_operator.client import FINETUNE_JOBS, Cluster, ClusterError, Conflict, Manifest, NotFound, Unavailable
 from finetune_operator.joblog import has_uid
 from finetune_operator.metrics import STATUS_WRITES
@@ -23,9 +25,9 @@ from finetune_operator.plan.state import Observed, Plan
 from finetune_operator.poll import Poller, Told
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.settings import Settings
+from finetune_operator.shared import Shared
 
 LOG = logging.getLogger(__name__)
-CHANGED_MEANWHILE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,9 @@ class Reconciler:
     departed: Departed
     settings: Settings
     pace: Pace
+    announcer: Announcer
     clock: Callable[[], datetime]
+    shared: Shared = field(default_factory=Shared)
 
     async def look(self, key: Key) -> float | None:
         """One look. Returns the seconds after which the next is wanted, None = when something changes.
@@ -48,14 +52,13 @@ class Reconciler:
         try:
             return await self._look(*key)
         except Conflict as error:
-            raise RetryLater(str(error), CHANGED_MEANWHILE_SECONDS) from error
+            raise RetryLater(str(error), soon=True) from error
         except Unavailable as error:
             raise RetryLater(str(error), error.retry_after) from error
         except ClusterError as error:
             raise RetryLater(f"{type(error).__name__}: {error}") from error
 
     async def _look(self, namespace: str, name: str) -> float | None:
-        now = self.clock()
         try:
             manifest = await self.cluster.get(FINETUNE_JOBS, namespace, name)
         except NotFound:
@@ -67,24 +70,42 @@ class Reconciler:
         if (why := unreadable_status(manifest)) is not None:
             LOG.error("%s/%s: its status is another version's and is left alone: %s", namespace, name, why)
             return None
-        job, plan = await self._plan(manifest, now)
+        after, begun = await self._act(manifest, begins=False)
+        if begun is not None:
+            # The answer to the write that begins a stage is as live as a GET: the API server has just put that word
+            # on the very object that was read. It also tells that the stage has no child yet, because only a look
+            # that reads this word makes one, and this is the first. Were another operator quicker, the child's name
+            # would be taken. After a crash between the two writes an ordinary look finds what there is.
+            after, _ = await self._act(begun, begins=True)
+        return after
+
+    async def _act(self, manifest: Manifest, *, begins: bool) -> tuple[float | None, Manifest | None]:
+        """Plan and apply. Returns when to look again, and the job as written if that write has begun a stage.
+
+        Args:
+            begins: a stage has begun with this state of the job, so that there is no child of it to look for.
+        """
+        now, namespace = self.clock(), manifest["metadata"]["namespace"]
+        job, plan = await self._plan(manifest, now, begins=begins)
         if plan.delete:
             await delete_job(job.metadata, self.cluster)
-            return None
+            return None, None
         refusal = await apply_objects(plan, namespace, self.cluster)
         if refusal is not None:
             plan = refused_child(job, plan, refusal, self.settings, now)
-        await self._write(job, plan, now)
+        written = await self._write(job, plan, now)
         if plan.status.is_final:
-            self._forget((namespace, name))
-        return plan.look_again_after
+            self._forget(_key(job))
+        return plan.look_again_after, written if _begins_stage(job.status, plan.status) else None
 
-    async def _plan(self, manifest: Manifest, now: datetime) -> tuple[FineTuneJob, Plan]:
+    async def _plan(self, manifest: Manifest, now: datetime, *, begins: bool) -> tuple[FineTuneJob, Plan]:
         try:
             job = job_from(manifest)
         except ValidationError as error:
             return shell(manifest), invalid_job(manifest, error, self.settings, now)
-        observed = await observe(job, self.cluster, self.departed, self.settings)
+        observed = Observed()
+        if not begins:
+            observed = await observe(job, self.cluster, self.departed, self.settings, self.shared)
         told = self._told(job, observed)
         observed = replace(observed, reports=told.reports, silences=told.silences)
         return job, decide(job, observed, self.settings, now)
@@ -96,24 +117,34 @@ class Reconciler:
         pods = [pod for there in observed.pods.values() for pod in there if pod.job_uid in own]
         return self.poller.follow(_key(job), uid, pods)
 
-    async def _write(self, job: FineTuneJob, plan: Plan, now: datetime) -> None:
-        """The status, if there is news in it; then the events."""
+    async def _write(self, job: FineTuneJob, plan: Plan, now: datetime) -> Manifest | None:
+        """The status, if there is news in it; then the events. Returns the job as written."""
         kind = news(job.status, plan.status)
+        if kind is News.NONE:
+            self.pace.looked(_key(job), wrote=False)
+            return None
         if kind is News.PROGRESS and not self.pace.may_write(_key(job)):
-            return
-        if kind is not News.NONE:
-            try:
-                await write_status(job.metadata, plan.status, self.cluster)
-            except NotFound:
-                return
-            STATUS_WRITES.labels(kind.value).inc()
-        self.pace.looked(_key(job), wrote=kind is not News.NONE)
-        if kind is not News.NONE:
-            await post_events(job.metadata, plan.events, now, self.cluster)
+            return None
+        try:
+            written = await write_status(job.metadata, plan.status, self.cluster)
+        except NotFound:
+            return None
+        STATUS_WRITES.labels(kind.value).inc()
+        self.pace.looked(_key(job), wrote=True)
+        self.announcer.tell(job.metadata, plan.events, now)
+        return written
 
     def _forget(self, key: Key) -> None:
         self.poller.forget(key)
         self.pace.forget(key)
+
+
+def _begins_stage(old: JobStatus | None, new: JobStatus) -> bool:
+    """Whether `new` is the first status that calls for the child of a stage."""
+    before = old or JobStatus()
+    starts = before.start_time is None and new.start_time is not None
+    prepared = not before.is_true(ConditionType.DATA_READY) and new.is_true(ConditionType.DATA_READY)
+    return (starts or prepared) and not new.is_final
 
 
 def _key(job: FineTuneJob) -> Key:

@@ -107,30 +107,6 @@ def test_bad_rows_end_the_job_before_any_training_pod(world) -> None:
     assert world.made_since(version) == {"bad-prepare": 1}
 
 
-def test_a_started_spec_is_fixed(world) -> None:
-    hold = threading.Event()
-    world.apply("fixed", script("fixed", train=[Behaviour((progress(1),), until=hold, word=published("fixed"))]))
-    world.wait("fixed", "Running")
-    refused = world.api.patch(f"{world.jobs}/fixed", {"spec": {"hyperparameters": {"learningRate": 0.1}}})
-    assert "spec is immutable once the job has started" in refused.message
-    hold.set()
-    world.wait("fixed", "Complete")
-
-
-def test_what_is_final_stays_so(world) -> None:
-    version = world.version()
-    world.apply("done")
-    world.wait("done", "Complete")
-    before = world.get("done")
-    world.api.delete(f"/apis/batch/v1/namespaces/{world.namespace}/jobs/done-train").must()
-    wait_for(lambda: "done-train" not in world.children("done"), "the child to go")
-    world.operator.restart()
-    world.apply("later")
-    world.wait("later", "Complete")
-    assert world.made_since(version)["done-train"] == 1
-    assert world.get("done")["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
-
-
 def test_exit_zero_without_a_word_is_complete_and_says_so(world) -> None:
     silent = Behaviour(silent=True, seconds=0.2)
     world.apply("mute", script("mute", train=[silent]))

@@ -186,11 +186,11 @@ def _unpublished() -> Say:
 
 
 def _waiting(look: Look, pod: Pod | None) -> Waiting:
+    name = child_name(look.job, look.stage)
+    if look.own is not None and look.own.suspended and not look.busy:
+        message = f"Job {name} is suspended, and not by this operator: it goes on when whoever did it lets it"
+        return Waiting(Reason.PENDING, message)
     if pod is None:
-        name = child_name(look.job, look.stage)
-        if look.own is not None and look.own.suspended:
-            message = f"Job {name} is suspended, and not by this operator: it goes on when whoever did it lets it"
-            return Waiting(Reason.PENDING, message)
         message = (
             f"Job {name} has no pod yet; if this lasts, the API server refuses its pods (a quota, a policy):"
             f" kubectl describe job {name} tells why"

@@ -15,6 +15,7 @@ from finetune_operator.client import CLAIMS, CONFIG_MAPS, FINETUNE_JOBS, JOBS, P
 from finetune_operator.observe import Departed, observe
 from finetune_operator.plan.state import Observed
 from finetune_operator.settings import Settings
+from finetune_operator.shared import Shared
 from simulated import SimulatedCluster, World
 
 LABELS = {names.JOB_UID_LABEL: JOB_UID, names.STAGE_LABEL: "train"}
@@ -42,7 +43,7 @@ class Asked(SimulatedCluster):
 def seen(world: World, job: FineTuneJob, departed: Departed | None = None) -> tuple[Observed, list[str]]:
     cluster = Asked(world)
     client: Any = cluster
-    return asyncio.run(observe(job, client, departed or Departed(), Settings())), cluster.names
+    return asyncio.run(observe(job, client, departed or Departed(), Settings(), Shared())), cluster.names
 
 
 def training(*attempts: Attempt) -> FineTuneJob:
@@ -151,6 +152,6 @@ def test_the_watch_gets_a_moment_to_tell_how_a_pod_ended(monkeypatch):
     async def story() -> Observed:
         client: Any = SimulatedCluster(world, lambda: None, lambda: None)
         asyncio.get_running_loop().call_later(0.01, departed.remember, late)
-        return await observe(training(running), client, departed, Settings())
+        return await observe(training(running), client, departed, Settings(), Shared())
 
     assert [p.name for p in asyncio.run(story()).pods[Stage.TRAIN]] == ["tune-train-late"]

@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +14,7 @@ from builders import JOB_UID, job_manifest, runtime_manifest
 from finetune_api.job import job_from
 from finetune_api.status import JobStatus
 from finetune_api.trainer import Stage
+from finetune_operator.announce import Announcer
 from finetune_operator.client import CLAIMS, FINETUNE_JOBS, RUNTIMES, SERVICE_ACCOUNTS, Refused, Unavailable
 from finetune_operator.observe import Departed
 from finetune_operator.pace import Pace
@@ -83,7 +84,7 @@ def operator(world: World, death: Death) -> Reconciler:
     """A newly started operator: it remembers nothing."""
     cluster: Any = SimulatedCluster(world, death.before_write, death.after_write)
     pods: Any = SilentPods()
-    return Reconciler(cluster, pods, Departed(), Settings(), pace(), lambda: world.now)
+    return Reconciler(cluster, pods, Departed(), Settings(), pace(), Announcer(cluster), lambda: world.now)
 
 
 def status_of(world: World) -> JobStatus:
@@ -215,7 +216,7 @@ def test_a_status_is_not_written_over_a_change_that_was_not_read():
 
     cluster: Any = SimulatedCluster(world, change_meanwhile, lambda: None)
     pods: Any = SilentPods()
-    reconciler = Reconciler(cluster, pods, Departed(), Settings(), pace(), lambda: world.now)
+    reconciler = Reconciler(cluster, pods, Departed(), Settings(), pace(), Announcer(cluster), lambda: world.now)
     with pytest.raises(RetryLater):
         asyncio.run(reconciler.look(KEY))
     assert "status" not in stored
@@ -250,7 +251,7 @@ def test_an_api_server_that_does_not_answer_makes_the_look_come_later(error, aft
     world = fresh_world({})
     cluster: Any = SimulatedCluster(world, fail, lambda: None)
     pods: Any = SilentPods()
-    reconciler = Reconciler(cluster, pods, Departed(), Settings(), pace(), lambda: world.now)
+    reconciler = Reconciler(cluster, pods, Departed(), Settings(), pace(), Announcer(cluster), lambda: world.now)
     with pytest.raises(RetryLater) as raised:
         asyncio.run(reconciler.look(KEY))
     assert raised.value.after == after
@@ -298,3 +299,89 @@ def test_a_started_job_whose_spec_is_refused_by_this_version_keeps_its_other_con
     told = {c["type"]: c["message"] for c in stored["status"]["conditions"]}
     assert "aFieldOfTomorrow" in told.pop("Accepted")
     assert told == {kind: words for kind, words in before.items() if kind != "Accepted"}
+
+
+class CountedCluster(SimulatedCluster):
+    """Notes each request in its order."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, lambda: None, lambda: None)
+        self.asked: list[str] = []
+
+    async def get(self, resource: Any, namespace: str | None, name: str) -> dict[str, Any]:
+        self.asked.append(f"GET {resource.plural}")
+        return await super().get(resource, namespace, name)
+
+    async def list(self, resource: Any, *args: Any, **more: Any) -> list[dict[str, Any]]:
+        self.asked.append(f"LIST {resource.plural}")
+        return await super().list(resource, *args, **more)
+
+    async def create(self, resource: Any, manifest: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(f"POST {resource.plural}")
+        return await super().create(resource, manifest)
+
+    async def apply_status(self, resource: Any, manifest: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append("PATCH status")
+        return await super().apply_status(resource, manifest)
+
+
+def counted(world: World) -> tuple[Reconciler, list[str]]:
+    cluster = CountedCluster(world)
+    client, pods = cast(Any, cluster), cast(Any, SilentPods())
+    reconciler = Reconciler(client, pods, Departed(), Settings(), pace(), Announcer(client), lambda: world.now)
+    return reconciler, cluster.asked
+
+
+def test_a_job_starts_with_few_requests():
+    """One read of the job and of what it names, then three writes; the first child is looked for by nobody."""
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    reconciler, asked = counted(world)
+    asyncio.run(reconciler.look(KEY))
+    references = ["LIST finetuneruntimes", *["GET persistentvolumeclaims"] * 2, "GET serviceaccounts"]
+    begins = ["PATCH status", *(f"POST {plural}" for plural in made(world)), "PATCH status"]
+    assert asked == ["GET finetunejobs", *references, *begins]
+    while not status_of(world).is_true("DataReady"):
+        world.step()
+        asked.clear()
+        asyncio.run(reconciler.look(KEY))
+    assert asked[:3] == ["GET finetunejobs", "GET jobs", "LIST pods"]
+    assert asked[3] == asked[-1] == "PATCH status"
+    assert not [request for request in asked[4:-1] if not request.startswith("POST ")]
+
+
+def made(world: World) -> list[str]:
+    """Kinds of the children, in the order of their making."""
+    first = ("finetunejobs", "finetuneruntimes", "persistentvolumeclaims", "serviceaccounts")
+    return [kind for kind, *_ in world.objects if kind not in first]
+
+
+def test_nothing_is_written_when_nothing_has_changed():
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    reconciler, asked = counted(world)
+    quiet = 0
+    for _ in range(LOOKS):
+        asyncio.run(reconciler.look(KEY))
+        while asyncio.run(reconciler.look(KEY)) == 0.0:
+            pass
+        asked.clear()
+        asyncio.run(reconciler.look(KEY))
+        assert [request for request in asked if request.startswith(("PATCH", "POST"))] == []
+        quiet += 1
+        if status_of(world).is_final:
+            break
+        world.step()
+    assert status_of(world).is_final
+    assert quiet > 4
+
+
+def test_the_second_of_two_operators_makes_no_second_child():
+    """Both read the job before either has started it; the one that comes too late writes nothing."""
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    (one, _), (other, _) = counted(world), counted(world)
+
+    async def both() -> list[Any]:
+        return list(await asyncio.gather(one.look(KEY), other.look(KEY), return_exceptions=True))
+
+    ends = asyncio.run(both())
+    assert [type(end) for end in ends if isinstance(end, BaseException)] == [RetryLater]
+    assert world.created == ["tune-prepare"]

@@ -117,9 +117,13 @@ def test_ends_are_written_down_before_the_job_goes_on():
     assert plan.status.restarts == 0
 
 
-def test_a_job_that_somebody_else_holds_stays_theirs():
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_job_that_somebody_else_holds_stays_theirs(ran):
     job = started(Stage.TRAIN)
-    plan = look(job, seen(Stage.TRAIN, make_child(job, Stage.TRAIN, suspended=True, halted=True)))
+    child = make_child(job, Stage.TRAIN, suspended=True, halted=True)
+    pods = [make_pod(child, ended=LATER_TEXT, exit_code=3)] if ran else []
+    plan = look(job, seen(Stage.TRAIN, child, *pods))
+    assert (plan.status.restarts, plan.status.disruptions) == (0, 0)
     assert (plan.resume, plan.suspend) == ((), ())
     assert said(plan)["Running"] == ("False", "Pending")
     assert "is suspended, and not by this operator" in message(plan, ConditionType.RUNNING)
