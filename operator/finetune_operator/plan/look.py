@@ -47,6 +47,8 @@ class Look:
     now: datetime
     silences: Mapping[str, Silence]
     """Running pods whose newest answer was no report, by uid."""
+    claims: frozenset[str]
+    """The claim of the runtime's template, if it is there."""
     beside: tuple[Beside, ...]
     """Services and NetworkPolicies by the names of ours, whosever they are."""
 
@@ -100,11 +102,11 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
     pods = tuple(pod for pod in there if own is not None and pod.job_uid == own.uid)
     reports: dict[str, Report] = {}
     for pod in pods:
-        heard = observed.reports.get(pod.uid)
-        report = report_of(pod, heard, job.metadata.uid or "")
+        said = observed.reports.get(pod.uid)
+        report = report_of(pod, said, job.metadata.uid or "")
         if report is not None:
             reports[pod.uid] = report
-            at = heard.at if heard else pod.ended or timestamp(now)
+            at = said.at if said else pod.ended or timestamp(now)
             status = status if not pod.leads else retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
     stopped = job.spec.cancel or (own is not None and own.suspended)
     runtime = runtime_of(status.resolved or Resolved())
@@ -112,7 +114,20 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=stopped)
     status = with_running_time(_with_tally(status, tally), status.attempts)
     return Look(
-        job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.silences, observed.beside
+        job=job,
+        stage=stage,
+        status=status,
+        runtime=runtime,
+        own=own,
+        child=child,
+        pods=pods,
+        there=there,
+        reports=reports,
+        tally=tally,
+        now=now,
+        silences=observed.silences,
+        claims=observed.claims,
+        beside=observed.beside,
     )
 
 

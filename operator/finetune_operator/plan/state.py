@@ -167,6 +167,8 @@ class Observed:
     parent: FineTuneJob | None = None
     """The job of fromCheckpoint."""
     claims: frozenset[str] = frozenset()
+    access_modes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each claim."""
     config_maps: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Keys of each config map."""
     service_accounts: frozenset[str] = frozenset()
