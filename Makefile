@@ -23,9 +23,12 @@ lock: ## pin the newest allowed dependencies, with hashes
 	$(LOCK) --extra operator --extra trainer --extra dev -o requirements/dev.txt
 	$(LOCK:pyproject.toml=requirements/build.in) -o requirements/build.txt
 
-.PHONY: cluster-build cluster-up cluster-down images
+.PHONY: cluster-build kueue-build cluster-up cluster-down images
 cluster-build: ## compile the Kubernetes that integration tests start (minutes once)
 	hack/cluster.sh build
+
+kueue-build: ## compile the Kueue that tests of queues start beside it (minutes once)
+	hack/cluster.sh build-kueue
 
 cluster-up: ## start a cluster: kind where Docker and kind are, else a node on this machine
 	hack/cluster.sh up
@@ -62,7 +65,7 @@ test-unit: setup ## unit and architecture tests; Python is all they need
 test-parity: setup ## step by step the same numbers as TRL, on the CPU
 	$(PY) -m pytest tests/parity
 
-test-integration: setup cluster-build ## the contract, the chart and whole lifecycles on a real API server
+test-integration: setup cluster-build kueue-build ## the contract, the chart and whole lifecycles on a real API server
 	$(PY) -m pytest tests/integration tests/chart
 
 test-e2e: setup ## real pods of the real images on a real node

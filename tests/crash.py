@@ -16,13 +16,15 @@ from typing import Any
 
 from kubernetes.aio import client as kubernetes_client
 
+from finetune_api.job import ObjectMeta
 from finetune_api.names import JOB_UID_LABEL, STAGE_LABEL
 from finetune_api.report import Failure, FailureCode, Report
 from finetune_api.trainer import ExitCode, Stage
+from finetune_operator.apply import post_event
 from finetune_operator.client import FINETUNE_JOBS, PODS, Cluster
 from finetune_operator.observe import Departed
 from finetune_operator.pace import Pace
-from finetune_operator.plan.state import Heard, Pod, timestamp
+from finetune_operator.plan.state import Event, Heard, Pod, timestamp
 from finetune_operator.poll import Told
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.reconcile import Reconciler
@@ -121,7 +123,8 @@ class Life:
     user: Callable[[Run], Awaitable[None]] | None = None
     """What the user does after a look; decides by what is there, and not by the number of looks."""
     waits_for: str = ""
-    """What the user must have done before a training pod ends by itself, so that the two never race."""
+    """What the user must have done before a training pod ends by itself, so that the two never race: a pod that has
+    ended well while nobody looked is Complete, whatever was wished meanwhile."""
     spec: Manifest = field(default_factory=dict)
 
 
@@ -138,6 +141,7 @@ class Run:
     history: History
     served: dict[str, Report] = field(default_factory=dict)
     """What the running pods say, by uid."""
+    untold: list[tuple[ObjectMeta, Event, datetime]] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     """What the user has done."""
 
@@ -149,6 +153,10 @@ class Run:
     def forget(self, _key: Key) -> None:
         """As the poller does; there is nothing to forget."""
 
+    def tell(self, metadata: ObjectMeta, events: tuple[Event, ...], now: datetime) -> None:
+        """As the announcer does; they are posted when the look has ended, so that calls have one order."""
+        self.untold.extend((metadata, event, now) for event in events)
+
     async def live(self, manifest: Manifest) -> Manifest:
         """From the job's making to its final state, which is returned."""
         made = await self.admin.create(FINETUNE_JOBS, manifest)
@@ -156,7 +164,10 @@ class Run:
         for _ in range(MOST_LOOKS):
             try:
                 await operator.look((self.namespace, self.name))
+                while self.untold:
+                    await post_event(*self.untold.pop(0), cluster)
             except OperatorDied:
+                self.untold.clear()
                 del self.history.listeners[self.name]
                 await self._settled(cluster)
                 operator, cluster = self._operator()
@@ -190,8 +201,9 @@ class Run:
         cluster, self._departed = MortalCluster(self.api, self.death), Departed()
         self.history.listeners[self.name] = self._remember
         poller: Any = self
+        announcer: Any = self
         pace = Pace(_nobody, 1e6, time.monotonic)
-        return Reconciler(cluster, poller, self._departed, Settings(), pace, _now), cluster
+        return Reconciler(cluster, poller, self._departed, Settings(), pace, announcer, _now), cluster
 
     def _remember(self, happened: Happened) -> None:
         if happened.kind == "pods" and happened.type == "DELETED":
@@ -276,11 +288,13 @@ def _job_is_quiet(job: Manifest, pods: list[Manifest]) -> bool:
     held = {c["type"] for c in job.get("status", {}).get("conditions", ()) if c["status"] == "True"}
     ended = [p for p in own if p["status"]["phase"] in ("Succeeded", "Failed")]
     alive = [p for p in own if p not in ended]
-    counted = all("finalizers" not in p["metadata"] for p in ended)
+    going = [p for p in alive if "deletionTimestamp" in p["metadata"]]
+    told = (job.get("status", {}).get("active", 0), job.get("status", {}).get("terminating", 0))
+    counted = all("finalizers" not in p["metadata"] for p in ended) and told == (len(alive) - len(going), len(going))
     if held & {"Complete", "Failed"}:
         return counted
     if job["spec"].get("suspend"):
-        return "Suspended" in held and counted and all("deletionTimestamp" in p["metadata"] for p in alive)
+        return "Suspended" in held and counted and alive == going
     return counted and "Suspended" not in held and len(alive) == 1
 
 

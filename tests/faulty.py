@@ -174,7 +174,7 @@ class FaultyProxy:
                     _abort(request)
                     return web.Response()
                 return await self._streamed(request, asked, answer)
-        except aiohttp.ClientConnectionError:  # the API server is away: so are we
+        except aiohttp.ClientError:  # the API server is away: so are we
             _abort(request)
             return web.Response()
 

@@ -16,15 +16,19 @@ def kinds(plane: ControlPlane) -> None:
     plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
 
 
-def operator_token(plane: ControlPlane) -> str:
-    """Install the chart, and take a token of the operator's service account: the rights of its roles, no others."""
+def operator_token(plane: ControlPlane, *flags: str) -> str:
+    """Install the chart, and take a token of the operator's service account: the rights of its roles, no others.
+
+    Args:
+        flags: of helm, such as `--set settings.kueue=true`.
+    """
     chart = str(ROOT / "charts" / "finetune-operator")
     where = ["--namespace", SYSTEM, "--create-namespace", "--set", "crds.enabled=false"]
-    installed = plane.run("helm", "upgrade", "--install", "finetune-operator", chart, *where)
+    installed = plane.run("helm", "upgrade", "--install", "finetune-operator", chart, *where, *flags)
     assert installed.returncode == 0, installed.stderr
     return plane.kubectl("create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration", "2h").strip()
 
 
-def operator_account(plane: ControlPlane, folder: Path) -> Path:
+def operator_account(plane: ControlPlane, folder: Path, *flags: str) -> Path:
     """A kubeconfig of the operator's service account."""
-    return plane.kubeconfig_for(operator_token(plane), folder / "kubeconfig")
+    return plane.kubeconfig_for(operator_token(plane, *flags), folder / "kubeconfig")

@@ -99,6 +99,7 @@ EVENTS = Resource("v1", "events")
 CHILDREN = {"Job": JOBS, "Service": SERVICES, "NetworkPolicy": NETWORK_POLICIES, "PersistentVolumeClaim": CLAIMS}
 """What the operator makes, by its kind."""
 LEASES = Resource("coordination.k8s.io/v1", "leases")
+WORKLOADS = Resource("kueue.x-k8s.io/v1beta1", "workloads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,17 +229,44 @@ class Cluster:
         body = {"preconditions": preconditions, "propagationPolicy": "Background"}
         return await self._call("DELETE", resource.path(namespace, name), body=body)
 
-    async def hold(self, namespace: str, name: str, uid: str, *, suspend: bool, mark: str | None) -> Manifest:
+    async def hold(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        *,
+        suspend: bool | None,
+        mark: str | None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Manifest:
         """Suspend a batch/v1 Job or let it go on, if it is still the one with that uid, and say why on it.
+
+        Args:
+            suspend: None = leave spec.suspend to whoever owns it.
+            labels: to set; those that are None, to remove.
 
         Raises:
             Conflict: it is another.
             NotFound
         """
-        annotations = {names.STOP_ANNOTATION: mark}
-        body = {"metadata": {"uid": uid, "annotations": annotations}, "spec": {"suspend": suspend}}
+        metadata = {"annotations": {names.STOP_ANNOTATION: mark}, **({"labels": dict(labels)} if labels else {})}
+        return await self._change(JOBS, namespace, name, uid, metadata, {} if suspend is None else {"suspend": suspend})
+
+    async def activate(self, namespace: str, name: str, uid: str, *, active: bool) -> Manifest:
+        """Let Kueue run a Workload or not, if it is still the one with that uid.
+
+        Raises:
+            Conflict: it is another.
+            NotFound
+        """
+        return await self._change(WORKLOADS, namespace, name, uid, {}, {"active": active})
+
+    async def _change(
+        self, resource: Resource, namespace: str, name: str, uid: str, metadata: Manifest, spec: Manifest
+    ) -> Manifest:
+        body = {"metadata": {"uid": uid, **metadata}, **({"spec": spec} if spec else {})}
         query = {"fieldManager": names.FIELD_MANAGER}
-        path = JOBS.path(namespace, name)
+        path = resource.path(namespace, name)
         return await self._call("PATCH", path, body=body, query=query, content="application/merge-patch+json")
 
     async def _call(

@@ -25,6 +25,7 @@ from finetune_operator.client import (
     PODS,
     RUNTIMES,
     SERVICE_ACCOUNTS,
+    WORKLOADS,
     Cluster,
     Manifest,
     NotFound,
@@ -107,7 +108,7 @@ async def _references(job: FineTuneJob, cluster: Cluster, shared: Shared) -> Obs
         broken_runtimes=broken,
         parent=observed.parent,
         claims=frozenset(found_claims),
-        access_modes={name: tuple(claim["spec"].get("accessModes", ())) for name, claim in found_claims.items()},
+        access_modes={name: _modes(claim) for name, claim in found_claims.items()},
         config_maps={name: _keys(found) for name, found in found_maps.items() if found is not None},
         service_accounts=frozenset([account] if await find(SERVICE_ACCOUNTS, account) else []),
     )
@@ -126,7 +127,8 @@ async def _children(
     gone = await _gone(running, there, departed, uid, word)
     parsed = [*(seen.pod(pod) for pod in there), *(seen.pod(pod, gone=True) for pod in gone)]
     pods = sorted((pod for pod in parsed if pod is not None), key=_age)
-    children = {stage: seen.child_job(manifest)} if manifest is not None else {}
+    workloads = await _workloads(manifest, cluster) if settings.kueue else []
+    children = {stage: seen.child_job(manifest, workloads)} if manifest is not None else {}
     there_too = await _beside(job, status, cluster, settings)
     claims = await _output_claim(job, status, cluster, settings) if not children and stage is Stage.PREPARE else ()
     return Observed(children=children, pods={stage: tuple(pods)}, beside=there_too, claims=frozenset(claims))
@@ -150,6 +152,18 @@ async def _output_claim(job: FineTuneJob, status: JobStatus, cluster: Cluster, s
         return ()
     name = made["metadata"]["name"]
     return (name,) if await _find(cluster, CLAIMS, made["metadata"]["namespace"], name) else ()
+
+
+async def _workloads(job: Manifest | None, cluster: Cluster) -> list[Manifest]:
+    """Kueue's objects for a batch/v1 Job in a queue; none where Kueue is not installed."""
+    metadata = job["metadata"] if job is not None else {}
+    if not metadata.get("labels", {}).get(names.QUEUE_LABEL):
+        return []
+    try:
+        labels = f"{names.QUEUED_JOB_LABEL}={metadata['uid']}"
+        return await cluster.list(WORKLOADS, metadata["namespace"], labels=labels)
+    except NotFound:
+        return []
 
 
 async def _gone(running: set[str], pods: list[Manifest], departed: Departed, uid: str, stage: str) -> list[Manifest]:
@@ -199,6 +213,10 @@ async def _find(cluster: Cluster, resource: Resource, namespace: str, name: str)
         return await cluster.get(resource, namespace, name)
     except NotFound:
         return None
+
+
+def _modes(claim: Manifest) -> tuple[str, ...]:
+    return tuple(claim.get("spec", {}).get("accessModes", ()))
 
 
 def _keys(config_map: Manifest | None) -> frozenset[str]:

@@ -24,12 +24,38 @@ KEPT_FACTS = ("startTime", "completionTime", "id", "outputName")
 MOST_ATTEMPTS = 5
 
 
+async def cancels_while_it_trains(run: Run) -> None:
+    """What a user may do in the middle."""
+    if run.status().get("progress") and "cancel" not in run.done:
+        run.done.add("cancel")
+        await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, cancel=True))
+
+
+async def suspends_and_resumes(run: Run) -> None:
+    """The pods save and go; then the job goes on from there."""
+    suspended = any((c["type"], c["status"]) == ("Suspended", "True") for c in run.status().get("conditions", ()))
+    if run.status().get("progress") and "suspend" not in run.done:
+        run.done.add("suspend")
+        await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, suspend=True))
+    elif suspended and "resume" not in run.done:
+        run.done.add("resume")
+        await run.history.reached(run.name, await run.admin.spec(run.namespace, run.name, suspend=False))
+
+
 LIVES = {
     "well": Life(),
     "retried": Life({Stage.PREPARE: (20, 0), Stage.TRAIN: (1, 0)}),
     "diverged": Life({Stage.TRAIN: (15,)}),
+    "cancelled": Life(user=cancels_while_it_trains, waits_for="nothing"),
+    "suspended": Life(user=suspends_and_resumes, waits_for="resume"),
 }
-ENDS = {"well": "Succeeded", "retried": "Succeeded", "diverged": "Diverged"}
+ENDS = {
+    "well": "Succeeded",
+    "retried": "Succeeded",
+    "diverged": "Diverged",
+    "cancelled": "Cancelled",
+    "suspended": "Succeeded",
+}
 
 
 @pytest.mark.parametrize("life", LIVES)
@@ -37,7 +63,7 @@ def test_a_death_at_any_call_changes_nothing(life, quiet_plane, quiet_account, q
     points = asyncio.run(sweep(life, quiet_plane, quiet_account, quiet_namespace))
     with capsys.disabled():
         print(f"\n{life}: {points} points", end=" ")
-    assert points > 35
+    assert points > 25
 
 
 async def sweep(life: str, plane: ControlPlane, account: Any, namespace: str) -> int:
@@ -86,7 +112,8 @@ def made(run: Run) -> dict[str, Any]:
 
 def normal(final: dict[str, Any], run: Run) -> dict[str, Any]:
     """The final status without what must differ: times, uids, the run's name, and the random part of pods' names."""
-    uid, text = final["metadata"]["uid"], json.dumps(final["status"], sort_keys=True)
+    told = {field: value for field, value in final["status"].items() if field != "activeSeconds"}
+    uid, text = final["metadata"]["uid"], json.dumps(told, sort_keys=True)
     pods = [e.object["metadata"]["name"] for e in run.history.events[run.name] if (e.kind, e.type) == ("pods", "ADDED")]
     for number, pod in enumerate(pods):
         text = text.replace(pod, f"POD{number}")

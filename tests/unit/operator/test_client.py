@@ -175,8 +175,25 @@ def test_a_status_is_applied_with_its_preconditions():
     assert (content, body) == ("application/apply-patch+yaml", manifest)
     assert other_path == "/apis/batch/v1/namespaces/n/jobs/a-train"
     assert other_content == "application/merge-patch+json"
-    mark = {"finetune.dev/stop": "UserRequested: suspended"}
+    mark: dict[str, str | None] = {"finetune.dev/stop": "UserRequested: suspended"}
     assert other_body == {"metadata": {"uid": "u", "annotations": mark}, "spec": {"suspend": True}}
+
+
+def test_what_belongs_to_kueue_is_changed_by_its_own_fields():
+    asked = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append((request.path, await request.json()))
+        return web.json_response({})
+
+    labels = {"kueue.x-k8s.io/queue-name": None, "finetune.dev/queue-name": "team"}
+    against(answer, lambda cluster: cluster.hold("n", "a", "u", suspend=None, mark=None, labels=labels))
+    against(answer, lambda cluster: cluster.activate("n", "w", "u", active=False))
+    (job, patch), (workload, activation) = asked
+    assert job == "/apis/batch/v1/namespaces/n/jobs/a"
+    assert patch == {"metadata": {"uid": "u", "annotations": {"finetune.dev/stop": None}, "labels": labels}}
+    assert workload == "/apis/kueue.x-k8s.io/v1beta1/namespaces/n/workloads/w"
+    assert activation == {"metadata": {"uid": "u"}, "spec": {"active": False}}
 
 
 def test_a_list_is_read_to_its_last_page():
