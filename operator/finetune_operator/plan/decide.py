@@ -165,6 +165,6 @@ def refused_child(job: FineTuneJob, plan: Plan, refusal: str, settings: Settings
     kind = ConditionType.DATA_READY if stage is Stage.PREPARE else ConditionType.RUNNING
     says = [Say(kind, False, sentence, Reason.PENDING)]
     old, event = job.status or JobStatus(), Event("Warning", "ChildRefused", sentence)
-    told = any(c.message == sentence for c in old.conditions)
+    told = any(c.message.startswith(f"{sentence.partition(': ')[0]}: ") for c in old.conditions)
     again = replace(plan, create=(), look_again_after=settings.poll_period_seconds)
     return with_says(job, old, plan.status, says, now, again, *(() if told else (event,)))
