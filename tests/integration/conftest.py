@@ -15,7 +15,13 @@ from finetune_operator.first_runtime import default_runtime
 from kubelet import Kubelet
 from world import OperatorProcess, World, furnish
 
-SETTINGS = {"pollPeriodSeconds": 0.3, "resyncPeriodSeconds": 1, "healthPort": 0, "trainerImage": "trainer:1"}
+SETTINGS = {
+    "pollPeriodSeconds": 0.3,
+    "resyncPeriodSeconds": 1,
+    "healthPort": 0,
+    "trainerImage": "trainer:1",
+    "networkPolicy": {"enabled": True},
+}
 """Impatient, because a job takes seconds here; and any free port, because many may run on this machine."""
 
 

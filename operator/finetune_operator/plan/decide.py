@@ -12,6 +12,7 @@ from finetune_api.trainer import Stage
 from finetune_operator.plan import outcome, queueing
 from finetune_operator.plan import stop as stopping
 from finetune_operator.plan.admit import admit, with_says
+from finetune_operator.plan.claims import claim_template
 from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended
 from finetune_operator.plan.lifetime import kept_for, stopped_running
 from finetune_operator.plan.look import Look, look_at, stage_of
@@ -84,7 +85,10 @@ def _stopped(look: Look, stop: Stop) -> Plan:
 
 
 def _resumed(look: Look, own: ChildJob) -> Plan:
-    """Let a held child go on, once its ends are written down: only while it is held are they known to be ours."""
+    """Let a held child go on, once its pods have ended and that is written down: only while it is held is it known
+    that they ended by our doing."""
+    if own.held and not stopping.over(look):
+        return _says(look, outcome.stopping(look), Plan(look.status, look_again_after=SOON))
     written = look.job.status is not None and look.job.status.attempts == look.status.attempts
     plan = Plan(look.status, resume=(stopping.released(own),), look_again_after=SOON)
     return _says(look, outcome.resuming(look), plan if written else Plan(look.status, look_again_after=0.0))
@@ -123,7 +127,9 @@ def _create(look: Look, settings: Settings) -> Plan:
     config = trainer_config(look.job, look.runtime, resolved, status.output_name or "")
     labels = queueing.labels_of_queue(look.job, settings)
     manifest = queueing.in_queue(child_manifest(look.job, look.stage, look.runtime, config), labels)
-    made = (*_missing(look, settings), manifest)
+    claim = claim_template(look.job, look.runtime, settings) if look.stage is Stage.PREPARE else None
+    claims = (claim,) if claim is not None and claim["metadata"]["name"] not in look.claims else ()
+    made = (*claims, *_missing(look, settings), manifest)
     return _says(look, outcome.created(look), Plan(status, create=made, look_again_after=SOON))
 
 
