@@ -6,6 +6,7 @@ What a pod does is a `Behaviour` that a test chooses. The pod gets an address of
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -58,6 +59,8 @@ class Behaviour:
     """Reason of the end, such as OOMKilled."""
     waiting: str | None = None
     """It never starts: the reason of its container's waiting state."""
+    answer: Callable[[BaseHTTPRequestHandler, Report], None] | None = None
+    """What it answers to GET /progress instead of its report."""
     when_stopped: int = ExitCode.STOPPED
     """Its exit code when it is deleted while it works: it saves, or is done (0), or is killed without a word (137)."""
 
@@ -155,6 +158,7 @@ def _run(pod: _Pod, api: Api) -> None:
             finally:
                 server.shutdown()
                 server.server_close()
+                api.close()  # the API server has left a connection that was idle for long
             _end(api, pod, started)
     finally:
         pod.ended = True
@@ -215,6 +219,10 @@ def _serve(pod: _Pod) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if pod.behaviour.answer is not None:
+                with contextlib.suppress(ConnectionError):
+                    pod.behaviour.answer(self, pod.report)
+                return
             job = pod.manifest["metadata"]["labels"][JOB_UID_LABEL]
             known = self.path == PROGRESS_PATH and self.headers[PROGRESS_HEADER] == job and not pod.behaviour.silent
             body = json.dumps(pod.report.to_json()).encode() if known else b""

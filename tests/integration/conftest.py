@@ -15,7 +15,13 @@ from manifests import ROOT
 from world import OperatorProcess, World
 
 SYSTEM = "finetune-system"
-SETTINGS = {"pollPeriodSeconds": 0.3, "resyncPeriodSeconds": 1, "healthPort": 0, "trainerImage": "trainer:1"}
+SETTINGS = {
+    "pollPeriodSeconds": 0.3,
+    "resyncPeriodSeconds": 1,
+    "healthPort": 0,
+    "trainerImage": "trainer:1",
+    "progressStaleSeconds": 8,
+}
 """Impatient, because a job takes seconds here; and any free port, because many may run on this machine."""
 
 
@@ -76,7 +82,7 @@ def operator(operator_account) -> Iterator[OperatorProcess]:
     running = OperatorProcess(operator_account, folder / "settings.yaml", folder / "operator.log")
     running.start()
     try:
-        running.wait_for_log("made FineTuneRuntime default")
+        running.wait_for_log("made FineTuneRuntime default", 60)
         yield running
     finally:
         code = running.stop()

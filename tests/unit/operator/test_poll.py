@@ -193,8 +193,10 @@ def test_a_pod_is_asked_once_a_period_until_its_job_is_forgotten():
             await pods.until(lambda: len(asked) >= 4)
             assert all(b - a > 0.08 for a, b in pairwise(asked))
             assert pods.poller.followed() == 1
+            assert pods.poller.hears(KEY)
             pods.poller.forget(KEY)
             assert pods.poller.followed() == 0
+            assert not pods.poller.hears(KEY)
             so_far = len(asked)
             await asyncio.sleep(0.3)
             assert len(asked) <= so_far + 1
@@ -246,6 +248,7 @@ def test_a_silent_pod_wakes_its_job_once_and_again_when_it_speaks():
             first = pods.follow()
             await pods.until(lambda: pods.woken)
             assert first == Told()
+            assert not pods.poller.hears(KEY)
             await asyncio.sleep(0.3)
             assert len(pods.woken) == 1
             speaks.set()
