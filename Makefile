@@ -23,9 +23,12 @@ lock: ## pin the newest allowed dependencies, with hashes
 	$(LOCK) --extra operator --extra trainer --extra dev -o requirements/dev.txt
 	$(LOCK:pyproject.toml=requirements/build.in) -o requirements/build.txt
 
-.PHONY: cluster-build cluster-up cluster-down images
+.PHONY: cluster-build kueue-build cluster-up cluster-down images
 cluster-build: ## compile the Kubernetes that integration tests start (minutes once)
 	hack/cluster.sh build
+
+kueue-build: ## compile the Kueue that tests of queues start beside it (minutes once)
+	hack/cluster.sh build-kueue
 
 cluster-up: ## start a cluster: kind where Docker and kind are, else a node on this machine
 	hack/cluster.sh up
@@ -62,7 +65,7 @@ test-unit: setup ## unit and architecture tests; Python is all they need
 test-parity: setup ## step by step the same numbers as TRL, on the CPU
 	$(PY) -m pytest tests/parity
 
-test-integration: setup cluster-build ## the contract, the chart and whole lifecycles on a real API server
+test-integration: setup cluster-build kueue-build ## the contract, the chart and whole lifecycles on a real API server
 	$(PY) -m pytest tests/integration tests/chart
 
 test-e2e: setup ## real pods of the real images on a real node
@@ -72,7 +75,7 @@ chart: setup cluster-build ## lint the chart and test what it renders
 	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator
 	$(PY) -m pytest tests/chart
 
-.PHONY: bench-data bench-cpu bench-gpu scale
+.PHONY: bench-data bench-cpu bench-gpu bench-idle bench-faults soak scale
 bench-data: setup ## rows per second and memory of the data gate, up to a million rows
 	$(PY) benchmarks/data_gate.py
 
@@ -84,6 +87,15 @@ bench-cpu: setup ## shared prompts against unshared ones, plain transformers and
 
 bench-gpu: setup ## the same and more on a GPU; MODEL=8b or 0.6b
 	$(PY) benchmarks/gpu.py $(if $(MODEL),--model $(MODEL))
+
+bench-idle: setup cluster-build ## an hour without any job: the operator neither restarts nor grows
+	$(PY) benchmarks/idle.py
+
+bench-faults: setup cluster-build ## how long the operator needs after each fault between it and the API server
+	$(PY) benchmarks/faults.py
+
+soak: setup ## fifty jobs at once on a real node while the operator and training pods are killed; up to an hour
+	$(PY) benchmarks/soak.py
 
 .PHONY: demo demo-down
 demo: setup ## SFT, then DPO, on a real cluster; MODEL=org/name takes a Hub model; the cluster stays

@@ -2,6 +2,7 @@
 # A real Kubernetes to develop and test against, one command away.
 #
 #   hack/cluster.sh build             compile and install what the node needs (minutes once, then a second)
+#   hack/cluster.sh build-kueue       compile Kueue, which tests of queues start (minutes once, then a second)
 #   hack/cluster.sh up                start it; does nothing on a healthy cluster, repairs a crashed one
 #   hack/cluster.sh status            what runs and what does not; exit 0 only when all of it is healthy
 #   hack/cluster.sh down              stop it; objects, images and volumes stay for the next `up`
@@ -74,6 +75,7 @@ main() {
   fi
   case $command in
     build) take_lock; build ;;
+    build-kueue) take_lock; build_kueue ;;
     up | down) need_root; take_lock; "$command" "$@" ;;
     status | load) "$command" "$@" ;;
     env) env_lines ;;

@@ -80,6 +80,16 @@ class Api:
     def request(self, method: str, path: str, body: object = None, content: str = "application/json") -> Answer:
         """Send JSON, or text that already is what `content` says."""
         payload = body if isinstance(body, str) or body is None else json.dumps(body)
+        kept = self._connection is not None
+        try:
+            return self._asked(method, path, payload, content)
+        except (OSError, http.client.HTTPException):
+            self.close()
+            if not kept:
+                raise
+        return self._asked(method, path, payload, content)  # the server had closed the kept connection
+
+    def _asked(self, method: str, path: str, payload: str | None, content: str) -> Answer:
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content, "Accept": "application/json"}
         connection = self._connected()
         connection.request(method, path, payload.encode() if payload is not None else None, headers)
@@ -138,6 +148,16 @@ class ControlPlane:
     port: int
     kubeconfig: Path
     etcd_port: int
+    processes: list[subprocess.Popen[bytes]]
+    """What was started, in that order."""
+
+    def restart_apiserver(self) -> None:
+        """Kill the API server, start another on the same port and data, and wait until it is ready."""
+        (old,) = [process for process in self.processes if "kube-apiserver" in process.args[0]]
+        old.kill()
+        old.wait()
+        self.processes[self.processes.index(old)] = _spawn(self.folder, "kube-apiserver", *old.args[1:])
+        _wait_until(lambda: _ready(self), f"the API server; see {self.folder}/kube-apiserver.log")
 
     def api(self, token: str = ADMIN_TOKEN) -> Api:
         """A connection for the administrator, or for the bearer of `token`."""
@@ -192,7 +212,7 @@ def control_plane(folder: Path, *flags: str) -> Iterator[ControlPlane]:
 
 
 def _start(folder: Path, started: list[subprocess.Popen[bytes]], flags: tuple[str, ...]) -> ControlPlane:
-    etcd_port, peer_port, port = _free_ports(3)
+    etcd_port, peer_port, port = free_ports(3)
     pki = folder / "pki"
     pki.mkdir(parents=True)
     key = pki / "service-accounts.key"
@@ -203,7 +223,7 @@ def _start(folder: Path, started: list[subprocess.Popen[bytes]], flags: tuple[st
     started.append(_spawn(folder, "kube-apiserver", *_apiserver_flags(folder, key, etcd_port, port), *flags))
     certificate = pki / "apiserver.crt"
     _wait_until(lambda: certificate.exists() and certificate.stat().st_size > 0, "the API server's certificate")
-    plane = ControlPlane(folder, port, folder / "admin.kubeconfig", etcd_port)
+    plane = ControlPlane(folder, port, folder / "admin.kubeconfig", etcd_port, started)
     plane.kubeconfig_for(ADMIN_TOKEN, plane.kubeconfig)
     _wait_until(lambda: _ready(plane), f"the API server; see {folder}/kube-apiserver.log")
     started.append(_spawn(folder, "kube-controller-manager", *_controller_flags(plane, key)))
@@ -253,6 +273,8 @@ def _controller_flags(plane: ControlPlane, key: Path) -> list[str]:
         "--leader-elect=false",
         "--secure-port=0",
         f"--controllers={','.join(CONTROLLERS)}",
+        "--kube-api-qps=1000",  # a test with a hundred jobs waits for the operator, not for the Job controller
+        "--kube-api-burst=1000",
     ]
 
 
@@ -260,7 +282,7 @@ def _spawn(folder: Path, program: str, *flags: str) -> subprocess.Popen[bytes]:
     path = shutil.which(program, path=f"{BINARIES}:{os.environ['PATH']}")
     if path is None:
         raise FileNotFoundError(f"{program} is neither in {BINARIES} nor on PATH: run `hack/cluster.sh build`")
-    with (folder / f"{program}.log").open("wb") as log:
+    with (folder / f"{program}.log").open("ab") as log:
         return subprocess.Popen(
             [path, *flags], cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
         )
@@ -272,7 +294,8 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -113,8 +113,9 @@ class Kubelet(threading.Thread):
         """Look again and again, as a watch would tell."""
         selector = f"/api/v1/pods?labelSelector={MANAGED_BY_LABEL}%3D{MANAGED_BY}"
         while not self._over.wait(PERIOD):
-            for manifest in self._api.get(selector).must()["items"]:
-                self._look(manifest)
+            with contextlib.suppress(OSError):  # the API server is away
+                for manifest in self._api.get(selector).must()["items"]:
+                    self._look(manifest)
 
     def _look(self, manifest: dict[str, Any]) -> None:
         uid = manifest["metadata"]["uid"]

@@ -193,7 +193,16 @@ class SimulatedCluster:
         self._after()
         return copy.deepcopy(stored)
 
-    async def hold(self, namespace: str, name: str, uid: str, *, suspend: bool, mark: str | None) -> Manifest:
+    async def hold(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        *,
+        suspend: bool | None,
+        mark: str | None,
+        labels: dict[str, str | None] | None = None,
+    ) -> Manifest:
         self._before()
         stored = self._find(JOBS, namespace, name)
         if stored["metadata"]["uid"] != uid:

@@ -104,16 +104,24 @@ class OperatorProcess:
     def start(self) -> None:
         """Start it."""
         assert self.process is None
-        command = [sys.executable, "-m", "finetune_operator", "--log-format", self.log_format]
+        command = [sys.executable, *self.program(), "--log-format", self.log_format]
         paths = [str(self.package), os.environ.get("PYTHONPATH", "")]
         environment = {
             **{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ},
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            "KUBECONFIG": str(self.kubeconfig),
             "FINETUNE_SETTINGS": str(self.settings),
+            **self.credentials(),
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+
+    def program(self) -> list[str]:
+        """What Python runs."""
+        return ["-m", "finetune_operator"]
+
+    def credentials(self) -> dict[str, str]:
+        """The environment that tells it where the API server is."""
+        return {"KUBECONFIG": str(self.kubeconfig)}
 
     def kill(self) -> None:
         """End it in the middle of whatever it does."""
@@ -211,16 +219,11 @@ class World:
 
     def prepare(self) -> None:
         """Make what a small job needs: claims for data and output; and wait for the default service account."""
-        for claim in ("finetune-data", "finetune-outputs"):
-            self.claim(claim)
-        account = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/default"
-        wait_for(lambda: self.api.get(account).ok, "the default service account")
+        furnish(self.api, self.namespace)
 
     def claim(self, name: str) -> None:
         """Make a persistent volume claim."""
-        spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-        path = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims"
-        self.api.post(path, {"metadata": {"name": name}, "spec": spec}).must()
+        make_claim(self.api, self.namespace, name)
 
     def made_since(self, version: str) -> Counter[str]:
         """How often a Job of each name was made after `version`: from the API server's own history."""
@@ -234,3 +237,18 @@ class World:
         """The resource version of now."""
         listed = self.api.get(f"/apis/batch/v1/namespaces/{self.namespace}/jobs").must()
         return str(listed["metadata"]["resourceVersion"])
+
+
+def furnish(api: Api, namespace: str) -> None:
+    """Make what a small job needs in a new namespace, and wait for what every namespace gets."""
+    for claim in ("finetune-data", "finetune-outputs"):
+        make_claim(api, namespace, claim)
+    account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
+    wait_for(lambda: api.get(account).ok, "the default service account")
+
+
+def make_claim(api: Api, namespace: str, name: str) -> None:
+    """Make a persistent volume claim."""
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    api.post(path, {"metadata": {"name": name}, "spec": spec}).must()

@@ -5,7 +5,9 @@
 KUBERNETES_VERSION=1.34.4
 COREDNS_VERSION=v1.12.4
 HELM_VERSION=v3.19.0
+KUBECONFORM_VERSION=v0.8.0
 BUILDKIT_VERSION=v0.25.2
+KUEUE_VERSION=v0.8.1   # for tests of queues alone: `up` does not need it
 
 # --- addresses
 NODE=node0

@@ -21,8 +21,13 @@ MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "finetune-operato
 JOB_NAME_LABEL = f"{GROUP}/job-name"
 JOB_UID_LABEL = f"{GROUP}/job-uid"
 STAGE_LABEL = f"{GROUP}/stage"
+QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+QUEUED_JOB_LABEL = "kueue.x-k8s.io/job-uid"
+"""On a Workload of Kueue's: the uid of its batch/v1 Job."""
 CONFIG_ANNOTATION = f"{GROUP}/trainer-config"
 STOP_ANNOTATION = f"{GROUP}/stop"
+PARKED_LABEL = f"{GROUP}/queue-name"
+"""On a Job that was taken out of its queue: the queue that it returns to."""
 
 JOB_NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
 

@@ -36,6 +36,7 @@ class Phase(StrEnum):
 
     PENDING = "Pending"
     PREPARING = "Preparing"
+    QUEUED = "Queued"
     RUNNING = "Running"
     SUSPENDED = "Suspended"
     PUBLISHING = "Publishing"
@@ -87,6 +88,7 @@ class Reason(StrEnum):
     PENDING = "Pending"
     CHECKING = "Checking"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
+    QUEUED = "Queued"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"

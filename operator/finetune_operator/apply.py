@@ -20,7 +20,7 @@ from finetune_operator.client import (
     NotFound,
     Refused,
 )
-from finetune_operator.plan.state import Event, Plan, timestamp
+from finetune_operator.plan.state import ChildJob, Event, Plan, timestamp
 
 LOG = logging.getLogger(__name__)
 MAX_EVENT_MESSAGE = 1024
@@ -43,10 +43,31 @@ async def apply_objects(plan: Plan, namespace: str, cluster: Cluster) -> str | N
             return f"{kind} {name}: {refusal}"
     for child in (*plan.suspend, *plan.resume):
         try:
-            await cluster.hold(namespace, child.name, child.uid, suspend=child.suspended, mark=child.mark)
+            await _hold(child, namespace, cluster)
         except (NotFound, Conflict):
-            LOG.info("Job %s/%s is not there any more", namespace, child.name)
+            LOG.info("Job %s/%s is not there any more, or its Workload is not", namespace, child.name)
     return None
+
+
+async def _hold(child: ChildJob, namespace: str, cluster: Cluster) -> None:
+    """Make a child, and Kueue's object for it, as they shall be. The mark is the first that comes and the last that
+    goes: should the operator die between the two calls, the next look does both again."""
+    workload = child.workload
+    if workload is not None and child.mark is None:
+        await cluster.activate(namespace, workload.name, workload.uid, active=workload.active)
+    in_queue = child.queue is not None or child.parked is not None
+    await cluster.hold(
+        namespace,
+        child.name,
+        child.uid,
+        suspend=child.suspended if child.queue is None else None,
+        mark=child.mark,
+        labels={names.QUEUE_LABEL: child.queue, names.PARKED_LABEL: child.parked}
+        if in_queue and workload is None
+        else None,
+    )
+    if workload is not None and child.mark is not None:
+        await cluster.activate(namespace, workload.name, workload.uid, active=workload.active)
 
 
 async def write_status(metadata: ObjectMeta, status: JobStatus, cluster: Cluster) -> Manifest:

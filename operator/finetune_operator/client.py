@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio.config import ConfigException
 
 from finetune_api import names
 from finetune_operator.metrics import count_request
 
 Manifest = dict[str, Any]
+Manifests = list[Manifest]
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 APPLY_PATCH = "application/apply-patch+yaml; charset=utf-8"
 """The only form in which the API server takes an apply. With a parameter the library leaves the body as it is."""
@@ -54,12 +59,16 @@ class Unavailable(ClusterError):
     """The server cannot answer now.
 
     Attributes:
-        retry_after: seconds that the server asks for, if it does.
+        retry_after: seconds that the server asks for, if it does; none or more.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Gone(Unavailable):
+    """The rest of a list is not kept any more: list again from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,7 @@ EVENTS = Resource("v1", "events")
 CHILDREN = {"Job": JOBS, "Service": SERVICES, "NetworkPolicy": NETWORK_POLICIES, "PersistentVolumeClaim": CLAIMS}
 """What the operator makes, by its kind."""
 LEASES = Resource("coordination.k8s.io/v1", "leases")
+WORKLOADS = Resource("kueue.x-k8s.io/v1beta1", "workloads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,7 @@ class Cluster:
         configuration = kubernetes_client.Configuration()
         if in_cluster and kubeconfig is None:
             kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            configuration.refresh_api_key_hook = _read_token  # type: ignore[assignment]
         else:
             await kubernetes_config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
         return cls(kubernetes_client.ApiClient(configuration))
@@ -147,12 +158,24 @@ class Cluster:
     async def list(
         self, resource: Resource, namespace: str | None = None, *, labels: str = "", metadata_only: bool = False
     ) -> list[Manifest]:
-        """All objects of a collection, as they are now, page by page."""
-        items: list[Manifest] = []
-        query = {"limit": str(PAGE), **({"labelSelector": labels} if labels else {})}
+        """All objects of a collection, as they are now, page by page.
+
+        A list that takes longer than the server keeps its rest is read again, then in one piece.
+        """
+        path = resource.path(namespace)
+        query = {"labelSelector": labels} if labels else {}
         accept = METADATA_ONLY if metadata_only else "application/json"
+        try:
+            return await self._pages(path, {**query, "limit": str(PAGE)}, accept)
+        except Gone:
+            return await self._pages(path, query, accept)
+
+    async def _pages(self, path: str, query: dict[str, str], accept: str) -> Manifests:
+        items: Manifests = []
         while True:
-            page = await self._call("GET", resource.path(namespace), query=query, accept=accept)
+            page = await self._call("GET", path, query=query, accept=accept)
+            if not isinstance(page.get("metadata"), dict) or "items" not in page:
+                raise Unavailable(f"GET {path}: the answer is no list")
             items.extend(page["items"] or ())  # an empty list of metadata alone is null
             token = page["metadata"].get("continue")
             if not token:
@@ -206,17 +229,44 @@ class Cluster:
         body = {"preconditions": preconditions, "propagationPolicy": "Background"}
         return await self._call("DELETE", resource.path(namespace, name), body=body)
 
-    async def hold(self, namespace: str, name: str, uid: str, *, suspend: bool, mark: str | None) -> Manifest:
+    async def hold(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        *,
+        suspend: bool | None,
+        mark: str | None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Manifest:
         """Suspend a batch/v1 Job or let it go on, if it is still the one with that uid, and say why on it.
+
+        Args:
+            suspend: None = leave spec.suspend to whoever owns it.
+            labels: to set; those that are None, to remove.
 
         Raises:
             Conflict: it is another.
             NotFound
         """
-        annotations = {names.STOP_ANNOTATION: mark}
-        body = {"metadata": {"uid": uid, "annotations": annotations}, "spec": {"suspend": suspend}}
+        metadata = {"annotations": {names.STOP_ANNOTATION: mark}, **({"labels": dict(labels)} if labels else {})}
+        return await self._change(JOBS, namespace, name, uid, metadata, {} if suspend is None else {"suspend": suspend})
+
+    async def activate(self, namespace: str, name: str, uid: str, *, active: bool) -> Manifest:
+        """Let Kueue run a Workload or not, if it is still the one with that uid.
+
+        Raises:
+            Conflict: it is another.
+            NotFound
+        """
+        return await self._change(WORKLOADS, namespace, name, uid, {}, {"active": active})
+
+    async def _change(
+        self, resource: Resource, namespace: str, name: str, uid: str, metadata: Manifest, spec: Manifest
+    ) -> Manifest:
+        body = {"metadata": {"uid": uid, **metadata}, **({"spec": spec} if spec else {})}
         query = {"fieldManager": names.FIELD_MANAGER}
-        path = JOBS.path(namespace, name)
+        path = resource.path(namespace, name)
         return await self._call("PATCH", path, body=body, query=query, content="application/merge-patch+json")
 
     async def _call(
@@ -230,24 +280,39 @@ class Cluster:
         content: str = "application/json",
     ) -> Manifest:
         configuration = self._api.configuration
-        authorization = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         headers = {"Accept": accept, "Content-Type": content, "User-Agent": names.FIELD_MANAGER}
-        if authorization:
-            headers["Authorization"] = authorization
         url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:
+            authorization = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+            if authorization:
+                headers["Authorization"] = authorization
             response = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
                 method, url, headers=headers, body=body, _request_timeout=TIMEOUT_SECONDS
             )
             payload = await response.read()
-        except (TimeoutError, aiohttp.ClientError) as error:
+        except (TimeoutError, OSError, aiohttp.ClientError, ConfigException) as error:
             count_request(method, path, NO_ANSWER)
             raise Unavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
         count_request(method, path, response.status)
         if 200 <= response.status < 300:
-            answer: Manifest = json.loads(payload)
-            return answer
-        raise _error(method, path, response.status, response.getheader("Retry-After"), payload)
+            return _object(method, path, payload)
+        raise _error(method, path, response.status, response.headers, payload)
+
+
+def _read_token(configuration: kubernetes_client.Configuration) -> None:
+    """Take the pod's token from its file, which the kubelet renews; to read it costs nothing beside a request."""
+    configuration.api_key["BearerToken"] = f"Bearer {Path(IN_CLUSTER).read_text(encoding='ascii').strip()}"
+
+
+def _object(method: str, path: str, payload: bytes) -> Manifest:
+    """The object of an answer; something between us and the server may have answered in its place."""
+    try:
+        answer = json.loads(payload)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise Unavailable(f"{method} {path}: the answer is no object: {payload[:200].decode(errors='replace')}")
+    return answer
 
 
 def as_yaml(manifest: Manifest) -> bytes:
@@ -256,16 +321,32 @@ def as_yaml(manifest: Manifest) -> bytes:
     return NOT_PLAIN_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
-def _error(method: str, path: str, status: int, retry_after: str | None, payload: bytes) -> ClusterError:
+def _error(method: str, path: str, status: int, headers: Mapping[str, str], payload: bytes) -> ClusterError:
     reason, message = _reason(payload)
     said = f"{method} {path}: {status} {message}"
     if status == 404:
         return NotFound(said)
     if status == 409:
         return AlreadyExists(said) if reason == "AlreadyExists" else Conflict(said)
+    if status == 410:
+        return Gone(said)
     if status in (400, 403, 422):
         return Refused(message or said)
-    return Unavailable(said, float(retry_after) if retry_after and retry_after.isdigit() else None)
+    return Unavailable(said, _seconds(headers))
+
+
+def _seconds(headers: Mapping[str, str]) -> float | None:
+    """Retry-After: seconds, or a date, which is read against the server's own."""
+    asked = headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        wait = parsedate_to_datetime(asked) - parsedate_to_datetime(headers.get("Date", ""))
+    except (TypeError, ValueError):  # no dates, or one without a zone
+        return None
+    return max(0.0, wait.total_seconds())
 
 
 def _reason(payload: bytes) -> tuple[str, str]:

@@ -6,9 +6,11 @@ No handler of ours keeps state in objects: kopf writes no annotation and no fina
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import kopf
@@ -22,10 +24,21 @@ from finetune_operator.queue import WorkQueue
 from finetune_operator.roster import Roster, key_of
 from finetune_operator.settings import Settings
 
+LOG = logging.getLogger(__name__)
 Handler = Callable[..., Coroutine[Any, Any, None]]
 OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 CHILD_SECONDS = 0.2
 NAMESPACED = (names.JOB_PLURAL, "jobs", "pods")
+LOGIN_PAUSE_SECONDS = 2.0
+LAST_SECONDS = 10.0
+"""How long kopf may take to end after everything beside it has."""
+
+
+class Backoffs:
+    """Seconds between the attempts of one request, without end: a watcher whose request gives up never comes back."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1, 1, 2, 3, 5, 8, 13), itertools.repeat(20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +49,7 @@ class Watch:
     queue: WorkQueue
     roster: Roster
     departed: Departed
+    logins: Iterator[int] = field(default_factory=itertools.count)
 
     async def job_event(self, event: Any, **_: Any) -> None:
         """A FineTuneJob: it, and those that wait for its checkpoints."""
@@ -65,7 +79,14 @@ class Watch:
             await self.queue.add_after((metadata["namespace"], name), CHILD_SECONDS)
 
     async def login(self, **_: Any) -> kopf.ConnectionInfo:
-        """The same credentials as the client's, read again each time that kopf needs them."""
+        """The same credentials as the client's, read again each time that the API server has refused the last ones.
+
+        kopf takes no credentials twice and its watchers die without; but a token may be refused only for a while: its
+        file is about to be renewed, or the API server has just started. So each login has a number of its own.
+        """
+        number = next(self.logins)
+        if number:
+            await asyncio.sleep(LOGIN_PAUSE_SECONDS)
         found = await self.cluster.credentials()
         scheme, _space, token = (found.authorization or "").rpartition(" ")
         return kopf.ConnectionInfo(
@@ -76,6 +97,7 @@ class Watch:
             token=token or None,
             certificate_path=found.certificate_file,
             private_key_path=found.key_file,
+            priority=number,
         )
 
 
@@ -84,20 +106,35 @@ async def run(
 ) -> None:
     """Watch until SIGTERM, SIGINT or `stopping`; `stop` is awaited then, to end what else runs in this event loop."""
 
+    deadline: list[asyncio.TimerHandle] = []
+
     async def cleanup(**_: Any) -> None:
         # kopf waits for tasks that it finds running beside its own, and only then returns.
         await stop()
+        deadline.append(asyncio.get_running_loop().call_later(LAST_SECONDS, _end))
 
     registry = _registry(watch)
     kopf.on.cleanup(registry=registry)(cleanup)
-    await kopf.operator(
-        registry=registry,
-        settings=_engine_settings(),
-        stop_flag=stopping,
-        standalone=True,
-        clusterwide=not settings.namespaces,
-        namespaces=settings.namespaces,
-    )
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=_engine_settings(),
+            stop_flag=stopping,
+            standalone=True,
+            clusterwide=not settings.namespaces,
+            namespaces=settings.namespaces,
+        )
+    finally:
+        for timer in deadline:
+            timer.cancel()
+
+
+def _end() -> None:
+    """End the process: after a watcher has failed, kopf may wait for ever for others that it has itself broken off,
+    and an operator that neither watches nor works must not stay until its health is noticed."""
+    LOG.critical("the watch has ended but kopf has not, so this process ends")
+    logging.shutdown()
+    os._exit(1)
 
 
 def missing_watches(namespaces: tuple[str, ...]) -> list[str]:
@@ -157,6 +194,7 @@ def _engine_settings() -> kopf.OperatorSettings:
     settings.queueing.exit_timeout = 0.1
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
+    settings.networking.error_backoffs = Backoffs()
     settings.watching.label_selectors["batch/v1", "jobs"] = OURS
     settings.watching.label_selectors["v1", "pods"] = OURS
     # Never used, because no handler keeps state; ours all the same, should kopf ever write one.

@@ -24,6 +24,7 @@ from finetune_operator.client import (
     PODS,
     RUNTIMES,
     SERVICE_ACCOUNTS,
+    WORKLOADS,
     Cluster,
     Manifest,
     NotFound,
@@ -123,7 +124,8 @@ async def _children(
     gone = await _gone(running, there, departed, uid, word)
     parsed = [*(seen.pod(pod) for pod in there), *(seen.pod(pod, gone=True) for pod in gone)]
     pods = sorted((pod for pod in parsed if pod is not None), key=_age)
-    children = {stage: seen.child_job(manifest)} if manifest is not None else {}
+    workloads = await _workloads(manifest, cluster) if settings.kueue else []
+    children = {stage: seen.child_job(manifest, workloads)} if manifest is not None else {}
     there_too = await _beside(job, status, cluster, settings)
     return Observed(children=children, pods={stage: tuple(pods)}, beside=there_too)
 
@@ -137,6 +139,18 @@ async def _beside(job: FineTuneJob, status: JobStatus, cluster: Cluster, setting
         if manifest is not None:
             found.append(seen.beside(kind, manifest))
     return tuple(found)
+
+
+async def _workloads(job: Manifest | None, cluster: Cluster) -> list[Manifest]:
+    """Kueue's objects for a batch/v1 Job in a queue; none where Kueue is not installed."""
+    metadata = job["metadata"] if job is not None else {}
+    if not metadata.get("labels", {}).get(names.QUEUE_LABEL):
+        return []
+    try:
+        labels = f"{names.QUEUED_JOB_LABEL}={metadata['uid']}"
+        return await cluster.list(WORKLOADS, metadata["namespace"], labels=labels)
+    except NotFound:
+        return []
 
 
 async def _gone(running: set[str], pods: list[Manifest], departed: Departed, uid: str, stage: str) -> list[Manifest]:

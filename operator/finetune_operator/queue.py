@@ -19,6 +19,10 @@ from finetune_operator.metrics import LOOK_ERRORS, LOOK_SECONDS
 
 LOG = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
+SOON_SECONDS = 0.1
+"""The first retry of what failed because something has changed meanwhile."""
+LONGEST_ASKED_SECONDS = 120.0
+"""Of what a server asks us to wait."""
 
 Key = tuple[str, str]
 """(namespace, name)"""
@@ -30,12 +34,14 @@ class RetryLater(Exception):
     """Work that cannot be done now.
 
     Attributes:
-        after: seconds to wait, where somebody knows; None = back off.
+        after: least seconds to wait, where a server has asked for it.
+        soon: it failed because something has changed meanwhile, so that it may well succeed at once.
     """
 
-    def __init__(self, message: str, after: float | None = None) -> None:
+    def __init__(self, message: str, after: float | None = None, *, soon: bool = False) -> None:
         super().__init__(message)
         self.after = after
+        self.soon = soon
 
 
 @dataclass
@@ -142,10 +148,13 @@ class WorkQueue:
     def _failed(self, key: Key, error: BaseException) -> None:
         LOOK_ERRORS.labels(type(error.__cause__ or error).__name__).inc()
         failures = self._keys.failures[key] = self._keys.failures.get(key, 0) + 1
-        later = min(FIRST_RETRY_SECONDS * 2 ** (failures - 1), LONGEST_RETRY_SECONDS)
+        first = SOON_SECONDS if isinstance(error, RetryLater) and error.soon else FIRST_RETRY_SECONDS
+        later = min(first * 2 ** min(failures - 1, 20), LONGEST_RETRY_SECONDS)
         seconds = later * (0.5 + 0.5 * self._jitter.random())
         if isinstance(error, RetryLater):
-            seconds = seconds if error.after is None else error.after
+            # What a server asks for is the least, so that one that says "at once" for ever is not asked for ever at
+            # once; and a day that it may ask for by mistake is no reason to leave a job alone so long.
+            seconds = max(seconds, min(error.after or 0.0, LONGEST_ASKED_SECONDS))
             LOG.info("%s/%s: %s; next look in %.1f s", *key, error, seconds)
         else:
             LOG.error("%s/%s: the look failed; next in %.1f s", *key, seconds, exc_info=error)

@@ -43,6 +43,12 @@ PERMISSIONS = (
     Permission("networking.k8s.io", ("networkpolicies",), ("get", "create"), "who may reach a job's pods"),
     Permission("", ("events",), ("create",), "what happened, for kubectl describe"),
 )
+KUEUE_PERMISSIONS = (
+    Permission(
+        "kueue.x-k8s.io", ("workloads",), ("list", "patch"), "why a job waits in its queue; patch sets spec.active"
+    ),
+)
+"""Granted with settings.kueue alone."""
 ELECTION = (
     Permission("coordination.k8s.io", ("leases",), ("get", "create", "update"), "which of several operators works"),
 )
@@ -54,11 +60,12 @@ CLAIMS = (Permission("", ("persistentvolumeclaims",), ("create",), "a missing cl
 
 def roles() -> dict[str, list[dict[str, Any]]]:
     """The rules that the chart's roles take: `cluster` needs a ClusterRole, `namespaced` may be one or a Role, and
-    `claims` joins the latter with settings.createClaims."""
+    `claims` joins the latter with settings.createClaims, `kueue` with settings.kueue."""
     return {
         "cluster": rules(cluster_scoped=True),
         "namespaced": rules(cluster_scoped=False),
         "claims": [_rule(permission) for permission in CLAIMS],
+        "kueue": [_rule(permission) for permission in KUEUE_PERMISSIONS],
         "election": [_rule(permission) for permission in ELECTION],
     }
 

@@ -28,7 +28,6 @@ from finetune_operator.settings import Settings
 from finetune_operator.shared import Shared
 
 LOG = logging.getLogger(__name__)
-CHANGED_MEANWHILE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Reconciler:
         try:
             return await self._look(*key)
         except Conflict as error:
-            raise RetryLater(str(error), CHANGED_MEANWHILE_SECONDS) from error
+            raise RetryLater(str(error), soon=True) from error
         except Unavailable as error:
             raise RetryLater(str(error), error.retry_after) from error
         except ClusterError as error:

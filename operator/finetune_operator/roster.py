@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api import names
 from finetune_operator.census import Census
 from finetune_operator.queue import Key
 
@@ -27,6 +28,13 @@ class Known:
     final: bool
     parent: str | None
     """The job of fromCheckpoint."""
+    queue: str | None
+    """The label that names its queue: the one label that decides something."""
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What a user may have changed."""
+        return (self.uid, self.generation, self.going, self.queue)
 
 
 class Roster:
@@ -37,13 +45,13 @@ class Roster:
         self._census = census
 
     def saw(self, manifest: Manifest) -> bool:
-        """Note a job. Returns whether it is new or its spec has changed: a status change is our own writing."""
+        """Note a job. Returns whether it is new or what it asks for has changed: a status change is our own writing."""
         key, now = key_of(manifest), _known(manifest)
         before = self._known.get(key)
         self._known[key] = now
         if self._census is not None:
             self._census.saw(key, manifest)
-        return before is None or (before.uid, before.generation, before.going) != (now.uid, now.generation, now.going)
+        return before is None or before.asked != now.asked
 
     def gone(self, key: Key) -> None:
         """Forget a deleted job."""
@@ -85,6 +93,7 @@ def _known(manifest: Manifest) -> Known:
         started="startTime" in status,
         final=final,
         parent=checkpoint.split(":", 1)[0] if isinstance(checkpoint, str) else None,
+        queue=metadata.get("labels", {}).get(names.QUEUE_LABEL),
     )
 
 

@@ -78,6 +78,9 @@ class Settings(ApiModel):
     """How often all jobs are listed and compared with what the watch has told."""
     status_writes_per_second: Annotated[Number, Field(gt=0, le=1000)] = 10.0
     """Status writes of the whole operator that change only progress."""
+    kueue: Flag = False
+    """Whether jobs may wait in queues of Kueue: a FineTuneJob with the label kueue.x-k8s.io/queue-name. The chart then
+    grants the right to list and patch Workloads."""
     workers: Annotated[Integer, Field(ge=1, le=256)] = 8
     """Jobs that are looked at the same time."""
     stuck_after_seconds: Annotated[Number, Field(ge=1, le=3600)] = 120.0

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from finetune_operator import metrics
 from finetune_operator.rbac import ELECTION
+from manifests import ROOT
 from rendering import VALUES, of_kind, one, rendered
 
 METRIC = re.compile(r"finetune_operator_[a-z_]+")
@@ -153,3 +154,10 @@ def test_pods_are_spread_and_budgeted_by_the_selector_of_the_deployment() -> Non
     assert spread["labelSelector"] == budget["spec"]["selector"] == policy["spec"]["podSelector"] == spec["selector"]
     (ingress,) = policy["spec"]["ingress"]
     assert ingress["from"] == VALUES[4]["networkPolicy"]["from"]
+
+
+def test_the_operations_page_explains_every_metric() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text().partition("## Monitoring")[2].partition("\n## ")[0]
+    told = {name.removeprefix("finetune_operator_") for name in exported()}
+    families = {re.sub("_(bucket|sum|count)$", "", name) for name in told}
+    assert {name for name in families if not re.search(rf"`{name}[`{{]", page)} == set()

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
-from finetune_operator.rbac import rules
+from finetune_operator.rbac import roles, rules
 from finetune_operator.settings import Settings
 from manifests import KINDS, ROOT, documents
 from rendering import CHART, DIGEST, VALUES, of_kind, one, rendered, template
@@ -97,6 +98,15 @@ def test_the_roles_grant_what_the_table_says_and_no_more(values) -> None:
     resources = {name for rule in every for name in rule["resources"]}
     assert not {name for name in resources if name.startswith(("secrets", "pods/", "roles", "*"))}
     assert "*" not in {verb for rule in every for verb in rule["verbs"]}
+
+
+def test_the_switch_of_queues_reaches_the_operator_and_its_role_alone() -> None:
+    with_queues = {"settings": {"kueue": True}}
+    granted = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered(with_queues), "ClusterRole")}
+    without = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered({}), "ClusterRole")}
+    assert granted == {**without, "finetune-operator": [*without["finetune-operator"], *roles()["kueue"]]}
+    settings = YAML(typ="safe").load(one(rendered(with_queues), "ConfigMap")["data"]["settings.yaml"])
+    assert settings["kueue"] is True
 
 
 OPERATOR_ROLES = ("finetune-operator", "finetune-operator-cluster")

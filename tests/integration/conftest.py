@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import installed
 from apiserver import Api, ControlPlane, control_plane
+from finetune_operator.first_runtime import default_runtime
 from kubelet import Kubelet
-from manifests import ROOT
-from world import OperatorProcess, World
+from world import OperatorProcess, World, furnish
 
-SYSTEM = "finetune-system"
 SETTINGS = {
     "pollPeriodSeconds": 0.3,
     "resyncPeriodSeconds": 1,
@@ -35,8 +35,7 @@ def bare_plane(tmp_path_factory) -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def plane(bare_plane) -> ControlPlane:
     """The control plane with our two kinds."""
-    bare_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
-    bare_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    installed.kinds(bare_plane)
     return bare_plane
 
 
@@ -66,12 +65,7 @@ def namespace(api) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def operator_account(plane, tmp_path_factory) -> Path:
     """A kubeconfig of the operator's service account, with the rights that the chart grants and no others."""
-    chart = str(ROOT / "charts" / "finetune-operator")
-    where = ["--namespace", SYSTEM, "--create-namespace", "--set", "crds.enabled=false"]
-    installed = plane.run("helm", "upgrade", "--install", "finetune-operator", chart, *where)
-    assert installed.returncode == 0, installed.stderr
-    token = plane.kubectl("create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration", "2h").strip()
-    return plane.kubeconfig_for(token, tmp_path_factory.mktemp("operator") / "kubeconfig")
+    return installed.operator_account(plane, tmp_path_factory.mktemp("operator"))
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +107,33 @@ def shared_world(plane, api, operator, kubelet) -> Iterator[World]:
         made = World(plane, api, kubelet, operator, name)
         made.prepare()
         yield made
+
+
+@pytest.fixture(scope="session")
+def quiet_plane(tmp_path_factory) -> Iterator[ControlPlane]:
+    """A control plane with our kinds, on which no operator runs but those that a test starts."""
+    with control_plane(tmp_path_factory.mktemp("quiet-plane")) as plane:
+        installed.kinds(plane)
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def quiet_account(quiet_plane, tmp_path_factory) -> Path:
+    """A kubeconfig of the operator's service account there."""
+    account = installed.operator_account(quiet_plane, tmp_path_factory.mktemp("quiet"))
+    quiet_plane.kubectl("create", "-f", "-", stdin=json.dumps(default_runtime("trainer:1")))
+    return account
+
+
+@pytest.fixture
+def quiet_namespace(quiet_plane) -> Iterator[str]:
+    """A namespace there with what a small job needs."""
+    api = quiet_plane.api()
+    with temporary_namespace(api) as name:
+        furnish(api, name)
+        yield name
+        api.close()  # nobody may have spoken on it for long
+    api.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api import names
 from judges import collection
 from kubelet import wait_for
-from manifests import runtime
+from manifests import job, runtime
 from world import script
 
 RUNTIMES = collection(runtime(), "")
@@ -170,3 +171,15 @@ def test_a_foreign_job_with_the_childs_name_is_left_alone(world) -> None:
     assert world.api.get(f"{jobs}/squat-prepare").must()["metadata"]["uid"] == foreign["metadata"]["uid"]
     world.api.delete(f"{jobs}/squat-prepare").must()
     world.wait("squat", "Complete")
+
+
+def test_without_the_switch_a_job_with_a_queue_is_refused(world) -> None:
+    manifest = job("queued")
+    manifest["metadata"]["labels"] = {names.QUEUE_LABEL: "team"}
+    world.api.post(world.jobs, manifest).must()
+    refused = world.wait("queued", "Accepted", "False", "InvalidSpec")
+    assert "settings.kueue" in refused["message"]
+    assert not world.children("queued")
+    world.kubelet.scripts[world.namespace, "queued"] = script("queued")
+    world.api.patch(f"{world.jobs}/queued", {"metadata": {"labels": {names.QUEUE_LABEL: None}}}).must()
+    world.wait("queued", "Complete")

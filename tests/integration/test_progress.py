@@ -165,12 +165,12 @@ def test_the_largest_status_stays_far_below_what_etcd_takes(world):
     """Every answer as large as it may be, and new checkpoints in each, for as long as it takes to fill the list."""
     over, asked = threading.Event(), [0]
 
-    def checkpoint(number: int) -> Checkpoint:
+    def checkpoint(number: int, fill: str) -> Checkpoint:
         return Checkpoint(
             name=f"large:{number}",
             step=number,
             type="Intermediate",
-            uri=f"pvc://{number}/" + "<" * 1500,
+            uri=f"pvc://{number}/" + fill * 1500,
             time=MOMENT,
             size_bytes=1,
             sha256="c" * 64,
@@ -179,8 +179,9 @@ def test_the_largest_status_stays_far_below_what_etcd_takes(world):
 
     def answer(handler: BaseHTTPRequestHandler, report: Report) -> None:
         asked[0] += 1
-        checkpoints = tuple(checkpoint(asked[0] * 5 + number) for number in range(5))
-        warnings = tuple(JobWarning(reason=f"R{number}", message="<" * 2500) for number in range(15))
+        fill = "x" if asked[0] % 2 else "<"
+        checkpoints = tuple(checkpoint(asked[0] * 5 + number, fill) for number in range(5))
+        warnings = tuple(JobWarning(reason=f"R{number}", message=fill * 2500) for number in range(15))
         update = {"checkpoints": checkpoints, "warnings": warnings, "progress": progress(asked[0])["progress"]}
         body = report.model_copy(update=update).model_dump_json(exclude_none=True).encode()
         assert len(body) <= PROGRESS_BYTES

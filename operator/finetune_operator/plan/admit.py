@@ -14,6 +14,7 @@ from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Condition, ConditionType, JobStatus, Reason, Resolved, ResolvedRuntime
+from finetune_operator.plan import queueing
 from finetune_operator.plan.conditions import Say, no_more_suspended, phase_of, transitions, updated
 from finetune_operator.plan.references import Permitted, missing, permit
 from finetune_operator.plan.state import Event, Observed, Plan, Refusal, timestamp
@@ -32,7 +33,7 @@ def admit(job: FineTuneJob, observed: Observed, settings: Settings, now: datetim
     if isinstance(permitted, Refusal):
         return refused(job, permitted, settings, now)
     frozen = frozen_runtime(permitted)
-    refusal = missing(job, permitted, observed) or _too_large(frozen)
+    refusal = queueing.refusal(job, settings) or missing(job, permitted, observed) or _too_large(frozen)
     if refusal is not None:
         return refused(job, refusal, settings, now)
     if job.spec.suspend:

@@ -95,11 +95,18 @@ def phase_of(status: JobStatus) -> Phase:
         return Phase.SUSPENDED
     if status.start_time is None:
         return Phase.PENDING
+    if _queued(status):
+        return Phase.QUEUED
     if not status.is_true(ConditionType.DATA_READY):
         return Phase.PREPARING
     if published is not None and published.reason == Reason.UPLOADING:
         return Phase.PUBLISHING
     return Phase.RUNNING if status.is_true(ConditionType.RUNNING) else Phase.PENDING
+
+
+def _queued(status: JobStatus) -> bool:
+    stages = (status.condition(ConditionType.DATA_READY), status.condition(ConditionType.RUNNING))
+    return any(c is not None and c.reason == Reason.QUEUED for c in stages)
 
 
 def _alarming(condition: Condition) -> bool:

@@ -9,7 +9,7 @@ from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.status import ConditionType, JobStatus, Reason, Resolved
 from finetune_api.trainer import Stage
-from finetune_operator.plan import outcome
+from finetune_operator.plan import outcome, queueing
 from finetune_operator.plan import stop as stopping
 from finetune_operator.plan.admit import admit, with_says
 from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended
@@ -65,7 +65,7 @@ def _follow(look: Look, settings: Settings) -> Plan:
         return _create(look, settings)
     if look.own.mark is not None:
         return _resumed(look, look.own)
-    return _under_way(look, settings)
+    return _under_way(look, look.own, settings)
 
 
 def _data_ready(look: Look) -> Plan:
@@ -76,7 +76,7 @@ def _data_ready(look: Look) -> Plan:
 def _stopped(look: Look, stop: Stop) -> Plan:
     """Hold the child, whose pods save and leave; when none is left, the job is suspended or final."""
     if not stopping.over(look):
-        hold = (stopping.held(look.own, stop),) if look.own is not None and not stopping.asked(look.own) else ()
+        hold = (stopping.held(look.own, stop),) if look.own is not None and not look.own.held else ()
         return _says(look, outcome.stopping(look), Plan(look.status, suspend=hold, look_again_after=SOON))
     if stop.final:
         return _final(look, outcome.failed(look, stop.reason, stopping.sentence(look, stop)))
@@ -90,12 +90,14 @@ def _resumed(look: Look, own: ChildJob) -> Plan:
     return _says(look, outcome.resuming(look), plan if written else Plan(look.status, look_again_after=0.0))
 
 
-def _under_way(look: Look, settings: Settings) -> Plan:
+def _under_way(look: Look, own: ChildJob, settings: Settings) -> Plan:
     """Say how it is; what stands beside the Job and has vanished is made again."""
+    queued = queueing.waiting(own, settings)
     conflict = outcome.name_conflict(look.taken) if look.taken and not outcome.leftover(look.job, look.taken) else []
     going = any(found.being_deleted for found in look.beside)
-    plan = Plan(look.status, create=_missing(look, settings), look_again_after=SOON if going else stopping.due(look))
-    return _says(look, [*outcome.under_way(look), *conflict], plan)
+    again = queueing.look_again(own, settings, look.now) if queued else stopping.due(look)
+    plan = Plan(look.status, create=_missing(look, settings), look_again_after=SOON if going else again)
+    return _says(look, [*(outcome.queued(look, queued) if queued else outcome.under_way(look)), *conflict], plan)
 
 
 def _missing(look: Look, settings: Settings) -> tuple[Manifest, ...]:
@@ -119,7 +121,8 @@ def _create(look: Look, settings: Settings) -> Plan:
         return _says(look, outcome.waiting_for_pods(look), Plan(look.status, look_again_after=SOON))
     status, resolved = look.status, look.status.resolved or Resolved()
     config = trainer_config(look.job, look.runtime, resolved, status.output_name or "")
-    manifest = child_manifest(look.job, look.stage, look.runtime, config)
+    labels = queueing.labels_of_queue(look.job, settings)
+    manifest = queueing.in_queue(child_manifest(look.job, look.stage, look.runtime, config), labels)
     made = (*_missing(look, settings), manifest)
     return _says(look, outcome.created(look), Plan(status, create=made, look_again_after=SOON))
 

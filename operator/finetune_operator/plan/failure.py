@@ -8,6 +8,7 @@ from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import AttemptReason, JobStatus, Reason
 from finetune_api.trainer import NOT_RETRIED, ExitCode
 from finetune_operator.plan.objects import FREE_EXITS, PEER_LOST
+from finetune_operator.plan.queueing import PREEMPTED
 from finetune_operator.plan.seen import NEVER_STARTED
 from finetune_operator.plan.size import size_of
 from finetune_operator.plan.state import Pod, Waiting
@@ -36,6 +37,7 @@ DISRUPTIONS: dict[str, tuple[AttemptReason, str]] = {
         AttemptReason.PREEMPTED,
         "was preempted: the scheduler gave its place to a pod of higher priority",
     ),
+    PREEMPTED: (AttemptReason.PREEMPTED, "was preempted: Kueue took its quota back, and it is in its queue again"),
     "DeletionByTaintManager": (
         AttemptReason.NODE_LOST,
         "was removed from its node, which did not answer or bears a NoExecute taint that the pod does not tolerate",

@@ -17,6 +17,7 @@ from finetune_api.trainer import Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
 from finetune_operator.plan.lifetime import with_running_time
+from finetune_operator.plan.queueing import displaced
 from finetune_operator.plan.state import Beside, ChildJob, Observed, Pod, Silence, timestamp
 from finetune_operator.plan.told import report_of, retold
 
@@ -71,7 +72,7 @@ class Look:
         """Whether the stage has done its work. Of a held Job's pods the Job controller counts none, not even a good
         end that came before the stop: the pod's own last word stands for it."""
         own = self.own
-        if own is None or not own.suspended:
+        if own is None or not own.suspended or (own.queue is not None and not own.held):
             return own is not None and own.complete
         return own.complete or any(self._finished(pod) for pod in self.pods)
 
@@ -95,7 +96,7 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
     child = observed.children.get(stage)
     own = child if child is not None and child.owner is not None and child.owner.uid == job.metadata.uid else None
     there = observed.pods.get(stage, ())
-    pods = tuple(pod for pod in there if own is not None and pod.job_uid == own.uid)
+    pods = displaced(tuple(pod for pod in there if own is not None and pod.job_uid == own.uid), own)
     reports: dict[str, Report] = {}
     for pod in pods:
         heard = observed.reports.get(pod.uid)
@@ -104,13 +105,19 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
             reports[pod.uid] = report
             at = heard.at if heard else pod.ended or timestamp(now)
             status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
-    stopped = job.spec.cancel or (own is not None and own.suspended)
-    tally = count(job, status, stage, pods, reports, timestamp(now), stopped=stopped)
+    tally = count(job, status, stage, pods, reports, timestamp(now), stopped=_stopped(job, own))
     status = with_running_time(_with_tally(status, tally), status.attempts)
     runtime = runtime_of(status.resolved or Resolved())
     return Look(
         job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.silences, observed.beside
     )
+
+
+def _stopped(job: FineTuneJob, own: ChildJob | None) -> bool:
+    """Whether pods end because they were told to. In a queue, Kueue's word is told apart from ours."""
+    if own is None or own.queue is not None:
+        return job.spec.cancel or (own is not None and own.mark is not None)
+    return job.spec.cancel or own.suspended
 
 
 def _with_tally(status: JobStatus, tally: Tally) -> JobStatus:

@@ -28,6 +28,11 @@ def under_way(look: Look) -> list[Say]:
     return _not_yet(look, _waiting(look, pod))
 
 
+def queued(look: Look, why: Waiting) -> list[Say]:
+    """The stage's Job waits in its queue."""
+    return _not_yet(look, why)
+
+
 def data_ready(look: Look) -> list[Say]:
     """The prepare Job has ended well."""
     data, steps = look.status.data, look.status.resolved.total_steps if look.status.resolved else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_api import names
 from finetune_operator.plan.pod import CONTAINER
-from finetune_operator.plan.state import Beside, ChildJob, Manifest, Owner, Pod
+from finetune_operator.plan.state import Beside, ChildJob, Manifest, Owner, Pod, Workload
 from finetune_operator.plan.waiting import MAX_QUOTE, node_lost, waiting_of
 
 NO_CAUSE = frozenset({"Error", "Completed", None})
@@ -22,23 +23,65 @@ def owner_of(manifest: Manifest) -> Owner | None:
     return None
 
 
-def child_job(manifest: Manifest) -> ChildJob:
-    """The facts of a batch/v1 Job."""
+def child_job(manifest: Manifest, workloads: Sequence[Manifest] = ()) -> ChildJob:
+    """The facts of a batch/v1 Job.
+
+    Args:
+        workloads: among them Kueue's object for it, if there is one.
+    """
     metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
     held = {c["type"]: c for c in status.get("conditions", ()) if c.get("status") == "True"}
+    labels = metadata.get("labels", {})
     pods = status.get("active", 0) + (status.get("terminating") or 0)
     return ChildJob(
         name=metadata["name"],
         uid=metadata["uid"],
         owner=owner_of(manifest),
         being_deleted=metadata.get("deletionTimestamp") is not None,
+        started=status.get("startTime"),
         suspended=spec.get("suspend", False),
+        suspended_since=held.get("Suspended", {}).get("lastTransitionTime"),
+        queue=labels.get(names.QUEUE_LABEL) or None,
+        parked=labels.get(names.PARKED_LABEL) or None,
+        workload=next((_workload(w) for w in workloads if _is_for(w, metadata["uid"])), None),
         mark=metadata.get("annotations", {}).get(names.STOP_ANNOTATION),
         halted="Suspended" in held and pods == 0,
         complete="Complete" in held,
         failed="Failed" in held,
         failed_message=held.get("Failed", {}).get("message", "")[:MAX_QUOTE],
     )
+
+
+def _is_for(workload: Manifest, job_uid: str) -> bool:
+    owner = owner_of(workload)
+    return owner is not None and owner.kind == "Job" and owner.uid == job_uid
+
+
+def _workload(manifest: Manifest) -> Workload:
+    metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
+    conditions = {c["type"]: c for c in status.get("conditions", ())}
+    held = {kind for kind, c in conditions.items() if c["status"] == "True"}
+    return Workload(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        active=spec.get("active", True),
+        reserved="QuotaReserved" in held and "Finished" not in held,
+        said=_said(status, conditions, held)[:MAX_QUOTE],
+    )
+
+
+def _said(status: dict[str, Any], conditions: dict[str, Any], held: set[str]) -> str:
+    """Why a Workload does not run, from the condition that stands in its way."""
+    if "Finished" in held:
+        return str(conditions["Finished"].get("message") or "its Workload is finished")
+    if "Admitted" in held:
+        return "admitted; Kueue starts it"
+    if "QuotaReserved" in held:
+        checks = [c for c in status.get("admissionChecks", ()) if c.get("state") != "Ready"]
+        told = "; ".join(f"{c['name']} {c.get('state')} {c.get('message') or ''}".rstrip() for c in checks)
+        return f"quota is reserved; waits for admission checks{': ' if told else ''}{told}"
+    waits = conditions.get("QuotaReserved") or conditions.get("Evicted") or {}
+    return str(waits.get("message") or "waits for Kueue to look at it")
 
 
 def beside(kind: str, manifest: Manifest) -> Beside:

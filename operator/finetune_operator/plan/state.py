@@ -40,6 +40,20 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Workload:
+    """What matters of Kueue's object for a Job in a queue."""
+
+    name: str
+    uid: str
+    active: bool = True
+    """spec.active: whether Kueue may let it run."""
+    reserved: bool = False
+    """It has quota, or is giving it back: Kueue may have let the Job start."""
+    said: str = ""
+    """Kueue's sentence on why it does not run."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildJob:
     """What matters of a batch/v1 Job."""
 
@@ -49,8 +63,17 @@ class ChildJob:
     uid: str
     owner: Owner | None
     being_deleted: bool = False
+    started: str | None = None
+    """status.startTime: when it was last let start."""
     suspended: bool = False
     """spec.suspend"""
+    suspended_since: str | None = None
+    queue: str | None = None
+    """Kueue's queue that it is in: spec.suspend is Kueue's then."""
+    workload: Workload | None = None
+    """Kueue's object for it; None = there is none, or the operator may not see it."""
+    parked: str | None = None
+    """The queue that this operator took it out of."""
     mark: str | None = None
     """Why this operator holds it, `<reason>: <message>`; None = it does not."""
     halted: bool = False
@@ -58,6 +81,13 @@ class ChildJob:
     complete: bool = False
     failed: bool = False
     failed_message: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether this operator keeps it from running: nobody else will let it go on."""
+        if self.mark is None:
+            return False
+        return self.suspended if self.queue is None else self.workload is not None and not self.workload.active
 
     @property
     def finished(self) -> bool:

@@ -5,8 +5,8 @@ on the Job as a mark, in the same call: so it stands when the cause can no longe
 is gone, the clock of running time rests), and only what bears our mark is ever let go on by `Plan.resume`. A Job that
 somebody else holds (a queue, a person) stays theirs.
 
-Without a queue a Job is held by its spec.suspend. Its controller takes the pods out of its own count before it deletes
-them, so that a stop never uses up backoffLimit.
+A Job in a queue is held as `queueing` says, any other by its spec.suspend. Its controller takes the pods out of its own
+count before it deletes them, so that a stop never uses up backoffLimit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api import names
 from finetune_api.status import Reason
+from finetune_operator.plan import queueing
 from finetune_operator.plan.attempts import MAX_FREE, out_of_memory_twice
 from finetune_operator.plan.failure import cause_of, killed_for_memory
 from finetune_operator.plan.lifetime import allowance, ran
@@ -56,24 +57,24 @@ def wanted(look: Look) -> Stop | None:
     return next((stop for ask in ORDER if (stop := ask(look)) is not None), None)
 
 
-def asked(child: ChildJob) -> bool:
-    """Whether the child is held, and by us: nobody else will let it go on."""
-    return child.suspended and child.mark is not None
-
-
 def over(look: Look) -> bool:
     """Whether a stop has done its work: nothing runs, and nothing will."""
-    return not look.busy and (look.own is None or (asked(look.own) and look.own.halted))
+    own = look.own
+    if own is None or look.busy:
+        return not look.busy
+    return own.held and own.halted and not (own.workload is not None and own.workload.reserved)
 
 
 def held(child: ChildJob, stop: Stop) -> ChildJob:
     """The child as `Plan.suspend` shall make it."""
-    return replace(child, suspended=True, mark=f"{stop.reason.value}: {stop.message}"[:MAX_MARK])
+    mark = f"{stop.reason.value}: {stop.message}"[:MAX_MARK]
+    return queueing.held(child, mark) if child.queue is not None else replace(child, suspended=True, mark=mark)
 
 
 def released(child: ChildJob) -> ChildJob:
     """The child as `Plan.resume` shall make it."""
-    return replace(child, suspended=False, mark=None)
+    in_queue = child.queue is not None or child.parked is not None
+    return queueing.released(child) if in_queue else replace(child, suspended=False, mark=None)
 
 
 def sentence(look: Look, stop: Stop) -> str:

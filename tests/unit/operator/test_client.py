@@ -12,6 +12,7 @@ from aiohttp import web
 from kubernetes.aio import client as kubernetes_client
 from ruamel.yaml import YAML
 
+from finetune_operator import client
 from finetune_operator.client import (
     FINETUNE_JOBS,
     JOBS,
@@ -20,6 +21,7 @@ from finetune_operator.client import (
     AlreadyExists,
     Cluster,
     Conflict,
+    Gone,
     NotFound,
     Refused,
     Unavailable,
@@ -69,6 +71,7 @@ def status(code: int, reason: str, message: str = "why", **headers: str) -> Hand
         (status(401, "Unauthorized"), Unavailable),
         (status(500, "InternalError"), Unavailable),
         (status(429, "TooManyRequests", **{"Retry-After": "7"}), Unavailable),
+        (status(410, "Expired"), Gone),
     ],
 )
 def test_an_answer_becomes_the_error_that_says_what_to_do(answer, error):
@@ -76,8 +79,61 @@ def test_an_answer_becomes_the_error_that_says_what_to_do(answer, error):
         against(answer, lambda cluster: cluster.create(JOBS, {"metadata": {"name": "a", "namespace": "n"}}))
     assert type(raised.value) is error
     assert "why" in str(raised.value)
-    if error is Unavailable:
-        assert raised.value.retry_after in (None, 7.0)
+
+
+SERVED = "Wed, 21 Oct 2026 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "0.5"}, 0.5),
+        ({"Retry-After": "-3"}, 0.0),
+        ({"Retry-After": "nan"}, 0.0),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:09 GMT"}, 9.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:27:00 GMT"}, 0.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:09"}, None),
+    ],
+)
+def test_a_server_may_say_when_to_ask_again(headers, seconds):
+    answer = status(429, "TooManyRequests", Date=SERVED, **headers)
+    with pytest.raises(Unavailable) as raised:
+        against(answer, lambda cluster: cluster.get(PODS, "n", "a"))
+    assert raised.value.retry_after == seconds
+
+
+@pytest.mark.parametrize("body", ["<html>log in first", "[]", '{"kind": "Po'])
+def test_a_success_that_is_no_object_is_no_answer(body):
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body)
+
+    for use in (lambda cluster: cluster.get(PODS, "n", "a"), lambda cluster: cluster.list(PODS)):
+        with pytest.raises(Unavailable, match="no object"):
+            against(answer, use)
+
+
+def test_an_object_that_is_no_list_is_no_answer_to_a_list():
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"welcome": True})
+
+    with pytest.raises(Unavailable, match="no list"):
+        against(answer, lambda cluster: cluster.list(PODS))
+
+
+def test_a_connection_that_breaks_in_the_middle_of_an_answer_is_unavailable():
+    async def answer(request: web.Request) -> web.Response:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b'{"a": 1')
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    with pytest.raises(Unavailable):
+        against(answer, lambda cluster: cluster.get(PODS, "n", "a"))
 
 
 def test_an_answer_that_is_no_status_is_quoted():
@@ -119,8 +175,25 @@ def test_a_status_is_applied_with_its_preconditions():
     assert (content, body) == ("application/apply-patch+yaml", manifest)
     assert other_path == "/apis/batch/v1/namespaces/n/jobs/a-train"
     assert other_content == "application/merge-patch+json"
-    mark = {"finetune.dev/stop": "UserRequested: suspended"}
+    mark: dict[str, str | None] = {"finetune.dev/stop": "UserRequested: suspended"}
     assert other_body == {"metadata": {"uid": "u", "annotations": mark}, "spec": {"suspend": True}}
+
+
+def test_what_belongs_to_kueue_is_changed_by_its_own_fields():
+    asked = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append((request.path, await request.json()))
+        return web.json_response({})
+
+    labels = {"kueue.x-k8s.io/queue-name": None, "finetune.dev/queue-name": "team"}
+    against(answer, lambda cluster: cluster.hold("n", "a", "u", suspend=None, mark=None, labels=labels))
+    against(answer, lambda cluster: cluster.activate("n", "w", "u", active=False))
+    (job, patch), (workload, activation) = asked
+    assert job == "/apis/batch/v1/namespaces/n/jobs/a"
+    assert patch == {"metadata": {"uid": "u", "annotations": {"finetune.dev/stop": None}, "labels": labels}}
+    assert workload == "/apis/kueue.x-k8s.io/v1beta1/namespaces/n/workloads/w"
+    assert activation == {"metadata": {"uid": "u"}, "spec": {"active": False}}
 
 
 def test_a_list_is_read_to_its_last_page():
@@ -132,6 +205,43 @@ def test_a_list_is_read_to_its_last_page():
 
     found = against(answer, lambda cluster: cluster.list(RUNTIMES, labels="a=b"))
     assert found == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_a_list_whose_rest_is_gone_is_read_again_in_one_piece():
+    asked: list[dict[str, str]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(dict(request.query))
+        if "continue" in request.query:
+            return web.json_response({"kind": "Status", "reason": "Expired"}, status=410)
+        more = {"continue": "old"} if "limit" in request.query else {}
+        return web.json_response({"metadata": more, "items": [{"n": 1}]})
+
+    assert against(answer, lambda cluster: cluster.list(RUNTIMES, labels="a=b")) == [{"n": 1}]
+    assert [set(query) for query in asked] == [
+        {"labelSelector", "limit"},
+        {"labelSelector", "limit", "continue"},
+        {"labelSelector"},
+    ]
+
+
+def test_the_token_of_a_pod_is_read_from_its_file_each_time_and_a_missing_file_is_no_end(tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("old\n")
+    monkeypatch.setattr(client.kubernetes_config, "load_incluster_config", lambda **_: None)
+    monkeypatch.setattr(client, "IN_CLUSTER", str(tmp_path / "token"))
+
+    async def story() -> None:
+        cluster = await Cluster.connect(None, in_cluster=True)
+        try:
+            (tmp_path / "token").write_text("new\n")
+            assert (await cluster.credentials()).authorization == "Bearer new"
+            (tmp_path / "token").unlink()
+            with pytest.raises(Unavailable, match="FileNotFoundError"):
+                await cluster.get(PODS, "n", "a")
+        finally:
+            await cluster.close()
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize(

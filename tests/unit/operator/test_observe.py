@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from builders import JOB_UID, NOW_TEXT, job_manifest, make_job, runtime_manifest
 from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Attempt, Condition, ConditionStatus, JobStatus, Resolved, ResolvedRuntime
 from finetune_api.trainer import Stage
 from finetune_operator import observe as module
-from finetune_operator.client import CLAIMS, CONFIG_MAPS, FINETUNE_JOBS, JOBS, PODS, RUNTIMES, SERVICE_ACCOUNTS
+from finetune_operator.client import (
+    CLAIMS,
+    CONFIG_MAPS,
+    FINETUNE_JOBS,
+    JOBS,
+    PODS,
+    RUNTIMES,
+    SERVICE_ACCOUNTS,
+    WORKLOADS,
+    NotFound,
+)
 from finetune_operator.observe import Departed, observe
 from finetune_operator.plan.state import Observed
 from finetune_operator.settings import Settings
@@ -75,6 +87,48 @@ def test_references_are_looked_for_by_name():
         "persistentvolumeclaims/missing",
         "serviceaccounts/default",
     ]
+
+
+class WithQueues(SimulatedCluster):
+    """Remembers which labels Workloads were looked for with; Kueue may be missing."""
+
+    def __init__(self, world: World, *, installed: bool = True) -> None:
+        super().__init__(world, lambda: None, lambda: None)
+        self.looked_for: list[str] = []
+        self._installed = installed
+
+    async def list(
+        self, resource: Any, namespace: str | None = None, *, labels: str = "", metadata_only: bool = False
+    ) -> list[dict[str, Any]]:
+        if resource is WORKLOADS:
+            self.looked_for.append(labels)
+            if not self._installed:
+                raise NotFound(labels)
+        return await super().list(resource, namespace, labels=labels, metadata_only=metadata_only)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kueue", "installed", "asked"),
+    [
+        ({names.QUEUE_LABEL: "a"}, True, True, True),
+        ({names.QUEUE_LABEL: "a"}, True, False, True),
+        ({names.QUEUE_LABEL: "a"}, False, True, False),
+        ({}, True, True, False),
+    ],
+    ids=["in a queue", "Kueue is not there", "switched off", "no queue"],
+)
+def test_kueue_is_asked_for_a_job_in_a_queue_alone(labels, kueue, installed, asked):
+    world = World({})
+    world.add(JOBS, named("tune-train", metadata={"labels": labels, "uid": "uid-of-train"}))
+    owner = {"kind": "Job", "name": "tune-train", "uid": "uid-of-train", "controller": True}
+    found = {"labels": {names.QUEUED_JOB_LABEL: "uid-of-train"}, "uid": "w", "ownerReferences": [owner]}
+    world.add(WORKLOADS, named("job-tune", metadata=found))
+    cluster = WithQueues(world, installed=installed)
+    client: Any = cluster
+    observed = asyncio.run(observe(training(), client, Departed(), Settings(kueue=kueue), Shared()))
+    workload = observed.children[Stage.TRAIN].workload
+    assert cluster.looked_for == ([f"{names.QUEUED_JOB_LABEL}=uid-of-train"] if asked else [])
+    assert (workload is not None) is (asked and installed)
 
 
 def test_nothing_is_asked_for_that_the_runtime_does_not_allow():

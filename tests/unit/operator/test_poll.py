@@ -278,11 +278,11 @@ def test_pods_that_hang_delay_each_other_and_nobody_else():
                 pods.follow(hanging, key=("team", f"hanging-{number}"))
             in_one_lane = 40 * settings.poll_timeout_seconds / 2
             await pods.until(lambda: counted("unreachable") >= before + 40, 3 * in_one_lane)
-            begun = asyncio.get_running_loop().time()
             for number in range(1, 21):
                 pods.follow(replace(POD, ip=f"127.0.2.{number}"), key=("team", f"well-{number}"))
-            await pods.until(lambda: len(answered) == 20 and min(map(len, answered.values())) >= 6)
-            assert asyncio.get_running_loop().time() - begun < 6 * in_one_lane / 3
+            rounds = 5
+            often = lambda: len(answered) == 20 and min(map(len, answered.values())) >= rounds  # noqa: E731
+            await pods.until(often, rounds * in_one_lane / 2)
 
     before = counted("unreachable")
     asyncio.run(story())

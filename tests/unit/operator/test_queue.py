@@ -176,21 +176,49 @@ def test_what_fails_comes_again_later_each_time_and_stops_nobody_else(error, cap
     assert any("a bug" in str(record.exc_info) for record in caplog.records) == isinstance(error, ValueError)
 
 
-def test_a_server_that_names_a_time_is_asked_then():
-    async def story():
-        queue, times = make_queue(), []
+def waits_after(error: RetryLater, times: int) -> list[float]:
+    """Seconds between looks that all end with `error`, in a time that passes only when nobody works."""
 
-        async def work(_: Key) -> None:
-            times.append(asyncio.get_running_loop().time())
-            if len(times) == 1:
-                raise RetryLater("busy", after=0.05)
+    class Now:
+        seconds = 0.0
 
+    async def story() -> list[float]:
+        looked: list[float] = []
+
+        async def work(key: Key) -> None:
+            if key == A:
+                looked.append(Now.seconds)
+                raise error
+
+        queue = WorkQueue(lambda: Now.seconds, random.Random(0))
         async with running(queue, work):
             await queue.add(A)
-            await until(lambda: len(times) == 2)
-        assert 0.04 <= times[1] - times[0] < 0.24
+            while len(looked) < times:
+                await queue.add(B)  # who works sees what time it is
+                await asyncio.sleep(0.001)
+                Now.seconds += 0.1
+        return [later - earlier for earlier, later in itertools.pairwise(looked)]
 
-    asyncio.run(story())
+    return asyncio.run(story())
+
+
+@pytest.mark.parametrize(("asked", "least"), [(0.0, 0.2), (7.0, 6.9)])
+def test_what_a_server_asks_for_is_the_least_that_it_gets(asked, least):
+    waits = waits_after(RetryLater("busy", after=asked), times=5)
+    assert min(waits) >= least
+    assert waits[-1] >= 2.0, "and each is longer than the one before, whatever it asks for"
+    assert max(waits) <= 8.0
+
+
+def test_a_server_that_asks_for_a_day_gets_two_minutes():
+    (wait,) = waits_after(RetryLater("busy", after=86_400.0), times=2)
+    assert 119.9 <= wait <= 121.0
+
+
+def test_what_has_changed_meanwhile_is_looked_at_soon_but_not_for_ever():
+    waits = waits_after(RetryLater("conflict", soon=True), times=10)
+    assert waits[0] <= 0.31
+    assert waits[-1] >= 0.1 * 2**8 / 2
 
 
 def test_the_oldest_age_is_that_of_the_key_that_waits_longest():

@@ -12,7 +12,7 @@ from finetune_api.runtime import runtime_from
 from finetune_operator.__main__ import load_settings
 from finetune_operator.client import AlreadyExists, Refused
 from finetune_operator.first_runtime import default_runtime, ensure_default_runtime
-from finetune_operator.rbac import PERMISSIONS, roles, rules
+from finetune_operator.rbac import KUEUE_PERMISSIONS, PERMISSIONS, roles, rules
 from finetune_operator.settings import Settings
 
 
@@ -35,19 +35,21 @@ def test_a_setting_that_does_not_exist_or_fit_is_refused(text, tmp_path):
 
 
 def test_no_right_on_secrets_logs_or_exec_and_no_wildcard():
-    granted = {(resource, verb) for p in PERMISSIONS for resource in p.resources for verb in p.verbs}
+    every = (*PERMISSIONS, *KUEUE_PERMISSIONS)
+    granted = {(resource, verb) for p in every for resource in p.resources for verb in p.verbs}
     resources = {resource for resource, _ in granted}
     assert not {"secrets", "pods/log", "pods/exec", "pods/attach", "pods/portforward", "*"} & resources
     assert "*" not in {verb for _, verb in granted}
     assert {verb for resource, verb in granted if resource in ("persistentvolumeclaims", "configmaps")} == {"get"}
-    assert {resource for resource, verb in granted if verb == "delete"} <= {"finetunejobs"}  # at the end of their ttl
-    assert all(p.why for p in PERMISSIONS)
+    assert {resource for resource, verb in granted if verb == "delete"} == {"finetunejobs"}
+    assert all(p.why for p in every)
 
 
 def test_the_roles_share_the_rules_without_rest():
     split = roles()
     assert sorted(map(str, split["cluster"] + split["namespaced"])) == sorted(map(str, rules()))
     assert [r["resources"] for r in split["cluster"]] == [["finetuneruntimes"]]
+    assert [(r["resources"], r["verbs"]) for r in split["kueue"]] == [(["workloads"], ["list", "patch"])]
 
 
 def test_the_default_runtime_is_valid_small_and_default():

@@ -87,6 +87,21 @@ def test_a_new_job_and_a_changed_spec_wake_it_but_its_own_status_does_not():
     assert watch.roster.versions() == {}
 
 
+def test_a_queue_given_or_taken_away_wakes_a_job_and_other_labels_do_not():
+    watch, queue = watching()
+    tell(watch, job_manifest())
+    queue.taken()
+    for labels, woken in (
+        ({names.QUEUE_LABEL: "a"}, ["tune"]),
+        ({names.QUEUE_LABEL: "a", "b": "c"}, []),
+        ({}, ["tune"]),
+    ):
+        changed = job_manifest()
+        changed["metadata"]["labels"] = labels
+        tell(watch, changed)
+        assert queue.taken() == woken
+
+
 def test_a_job_applied_again_is_new_even_if_its_generation_is_the_same():
     watch, queue = watching()
     tell(watch, job_manifest())

@@ -1,0 +1,72 @@
+"""The operator in daily life: it ends when asked without losing anything, and tells of a job only what is new."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from typing import Any
+
+from kubelet import wait_for
+from world import World
+
+
+def events(world: World, name: str) -> list[dict[str, Any]]:
+    """The events of a FineTuneJob, oldest first."""
+    listed = world.api.get(f"/api/v1/namespaces/{world.namespace}/events").must()["items"]
+    return [e for e in listed if (e["involvedObject"]["kind"], e["involvedObject"]["name"]) == ("FineTuneJob", name)]
+
+
+def _beginnings(world: World) -> int:
+    return world.operator.log.read_text().count("Initial authentication has finished")
+
+
+def test_asked_to_end_again_and_again(world) -> None:
+    """SIGTERM in the middle of whatever it does: exit 0 each time, soon, and every job ends as if nothing had been."""
+    version, chance = world.version(), random.Random(5)
+    names = [f"job-{number}" for number in range(4)]
+    for name in names:
+        world.apply(name)
+    longest = 0.0
+    for _ in range(3):
+        time.sleep(chance.uniform(0.5, 2.0))
+        begun = time.monotonic()
+        assert world.operator.stop() == 0
+        longest = max(longest, time.monotonic() - begun)
+        begun_before = _beginnings(world)
+        world.operator.start()
+        wait_for(lambda: _beginnings(world) > begun_before, "the operator")  # noqa: B023 - called at once
+    for name in names:
+        world.wait(name, "Complete", reason="Succeeded", seconds=90)
+    print(f"the longest end took {longest:.1f} s")
+    assert longest < 10
+    assert world.made_since(version) == {f"{name}-{stage}": 1 for name in names for stage in ("prepare", "train")}
+    assert "broken off" not in world.operator.log.read_text()
+
+
+def test_an_event_tells_of_a_change_and_of_each_once(world) -> None:
+    world.apply("told")
+    world.wait("told", "Complete")
+    wait_for(lambda: any(e["reason"] == "Succeeded" for e in events(world, "told")), "the last event")
+    told = events(world, "told")
+    said = Counter((event["reason"], event["message"]) for event in told)
+    assert set(said.values()) == {1}, said
+    assert {"Accepted", "DataReady", "Running", "Succeeded"} <= {event["reason"] for event in told}
+    assert {event["type"] for event in told} <= {"Normal", "Warning"}
+    world.operator.restart()
+    world.apply("later")
+    world.wait("later", "Complete")
+    assert len(events(world, "told")) == len(told), "a restart tells nothing anew"
+
+
+def test_a_job_that_waits_is_told_of_once(world) -> None:
+    """Looked at again and again while its claim is missing, it gets one event, and one more when that is over."""
+    world.apply("waits", trainingFile="pvc://finetune-late/train.jsonl")
+    world.wait("waits", "Accepted", "False", reason="ClaimNotFound")
+    looked = time.monotonic()
+    wait_for(lambda: time.monotonic() - looked > 2.5, "several looks and resyncs")
+    refused = [event for event in events(world, "waits") if event["reason"] == "ClaimNotFound"]
+    assert len(refused) == 1
+    world.claim("finetune-late")
+    world.wait("waits", "Complete")
+    assert len([event for event in events(world, "waits") if event["reason"] == "Accepted"]) == 1
