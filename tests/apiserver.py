@@ -284,11 +284,11 @@ def _spawn(folder: Path, program: str, *flags: str) -> subprocess.Popen[bytes]:
         raise FileNotFoundError(f"{program} is neither in {BINARIES} nor on PATH: run `hack/cluster.sh build`")
     with (folder / f"{program}.log").open("ab") as log:
         return subprocess.Popen(
-            [path, *flags], cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
+            [path, *flags], cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent
         )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A killed test run leaves no server behind."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

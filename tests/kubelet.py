@@ -34,6 +34,8 @@ from finetune_api.trainer import ExitCode, Stage
 
 PERIOD = 0.05
 CONTAINER = "trainer"
+STARTED, NOW = "<started>", "<now>"
+"""Stand for times in a status that a test gives."""
 KILLED = 137
 Fields = dict[str, Any]
 
@@ -61,6 +63,12 @@ class Behaviour:
     """It never starts: the reason of its container's waiting state."""
     answer: Callable[[BaseHTTPRequestHandler, Report], None] | None = None
     """What it answers to GET /progress instead of its report."""
+    before: Fields | None = None
+    """Its whole status until `until` is set, as scheduler or kubelet writes it; then it starts."""
+    homeless: bool = False
+    """No node takes it before it starts."""
+    after: tuple[Fields, ...] = ()
+    """Whole statuses that others write, one after the other, when it has told all: its node is lost, it is evicted."""
     when_stopped: int = ExitCode.STOPPED
     """Its exit code when it is deleted while it works: it saves, or is done (0), or is killed without a word (137)."""
 
@@ -144,26 +152,64 @@ class Kubelet(threading.Thread):
 
 def _run(pod: _Pod, api: Api) -> None:
     """One pod from its binding to its end."""
-    target = {"apiVersion": "v1", "kind": "Node", "name": "node"}
-    bound = api.post(f"{pod.path}/binding", {"metadata": {"name": pod.manifest["metadata"]["name"]}, "target": target})
-    started = _now()
     try:
-        if bound.ok and pod.behaviour.waiting:
-            _say(api, pod, {"phase": "Pending"}, {"waiting": {"reason": pod.behaviour.waiting, "message": "as told"}})
-            pod.going.wait()
-        elif bound.ok:
-            server = _serve(pod)
-            try:
-                _say(api, pod, {"phase": "Running"}, {"running": {"startedAt": started}})
-                _work(pod)
-            finally:
-                server.shutdown()
-                server.server_close()
-                api.close()  # the API server has left a connection that was idle for long
-            _end(api, pod, started)
+        if _starts(api, pod):
+            _lives(api, pod)
     finally:
         pod.ended = True
         api.close()
+
+
+def _starts(api: Api, pod: _Pod) -> bool:
+    """Bind it and let it wait as told; False if it never comes to run."""
+    behaviour = pod.behaviour
+    if not behaviour.homeless and not _bound(api, pod):
+        return False
+    if behaviour.waiting:
+        _say(api, pod, {"phase": "Pending"}, {"waiting": {"reason": behaviour.waiting, "message": "as told"}})
+        pod.going.wait()
+        return False
+    if behaviour.before is None:
+        return True
+    _write(api, pod, behaviour.before)
+    while behaviour.until is None or not behaviour.until.is_set():
+        if pod.going.wait(PERIOD):
+            return False
+    return not behaviour.homeless or _bound(api, pod)
+
+
+def _bound(api: Api, pod: _Pod) -> bool:
+    target = {"apiVersion": "v1", "kind": "Node", "name": "node"}
+    name = pod.manifest["metadata"]["name"]
+    return api.post(f"{pod.path}/binding", {"metadata": {"name": name}, "target": target}).ok
+
+
+def _lives(api: Api, pod: _Pod) -> None:
+    started, server = _now(), _serve(pod)
+    try:
+        _say(api, pod, {"phase": "Running"}, {"running": {"startedAt": started}})
+        _work(pod)
+    finally:
+        server.shutdown()
+        server.server_close()
+        api.close()  # the API server has left a connection that was idle for long
+    if pod.behaviour.after:
+        _struck(api, pod, started)
+    else:
+        _end(api, pod, started)
+
+
+def _struck(api: Api, pod: _Pod, started: str) -> None:
+    """What others say of the pod, each for a while; the last one stays."""
+    for status in pod.behaviour.after:
+        _write(api, pod, json.loads(json.dumps(status).replace(STARTED, started).replace(NOW, _now())))
+        if pod.going.wait(pod.behaviour.seconds):
+            return
+
+
+def _write(api: Api, pod: _Pod, status: Fields) -> None:
+    said = api.patch(f"{pod.path}/status", {"status": status})
+    assert said.ok or said.status in (404, 409), said.message
 
 
 def _work(pod: _Pod) -> None:
@@ -211,8 +257,7 @@ def _say(api: Api, pod: _Pod, status: Fields, state: Fields) -> None:
         "state": state,
     }
     addresses = {"podIP": pod.address, "podIPs": [{"ip": pod.address}]} if "waiting" not in state else {}
-    said = api.patch(f"{pod.path}/status", {"status": {**status, **addresses, "containerStatuses": [container]}})
-    assert said.ok or said.status in (404, 409), said.message
+    _write(api, pod, {**status, **addresses, "containerStatuses": [container]})
 
 
 def _serve(pod: _Pod) -> ThreadingHTTPServer:

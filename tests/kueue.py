@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from apiserver import BINARIES, Api, ControlPlane
+from apiserver import BINARIES, Api, ControlPlane, end_with_parent, free_ports
 from kubelet import wait_for
 
 MODULE = "sigs.k8s.io/kueue"
@@ -39,6 +38,10 @@ class Queues:
     """Kueue's objects, as an administrator makes them."""
 
     api: Api
+
+    def flavor(self) -> None:
+        """The one ResourceFlavor: any node will do."""
+        self._make("resourceflavors", FLAVOR, spec={})
 
     def one_at_a_time(self, namespace: str, cpu: str = "1", memory: str = "2Gi") -> str:
         """A queue in `namespace` with quota for one job of that size, where priority preempts. Returns its name."""
@@ -86,7 +89,7 @@ def kueue(plane: ControlPlane) -> Iterator[Queues]:
     module = _module()
     plane.kubectl("apply", "--server-side", "--filename", str(module / "config/components/crd/bases"))
     plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    port, health = _free_port(), _free_port()
+    port, health = free_ports(2)
     certificate = _certificate(folder)
     config = _configuration(module, folder, port, health)
     with (folder / "kueue.log").open("wb") as log:
@@ -96,18 +99,23 @@ def kueue(plane: ControlPlane) -> Iterator[Queues]:
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,
         )
     api = plane.api()
     try:
         wait_for(lambda: _ready(manager, health), f"Kueue; see {folder}/kueue.log", 60)
         _register_webhooks(api, module, port, certificate)
         queues = Queues(api)
-        queues._make("resourceflavors", FLAVOR, spec={})
+        queues.flavor()
         yield queues
     finally:
         api.close()
         manager.send_signal(signal.SIGTERM)
-        manager.wait(timeout=20)
+        try:
+            manager.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            manager.kill()
+            manager.wait()
 
 
 def _module() -> Path:
@@ -177,9 +185,3 @@ def _ready(manager: subprocess.Popen[bytes], port: int) -> bool:
 def is_active(queue: dict[str, Any]) -> bool:
     """Whether a queue takes jobs."""
     return any(c["type"] == "Active" and c["status"] == "True" for c in queue.get("status", {}).get("conditions", ()))
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

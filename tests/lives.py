@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from builders import (
@@ -63,9 +63,9 @@ def seen(stage: Stage, child: ChildJob | None = None, *pods: Pod, reports: dict[
     return Observed(children={stage: child} if child else {}, pods={stage: pods} if pods else {}, reports=reports or {})
 
 
-def look(job: FineTuneJob, observed: Observed) -> Plan:
-    """One look, half a minute after the start."""
-    return decide(job, observed, SETTINGS, LATER)
+def look(job: FineTuneJob, observed: Observed, now: datetime = LATER) -> Plan:
+    """One look, half a minute after the start or whenever."""
+    return decide(job, observed, SETTINGS, now)
 
 
 def said(plan: Plan) -> dict[str, tuple[str, str]]:

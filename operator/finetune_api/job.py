@@ -239,6 +239,9 @@ class JobSpec(ApiModel):
     active_deadline_seconds: Annotated[Integer, Field(ge=1, le=MAX_SECONDS)] | None = None
     """How long the job's pods may run, all in all; waiting and suspended time is not counted. After it the state is
     saved and the job ends with DeadlineExceeded. Absent = the runtime's limit, if it has one."""
+    start_timeout_seconds: Annotated[Integer, Field(ge=1, le=MAX_SECONDS)] = 3600
+    """How long a pod may wait for its image, a node, a Secret or a quota before the job ends with StartTimeout. Begins
+    anew with each pod; not counted while the job is queued or suspended."""
     backoff_limit: Annotated[Integer, Field(ge=0, le=100)] = 3
     """Retries after failures that are not the user's. Preemptions are free."""
     ttl_seconds_after_finished: Annotated[Integer, Field(ge=0, le=MAX_SECONDS)] | None = None

@@ -122,6 +122,7 @@ class Reason(StrEnum):
     PUBLISH_FAILED = "PublishFailed"
     STORAGE_FULL = "StorageFull"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    START_TIMEOUT = "StartTimeout"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     CANCELLED = "Cancelled"
     INTERNAL = "Internal"

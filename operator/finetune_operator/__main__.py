@@ -138,11 +138,10 @@ async def _work(parts: Parts, settings: Settings, leader: Leader | None, stoppin
             stopping.set()  # kopf waits for its own task that waits for this
             await _finish_looks(parts.queue, settings.shutdown_seconds)
             for task in background:
-                task.cancel()
+                task.cancel()  # all of them, or kopf waits for these as well
 
         watch = handlers.Watch(parts.cluster, parts.queue, parts.roster, parts.departed)
         await handlers.run(watch, settings, stopping, stop)
-        await stop()
 
 
 async def _finish_looks(queue: WorkQueue, seconds: float) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from finetune_api.crd import job_crd, runtime_crd
 from finetune_api.names import GROUP
-from finetune_api.report import WarningCode
-from finetune_api.status import Reason
+from finetune_api.report import FAILURES, WarningCode
+from finetune_api.status import AttemptReason, Reason
 from manifests import ROOT, read
 from repository import tracked
 
@@ -95,9 +95,25 @@ def test_the_readme_tree_names_what_is_there() -> None:
 
 
 def test_each_reason_has_its_row_with_what_to_do() -> None:
-    rows = re.findall(r"^\| ([A-Z][A-Za-z, ]+) \|", (ROOT / "docs/operations.md").read_text(), re.M)
-    told = {reason for row in rows for reason in row.split(", ")}
-    assert (set(Reason) | set(WarningCode)) - told == NO_CAUSES
+    sections = {title: _rows(text) for title, text in _sections(ROOT / "docs/operations.md").items()}
+    attempts, causes = sections.pop("Attempts: `status.attempts`"), sections.pop("Causes that the trainer names")
+    conditions = {reason for rows in sections.values() for reason in rows}
+    assert conditions | NO_CAUSES == set(Reason) | set(WarningCode), "a reason without its row, or one that is none"
+    assert set(attempts) == set(AttemptReason)
+    assert causes == {code.value: f"{exit_code:d}" for code, (exit_code, _) in FAILURES.items()}
+
+
+def _sections(path: Path) -> dict[str, str]:
+    """Title to text of each part that is about reasons."""
+    _, _, about = path.read_text().partition("## What each reason means")
+    parts = about.partition("\n## ")[0].split("\n### ")[1:]
+    return {title: text for title, _, text in (part.partition("\n") for part in parts)}
+
+
+def _rows(text: str) -> dict[str, str]:
+    """First cell, a reason or several, to the second cell of each row of the tables."""
+    rows = re.findall(r"^\| ([A-Z][A-Za-z, ]+) \| ([^|]*) \|", text, re.M)
+    return {reason: second for reasons, second in rows for reason in reasons.split(", ")}
 
 
 @pytest.mark.parametrize("path", tracked(), ids=str)

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -125,6 +126,11 @@ def resumed(name: str) -> Behaviour:
     return Behaviour(({**progress(3), "resumed_from_step": 2},), word=published(name))
 
 
+def seconds_between(begin: str, end: str) -> float:
+    """From one time of a status to another."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+
+
 def test_the_second_job_waits_until_the_first_has_ended(line) -> None:
     go = threading.Event()
     held = Behaviour((progress(2),), until=go, word=published("first"))
@@ -218,14 +224,18 @@ def test_a_cancelled_job_leaves_the_queue_to_the_next(line, moment) -> None:
 
 
 def test_the_deadline_counts_running_time_alone(line) -> None:
-    line.submit("first", hold(), activeDeadlineSeconds=4)
+    line.submit("first", hold(), activeDeadlineSeconds=8)
     line.wait_for_step("first", 2)
     line.submit("second", activeDeadlineSeconds=3600)
     line.wait("second", "DataReady", "False", "Queued")
     line.wait("first", "Failed", reason="DeadlineExceeded", seconds=60)
     assert line.workload("first-train")["spec"]["active"] is False
-    assert not line.status("second").get("activeSeconds")
     line.wait("second", "Complete", seconds=60)
+    second, freed = line.status("second"), line.status("first")["attempts"][-1]["endTime"]
+    waited = seconds_between(second["startTime"], freed)
+    took = seconds_between(second["startTime"], second["completionTime"])
+    assert waited > 3
+    assert second["activeSeconds"] <= took - waited + 2, "all times are told in whole seconds"
 
 
 def test_a_job_without_a_workload_says_so_and_can_be_cancelled_for_good(line) -> None:

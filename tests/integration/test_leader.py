@@ -16,7 +16,7 @@ from kubelet import Behaviour, Kubelet, wait_for
 from releases import Release, asked, metric
 from world import PREPARED, OperatorProcess, World, script
 
-ELECTION = {"enabled": True, "leaseDurationSeconds": 4, "renewDeadlineSeconds": 2.5, "retryPeriodSeconds": 0.5}
+ELECTION = {"enabled": True, "leaseDurationSeconds": 6, "renewDeadlineSeconds": 4, "retryPeriodSeconds": 0.5}
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/finetune-system/leases/finetune-operator"
 AT_WORK = "finetune_operator_leader"
 

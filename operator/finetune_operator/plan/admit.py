@@ -89,7 +89,7 @@ def with_says(
         }
     )
     status = status.model_copy(update={"phase": phase_of(status)})
-    return replace(plan, status=status, events=(*more, *transitions(old, status)))
+    return replace(plan, status=status, events=(*more, *transitions(old, status, [event.reason for event in more])))
 
 
 def frozen_runtime(permitted: Permitted) -> ResolvedRuntime:

@@ -78,8 +78,9 @@ def of_stage(attempt: Attempt, job: FineTuneJob, stage: Stage) -> bool:
 def _already_counted(pod: Pod, known: Attempt | None, attempts: tuple[Attempt, ...]) -> bool:
     if known is not None:
         return known.end_time is not None
-    if pod.started is None and pod.ended is None:
-        return True  # a pod that has not run is no attempt yet
+    deleted = pod.gone and pod.exit_code is None and pod.disrupted is None and pod.cause is None
+    if pod.started is None and (pod.ended is None or deleted):
+        return True  # a pod that has not run is no attempt
     full = len(attempts) == MAX_ATTEMPTS
     return full and (pod.started or pod.ended or "") <= (attempts[0].start_time or attempts[0].end_time or "")
 

@@ -71,13 +71,19 @@ def acknowledged(status: JobStatus, generation: int | None) -> JobStatus:
     return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
-def transitions(old: JobStatus, new: JobStatus) -> list[Event]:
-    """One event per condition whose status or reason has changed to something worth telling."""
+def transitions(old: JobStatus, new: JobStatus, told: Iterable[str] = ()) -> list[Event]:
+    """One event per condition whose status or reason has changed to something worth telling.
+
+    Args:
+        told: reasons that another event of this look tells; only of a final condition they are told again.
+    """
+    told = set(told) if not new.is_final else set()
     events = []
     for condition in new.conditions:
         before = next((c for c in old.conditions if c.type == condition.type), None)
         same = before is not None and (before.status, before.reason) == (condition.status, condition.reason)
-        if same or condition.reason in QUIET or condition.type == ConditionType.STALLED:
+        quiet = condition.reason in QUIET or condition.reason in told
+        if same or quiet or condition.type == ConditionType.STALLED:
             continue
         events.append(Event("Warning" if _alarming(condition) else "Normal", condition.reason, condition.message))
     return events

@@ -84,7 +84,10 @@ def _stopped(look: Look, stop: Stop) -> Plan:
 
 
 def _resumed(look: Look, own: ChildJob) -> Plan:
-    """Let a held child go on, once its ends are written down: only while it is held are they known to be ours."""
+    """Let a held child go on, once its pods have ended and that is written down: only while it is held is it known
+    that they ended by our doing."""
+    if own.held and not stopping.over(look):
+        return _says(look, outcome.stopping(look), Plan(look.status, look_again_after=SOON))
     written = look.job.status is not None and look.job.status.attempts == look.status.attempts
     plan = Plan(look.status, resume=(stopping.released(own),), look_again_after=SOON)
     return _says(look, outcome.resuming(look), plan if written else Plan(look.status, look_again_after=0.0))
@@ -162,6 +165,6 @@ def refused_child(job: FineTuneJob, plan: Plan, refusal: str, settings: Settings
     kind = ConditionType.DATA_READY if stage is Stage.PREPARE else ConditionType.RUNNING
     says = [Say(kind, False, sentence, Reason.PENDING)]
     old, event = job.status or JobStatus(), Event("Warning", "ChildRefused", sentence)
-    told = any(c.message == sentence for c in old.conditions)
+    told = any(c.message.startswith(f"{sentence.partition(': ')[0]}: ") for c in old.conditions)
     again = replace(plan, create=(), look_again_after=settings.poll_period_seconds)
     return with_says(job, old, plan.status, says, now, again, *(() if told else (event,)))

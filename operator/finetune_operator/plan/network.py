@@ -30,7 +30,7 @@ def beside(job: FineTuneJob, stage: Stage, runtime: RuntimeSpec, settings: Setti
 def train_service(job: FineTuneJob) -> Manifest:
     """A headless Service: `<pod>.<service>` is the address of a training pod, ready or not, before the first is."""
     labels = labels_of(job, Stage.TRAIN)
-    selector = {key: labels[key] for key in (names.JOB_UID_LABEL, names.STAGE_LABEL)}
+    selector = {key: labels[key] for key in (names.MANAGED_BY_LABEL, names.JOB_UID_LABEL, names.STAGE_LABEL)}
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -47,7 +47,8 @@ def train_service(job: FineTuneJob) -> Manifest:
 def network_policy(job: FineTuneJob, settings: NetworkPolicySettings) -> Manifest:
     """Into the job's pods: the operator and scrapers at the port of progress, and each other. Out of them: anything, or
     what the settings list, cluster DNS and each other."""
-    own = {"podSelector": {"matchLabels": {names.JOB_UID_LABEL: job.metadata.uid}}}
+    labels = {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.JOB_UID_LABEL: job.metadata.uid}
+    own = {"podSelector": {"matchLabels": labels}}
     spec: Manifest = {
         **own,
         "policyTypes": ["Ingress"],

@@ -8,9 +8,10 @@ from finetune_api.report import EarlyStop
 from finetune_api.status import Attempt, ConditionType, JobStatus, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.conditions import Say
-from finetune_operator.plan.failure import cause_of, end_of, follow_up
+from finetune_operator.plan.failure import cause_of, end_of
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
+from finetune_operator.plan.starting import waiting
 from finetune_operator.plan.state import Beside, ChildJob, Pod, Waiting
 from finetune_operator.plan.stop import Stop, given_up, sentence, wanted
 
@@ -25,7 +26,7 @@ def under_way(look: Look) -> list[Say]:
     pod = look.newest
     if pod is not None and pod.running:
         return _at_work(look, pod)
-    return _not_yet(look, _waiting(look, pod))
+    return _not_yet(look, waiting(look))
 
 
 def queued(look: Look, why: Waiting) -> list[Say]:
@@ -188,22 +189,6 @@ def _not_yet(look: Look, why: Waiting) -> list[Say]:
 
 def _unpublished() -> Say:
     return Say(ConditionType.PUBLISHED, False, "follows the training", Reason.PENDING)
-
-
-def _waiting(look: Look, pod: Pod | None) -> Waiting:
-    name = child_name(look.job, look.stage)
-    if look.own is not None and look.own.suspended and not look.busy:
-        message = f"Job {name} is suspended, and not by this operator: it goes on when whoever did it lets it"
-        return Waiting(Reason.PENDING, message)
-    if pod is None:
-        message = (
-            f"Job {name} has no pod yet; if this lasts, the API server refuses its pods (a quota, a policy):"
-            f" kubectl describe job {name} tells why"
-        )
-        return Waiting(Reason.INITIALIZING, message)
-    if pod.ended is not None:
-        return follow_up(pod, look.report(pod))
-    return pod.waiting or Waiting(Reason.INITIALIZING, f"pod {pod.name} is being deleted; a new pod follows")
 
 
 def _accepted(look: Look) -> Say:

@@ -109,7 +109,7 @@ def _sentence(workload: Workload) -> str:
     if workload.active:
         return workload.said
     activate = f"""kubectl patch workload {workload.name} --type merge -p '{{"spec":{{"active":true}}}}'"""
-    return f"somebody has deactivated its Workload; {activate} lets it go on"
+    return f"{workload.said}; its Workload is deactivated, and not by this operator: {activate} lets it go on"
 
 
 def _moment(text: str) -> datetime:

@@ -22,6 +22,7 @@ from finetune_operator.plan.failure import cause_of, killed_for_memory
 from finetune_operator.plan.lifetime import allowance, ran
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.size import output_uri
+from finetune_operator.plan.starting import not_started, time_left
 from finetune_operator.plan.state import ChildJob
 
 MAX_MARK = 1024
@@ -127,6 +128,12 @@ def _deadline(look: Look) -> Clock | None:
     return Clock(allowed.seconds - ran(look.status, look.now), Stop(Reason.DEADLINE_EXCEEDED, message))
 
 
+def _start(look: Look) -> Clock | None:
+    """startTimeoutSeconds, of waiting for an image, a node, a Secret, a quota."""
+    left = time_left(look)
+    return Clock(left, Stop(Reason.START_TIMEOUT, not_started(look))) if left is not None else None
+
+
 def _marked(look: Look) -> Stop | None:
     """What the mark says: a final stop, once begun, is not taken back because its cause is out of sight."""
     if look.own is None or look.own.mark is None:
@@ -145,7 +152,7 @@ def _private_folder(look: Look) -> str | None:
     return f"{target}/{names.PRIVATE_DIRECTORY}/{look.job.metadata.uid}" if target else None
 
 
-CLOCKS: tuple[Callable[[Look], Clock | None], ...] = (_deadline,)
+CLOCKS: tuple[Callable[[Look], Clock | None], ...] = (_deadline, _start)
 """Stops that time alone brings, the first that is out wins."""
 ORDER: tuple[Callable[[Look], Stop | None], ...] = (_cancelled, _marked, _out_of_time, given_up, _suspended)
 """Who may ask for a stop, the first wins: all but the last are final."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.names import PROGRESS_BYTES
+from finetune_api.progress import MAX_METRICS
 from finetune_api.report import (
     DATA_SENTENCES,
     FAILURES,
@@ -18,7 +19,7 @@ from finetune_api.report import (
     Report,
     WarningCode,
 )
-from finetune_api.status import MAX_CHECKPOINTS, MAX_METRICS, Checkpoint, CheckpointType, Metrics, Progress
+from finetune_api.status import MAX_CHECKPOINTS, Checkpoint, CheckpointType, Metrics, Progress
 from finetune_api.trainer import NOT_RETRIED, ExitCode, Stage
 from finetune_operator.plan.state import Pod
 from finetune_operator.plan.told import last_word

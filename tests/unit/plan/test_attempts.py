@@ -81,6 +81,10 @@ def test_the_newest_five_stay_and_older_ones_are_not_counted_anew():
 def test_a_pod_that_has_not_run_is_no_attempt():
     waits = replace(pod(1), started=None, running=False)
     assert tally(waits).attempts == ()
+    deleted = replace(waits, ended=NOW_TEXT, gone=True)
+    assert tally(deleted).attempts == ()
+    assert tally(deleted).disruptions == 0
+    assert tally(replace(deleted, disrupted="PreemptionByScheduler")).disruptions == 1
 
 
 def test_a_pod_that_nobody_saw_end_is_a_disruption():

@@ -68,3 +68,14 @@ def test_an_event_tells_each_change_once_and_is_silent_about_waiting():
         ("Warning", "Diverged", "the loss was not finite")
     ]
     assert transitions(new, new) == []
+
+
+def test_what_another_event_tells_is_not_told_again_but_for_the_end():
+    def status(*says: Say) -> JobStatus:
+        return JobStatus(conditions=said(*says))
+
+    lost = status(Say(ConditionType.RUNNING, False, "lost", Reason.NODE_LOST))
+    assert [e.reason for e in transitions(JobStatus(), lost)] == ["NodeLost"]
+    assert transitions(JobStatus(), lost, ["NodeLost"]) == []
+    failed = status(Say(ConditionType.FAILED, True, "full", Reason.STORAGE_FULL))
+    assert [e.reason for e in transitions(JobStatus(), failed, ["StorageFull"])] == ["StorageFull"]
