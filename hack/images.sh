@@ -3,6 +3,7 @@
 #
 #   hack/images.sh build [operator|trainer]   build (both when none is named) what this content has no image of yet
 #   hack/images.sh tag operator|trainer       print the full reference
+#   hack/images.sh derive FOLDER              build FOLDER on the trainer's image (build argument TRAINER), print the reference
 #
 # The tag is the version and a digest of everything that goes in: the same content is never built twice, and a changed
 # one is never mistaken for the old. With Docker: docker build, then into the kind or local cluster. Without:
@@ -38,6 +39,26 @@ ensure_image() {
   say "  $reference"
 }
 
+# An image of a test, on the trainer's: what the build itself says goes to standard error.
+derive_image() {
+  local folder reference trainer
+  folder=$(cd "$1" && pwd)
+  trainer=$(tag trainer)
+  build_images trainer >&2
+  reference=localhost/finetune-$(basename "$folder"):$( (echo "$trainer"; cd "$folder" && sha256sum -- *) | sha256sum | cut -c1-12)
+  if docker_works; then
+    docker build --build-arg TRAINER="$trainer" -t "$reference" "$folder" >&2
+    hand_over "$reference" >&2
+  elif [ -z "$(containerd_ctl images ls -q "name==$reference")" ]; then
+    ensure_buildkit >&2
+    buildctl --addr "$BUILDKIT_ADDRESS" build --frontend dockerfile.v0 --progress plain \
+      --local context="$folder" --local dockerfile="$folder" --opt image-resolve-mode=local \
+      --opt build-arg:TRAINER="$trainer" --output "type=image,name=$reference,unpack=true,compression=uncompressed" >&2
+    forget_old_images "$reference" >&2
+  fi
+  echo "$reference"
+}
+
 docker_build() { docker build --build-arg BASE_IMAGE="$BASE_IMAGE" --build-arg VERSION="$3" -t "$1" -f "$REPOSITORY/$2" "$REPOSITORY"; }
 
 # From Docker's own store into the cluster's, where there is a cluster.
@@ -68,5 +89,6 @@ digest() {
 case ${1:-} in
   build) shift; build_images "$@" ;;
   tag) tag "${2:-}" ;;
+  derive) derive_image "${2:?which folder}" ;;
   *) sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac

@@ -73,6 +73,7 @@ def before_start(*runtimes: FineTuneRuntime, **more: Any) -> Observed:
     """Everything that `make_job` names is there."""
     found: dict[str, Any] = {
         "claims": frozenset({"finetune-data", "finetune-models"}),
+        "access_modes": {"finetune-data": ("ReadWriteMany",), "finetune-models": ("ReadWriteMany",)},
         "service_accounts": frozenset({"default"}),
         **more,
     }

@@ -84,6 +84,17 @@ class SecretName(ApiModel):
     """Its name."""
 
 
+class ClaimTemplate(ApiModel):
+    """A claim for the output of jobs, made where it is missing; it outlives them."""
+
+    labels: StringMap = Field(default_factory=dict)
+    """Its labels."""
+    annotations: StringMap = Field(default_factory=dict)
+    """Its annotations."""
+    spec: Opaque
+    """PersistentVolumeClaimSpec: accessModes, resources.requests.storage, storageClassName."""
+
+
 class PodTemplate(ApiModel):
     """What the platform team adds to each pod. Security settings, image and command cannot be changed here."""
 
@@ -237,6 +248,8 @@ class RuntimeSpec(ApiModel):
     """What absent values of a job become."""
     limits: Limits = Limits()
     """The most that a job may ask for."""
+    claim_template: ClaimTemplate | None = None
+    """How a missing claim for the output is made, where the operator may (settings.createClaims). Absent: it is not."""
     termination_grace_period_seconds: Annotated[Integer, Field(ge=1, le=3600)] = 120
     """Time to save on SIGTERM; a save that does not fit is abandoned and the previous state stands."""
     models: Annotated[tuple[RuntimeModel, ...], Field(max_length=128)] = ()

@@ -79,6 +79,7 @@ class Reason(StrEnum):
     LIMIT_EXCEEDED = "LimitExceeded"
     SOURCE_NOT_ALLOWED = "SourceNotAllowed"
     CLAIM_NOT_FOUND = "ClaimNotFound"
+    ACCESS_MODE = "AccessMode"
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     SERVICE_ACCOUNT_NOT_FOUND = "ServiceAccountNotFound"
     CHECKPOINT_NOT_FOUND = "CheckpointNotFound"

@@ -15,6 +15,7 @@ from finetune_api import names
 from finetune_api.job import FineTuneJob, job_from
 from finetune_api.runtime import FineTuneRuntime, runtime_from
 from finetune_api.status import JobStatus, Resolved
+from finetune_api.trainer import Stage
 from finetune_operator.client import (
     CHILDREN,
     CLAIMS,
@@ -33,6 +34,7 @@ from finetune_operator.client import (
 from finetune_operator.plan import seen
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import of_stage
+from finetune_operator.plan.claims import claim_template
 from finetune_operator.plan.invalid import sentences, shell
 from finetune_operator.plan.look import stage_of
 from finetune_operator.plan.network import beside
@@ -99,13 +101,14 @@ async def _references(job: FineTuneJob, cluster: Cluster, shared: Shared) -> Obs
     account = permitted.runtime.spec.service_account_name
     claims = {use.parts.root for use in permitted.roots("pvc")}
     config_maps = {use.parts.root for use in permitted.roots("configmap")}
-    found_claims = [name for name in sorted(claims) if await find(CLAIMS, name)]
+    found_claims = {name: found for name in sorted(claims) if (found := await find(CLAIMS, name)) is not None}
     found_maps = {name: await find(CONFIG_MAPS, name) for name in sorted(config_maps)}
     return Observed(
         runtimes=runtimes,
         broken_runtimes=broken,
         parent=observed.parent,
         claims=frozenset(found_claims),
+        access_modes={name: _modes(claim) for name, claim in found_claims.items()},
         config_maps={name: _keys(found) for name, found in found_maps.items() if found is not None},
         service_accounts=frozenset([account] if await find(SERVICE_ACCOUNTS, account) else []),
     )
@@ -127,7 +130,8 @@ async def _children(
     workloads = await _workloads(manifest, cluster) if settings.kueue else []
     children = {stage: seen.child_job(manifest, workloads)} if manifest is not None else {}
     there_too = await _beside(job, status, cluster, settings)
-    return Observed(children=children, pods={stage: tuple(pods)}, beside=there_too)
+    claims = await _output_claim(job, status, cluster, settings) if not children and stage is Stage.PREPARE else ()
+    return Observed(children=children, pods={stage: tuple(pods)}, beside=there_too, claims=frozenset(claims))
 
 
 async def _beside(job: FineTuneJob, status: JobStatus, cluster: Cluster, settings: Settings) -> tuple[Beside, ...]:
@@ -139,6 +143,15 @@ async def _beside(job: FineTuneJob, status: JobStatus, cluster: Cluster, setting
         if manifest is not None:
             found.append(seen.beside(kind, manifest))
     return tuple(found)
+
+
+async def _output_claim(job: FineTuneJob, status: JobStatus, cluster: Cluster, settings: Settings) -> tuple[str, ...]:
+    """The name of the claim that the runtime's template would make, if it is there."""
+    made = claim_template(job, runtime_of(status.resolved or Resolved()), settings)
+    if made is None:
+        return ()
+    name = made["metadata"]["name"]
+    return (name,) if await _find(cluster, CLAIMS, made["metadata"]["namespace"], name) else ()
 
 
 async def _workloads(job: Manifest | None, cluster: Cluster) -> list[Manifest]:
@@ -200,6 +213,10 @@ async def _find(cluster: Cluster, resource: Resource, namespace: str, name: str)
         return await cluster.get(resource, namespace, name)
     except NotFound:
         return None
+
+
+def _modes(claim: Manifest) -> tuple[str, ...]:
+    return tuple(claim.get("spec", {}).get("accessModes", ()))
 
 
 def _keys(config_map: Manifest | None) -> frozenset[str]:

@@ -240,7 +240,7 @@ def _judged(body: bytes, line: _Line) -> Report | Fault | None:
 
 def _askable(pod: Pod) -> bool:
     """Only a pod that runs, in a network of its own, so that its address is its own."""
-    return pod.running and pod.ip is not None and not pod.host_network
+    return pod.running and pod.leads and pod.ip is not None and not pod.host_network
 
 
 def _heard(line: _Line) -> Heard:

@@ -21,7 +21,9 @@ from finetune_operator.plan.state import Event, Observed, Plan, Refusal, timesta
 from finetune_operator.settings import Settings
 
 MAX_RUNTIME_BYTES = 32 * 1024
-LOOKED_FOR = frozenset({Reason.CLAIM_NOT_FOUND, Reason.CONFIG_MAP_NOT_FOUND, Reason.SERVICE_ACCOUNT_NOT_FOUND})
+LOOKED_FOR = frozenset(
+    {Reason.CLAIM_NOT_FOUND, Reason.ACCESS_MODE, Reason.CONFIG_MAP_NOT_FOUND, Reason.SERVICE_ACCOUNT_NOT_FOUND}
+)
 """Refusals that end when an object appears that the operator may not watch."""
 WAITS = "waits until the job is accepted"
 SUSPENDED = "suspended before it started; set spec.suspend to false to start it"
@@ -33,7 +35,8 @@ def admit(job: FineTuneJob, observed: Observed, settings: Settings, now: datetim
     if isinstance(permitted, Refusal):
         return refused(job, permitted, settings, now)
     frozen = frozen_runtime(permitted)
-    refusal = queueing.refusal(job, settings) or missing(job, permitted, observed) or _too_large(frozen)
+    lacking = queueing.refusal(job, settings) or missing(job, permitted, observed, settings)
+    refusal = lacking or _too_large(frozen)
     if refusal is not None:
         return refused(job, refusal, settings, now)
     if job.spec.suspend:

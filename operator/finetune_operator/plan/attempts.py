@@ -50,10 +50,10 @@ def count(
     """
     tally = Tally(status.attempts, status.restarts, status.disruptions)
     for pod in pods:
-        known = next((a for a in tally.attempts if a.pod == pod.name), None)
+        known = next((a for a in tally.attempts if a.pod in {pod.name, *pod.peers}), None)
         if not _already_counted(pod, known, tally.attempts):
             tally = _seen(job, stage, tally, pod, known, reports.get(pod.uid), status)
-    tally = _vanished(job, stage, tally, {pod.name for pod in pods}, now)
+    tally = _vanished(job, stage, tally, {name for pod in pods for name in (pod.name, *pod.peers)}, now)
     return replace(tally, restarts=status.restarts, disruptions=status.disruptions) if stopped else tally
 
 
@@ -103,7 +103,7 @@ def _seen(
         reason=word_of(pod, report) if pod.ended else None,
         resumed_from_step=resumed if resumed is not None else (known.resumed_from_step if known else None),
     )
-    others = tuple(a for a in tally.attempts if a.pod != pod.name)
+    others = tuple(a for a in tally.attempts if a.pod not in {pod.name, *pod.peers})
     grown = replace(tally, attempts=(*others, attempt)[-MAX_ATTEMPTS:])
     if pod.ended is None or pod.exit_code == 0:
         return grown

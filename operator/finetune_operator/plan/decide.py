@@ -12,6 +12,7 @@ from finetune_api.trainer import Stage
 from finetune_operator.plan import outcome, queueing
 from finetune_operator.plan import stop as stopping
 from finetune_operator.plan.admit import admit, with_says
+from finetune_operator.plan.claims import claim_template
 from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended
 from finetune_operator.plan.lifetime import kept_for, stopped_running
 from finetune_operator.plan.look import Look, look_at, stage_of
@@ -126,7 +127,9 @@ def _create(look: Look, settings: Settings) -> Plan:
     config = trainer_config(look.job, look.runtime, resolved, status.output_name or "")
     labels = queueing.labels_of_queue(look.job, settings)
     manifest = queueing.in_queue(child_manifest(look.job, look.stage, look.runtime, config), labels)
-    made = (*_missing(look, settings), manifest)
+    claim = claim_template(look.job, look.runtime, settings) if look.stage is Stage.PREPARE else None
+    claims = (claim,) if claim is not None and claim["metadata"]["name"] not in look.claims else ()
+    made = (*claims, *_missing(look, settings), manifest)
     return _says(look, outcome.created(look), Plan(status, create=made, look_again_after=SOON))
 
 

@@ -17,7 +17,9 @@ from finetune_api.trainer import Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
 from finetune_operator.plan.lifetime import with_running_time
+from finetune_operator.plan.objects import nodes_of
 from finetune_operator.plan.queueing import displaced
+from finetune_operator.plan.rounds import speakers
 from finetune_operator.plan.state import Beside, ChildJob, Observed, Pod, Silence, timestamp
 from finetune_operator.plan.told import report_of, retold
 
@@ -37,7 +39,7 @@ class Look:
     child: ChildJob | None
     """The Job of that name, whosever it is."""
     pods: tuple[Pod, ...]
-    """Pods of `own`, oldest first."""
+    """Pods of `own`, oldest first; of several that train as one, the one that speaks for them."""
     there: tuple[Pod, ...]
     """Pods with this job's labels, of whatever Job."""
     reports: dict[str, Report]
@@ -46,6 +48,8 @@ class Look:
     now: datetime
     silences: Mapping[str, Silence]
     """Running pods whose newest answer was no report, by uid."""
+    claims: frozenset[str]
+    """The claim of the runtime's template, if it is there."""
     beside: tuple[Beside, ...]
     """Services and NetworkPolicies by the names of ours, whosever they are."""
 
@@ -99,17 +103,31 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
     pods = displaced(tuple(pod for pod in there if own is not None and pod.job_uid == own.uid), own)
     reports: dict[str, Report] = {}
     for pod in pods:
-        heard = observed.reports.get(pod.uid)
-        report = report_of(pod, heard, job.metadata.uid or "")
+        said = observed.reports.get(pod.uid)
+        report = report_of(pod, said, job.metadata.uid or "")
         if report is not None:
             reports[pod.uid] = report
-            at = heard.at if heard else pod.ended or timestamp(now)
-            status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
+            at = said.at if said else pod.ended or timestamp(now)
+            status = status if not pod.leads else retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
+    runtime = runtime_of(status.resolved or Resolved())
+    pods = speakers(pods, nodes_of(job, stage, runtime))
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=_stopped(job, own))
     status = with_running_time(_with_tally(status, tally), status.attempts)
-    runtime = runtime_of(status.resolved or Resolved())
     return Look(
-        job, stage, status, runtime, own, child, pods, there, reports, tally, now, observed.silences, observed.beside
+        job=job,
+        stage=stage,
+        status=status,
+        runtime=runtime,
+        own=own,
+        child=child,
+        pods=pods,
+        there=there,
+        reports=reports,
+        tally=tally,
+        now=now,
+        silences=observed.silences,
+        claims=observed.claims,
+        beside=observed.beside,
     )
 
 

@@ -29,8 +29,7 @@ def beside(job: FineTuneJob, stage: Stage, runtime: RuntimeSpec, settings: Setti
 
 def train_service(job: FineTuneJob) -> Manifest:
     """A headless Service: `<pod>.<service>` is the address of a training pod, ready or not, before the first is."""
-    labels = labels_of(job, Stage.TRAIN)
-    selector = {key: labels[key] for key in (names.MANAGED_BY_LABEL, names.JOB_UID_LABEL, names.STAGE_LABEL)}
+    selector = {**_pods_of(job), names.STAGE_LABEL: labels_of(job, Stage.TRAIN)[names.STAGE_LABEL]}
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -47,8 +46,7 @@ def train_service(job: FineTuneJob) -> Manifest:
 def network_policy(job: FineTuneJob, settings: NetworkPolicySettings) -> Manifest:
     """Into the job's pods: the operator and scrapers at the port of progress, and each other. Out of them: anything, or
     what the settings list, cluster DNS and each other."""
-    labels = {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.JOB_UID_LABEL: job.metadata.uid}
-    own = {"podSelector": {"matchLabels": labels}}
+    own = {"podSelector": {"matchLabels": _pods_of(job)}}
     spec: Manifest = {
         **own,
         "policyTypes": ["Ingress"],
@@ -63,6 +61,11 @@ def network_policy(job: FineTuneJob, settings: NetworkPolicySettings) -> Manifes
         "metadata": _metadata(job, job.metadata.name),
         "spec": spec,
     }
+
+
+def _pods_of(job: FineTuneJob) -> dict[str, str]:
+    """What all pods of the job bear, and pods that the operator did not make must not."""
+    return {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.JOB_UID_LABEL: job.metadata.uid or ""}
 
 
 def _progress(settings: NetworkPolicySettings) -> list[Manifest]:

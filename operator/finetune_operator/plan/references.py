@@ -9,10 +9,12 @@ from finetune_api.resolve import ResolvedValues, resolve
 from finetune_api.runtime import FineTuneRuntime
 from finetune_api.status import Reason
 from finetune_operator.plan.access import Use, namespace_refused, use_refused, uses_of
+from finetune_operator.plan.claims import cannot_share, claim_template, is_made
 from finetune_operator.plan.limits import deadline_refused, model_limits_refused, size_refused
 from finetune_operator.plan.size import output_uri, size_of
 from finetune_operator.plan.state import Observed, Refusal
 from finetune_operator.plan.weights import Weights, weights_of
+from finetune_operator.settings import Settings
 
 CLAIM_TO_PASTE = """\
 apiVersion: v1
@@ -91,12 +93,19 @@ def choose_runtime(name: str | None, observed: Observed) -> FineTuneRuntime | Re
     return defaults[0]
 
 
-def missing(job: FineTuneJob, permitted: Permitted, observed: Observed) -> Refusal | None:
-    """The first thing that a permitted job needs and that is not there."""
+def missing(job: FineTuneJob, permitted: Permitted, observed: Observed, settings: Settings) -> Refusal | None:
+    """The first thing that a permitted job needs and that is not there, or not fit for it."""
     namespace = job.metadata.namespace or ""
+    spec = permitted.runtime.spec
+    made = claim_template(job, spec, settings)
     for use in permitted.roots("pvc"):
+        modes = observed.access_modes.get(use.parts.root, ())
         if use.parts.root not in observed.claims:
-            return _no_claim(use, namespace)
+            if not is_made(use, permitted.uses, made):
+                return _no_claim(use, namespace)
+            modes = tuple((made or {})["spec"].get("accessModes", ()))
+        if refused := cannot_share(use, modes, job, spec):
+            return refused
     for use in permitted.roots("configmap"):
         if refused := _no_key(use, namespace, observed):
             return refused

@@ -144,6 +144,13 @@ class Pod:
     """Deleted: known only from the watch's last event."""
     index: int | None = None
     """Which of several pods of a training it is; None = the only one."""
+    peers: frozenset[str] = frozenset()
+    """Names of the other pods of the same attempt."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the pod that reports for all."""
+        return not self.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +197,8 @@ class Observed:
     parent: FineTuneJob | None = None
     """The job of fromCheckpoint."""
     claims: frozenset[str] = frozenset()
+    access_modes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each claim."""
     config_maps: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Keys of each config map."""
     service_accounts: frozenset[str] = frozenset()

@@ -22,7 +22,8 @@ from lives import message, said, seen
 LATER = NOW + timedelta(seconds=30)
 OPERATOR = OperatorPods(namespace="finetune-system", labels={"app.kubernetes.io/name": "finetune-operator"})
 SETTINGS = Settings(network_policy=NetworkPolicySettings(enabled=True, operator=OPERATOR))
-OWN = {"podSelector": {"matchLabels": {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.JOB_UID_LABEL: JOB_UID}}}
+PODS = {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.JOB_UID_LABEL: JOB_UID}
+OWN = {"podSelector": {"matchLabels": PODS}}
 FROM_OPERATOR = {
     "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "finetune-system"}},
     "podSelector": {"matchLabels": {"app.kubernetes.io/name": "finetune-operator"}},
@@ -93,7 +94,7 @@ def test_the_service_names_the_training_pods_before_they_are_ready():
     assert service["metadata"]["name"] == "tune-train"
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
-    assert service["spec"]["selector"] == {**OWN["podSelector"]["matchLabels"], names.STAGE_LABEL: "train"}
+    assert service["spec"]["selector"] == {**PODS, names.STAGE_LABEL: "train"}
 
 
 @pytest.mark.parametrize("manifest", [network_policy(make_job(), SETTINGS.network_policy), train_service(make_job())])
