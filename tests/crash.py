@@ -316,12 +316,14 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def side_by_side(runs: list[Awaitable[Any]]) -> list[Any]:
-    """All of them at the same time; the first error ends all."""
+async def side_by_side(runs: list[Awaitable[Any]], at_once: int = 32) -> list[Any]:
+    """So many of them at the same time; the first error ends all."""
+    places = asyncio.Semaphore(at_once)
+
+    async def one(run: Awaitable[Any]) -> Any:
+        async with places:
+            return await run
+
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_of(run)) for run in runs]
+        tasks = [group.create_task(one(run)) for run in runs]
     return [task.result() for task in tasks]
-
-
-async def _of(run: Awaitable[Any]) -> Any:
-    return await run

@@ -71,7 +71,7 @@ class History:
         """The objects of that kind that belong to a job, by name, as last told."""
         return self._there[job, kind]
 
-    async def until(self, job: str, condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+    async def until(self, job: str, condition: Callable[[], Any], what: str, seconds: float = 240.0) -> None:
         """Wait until a condition on that job's objects holds.
 
         Raises:

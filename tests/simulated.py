@@ -38,6 +38,10 @@ class World:
         self.created: list[str] = []
         """Names of Jobs, in the order of their making."""
         self.pods_made = 0
+        self.stopped_with = 3
+        """Exit code of a pod whose Job is suspended."""
+        self.uncounted: set[str] = set()
+        """Pods that the Job controller has ended itself, which it leaves out of its count."""
         self.most_pods_at_once = 0
         self._script = {stage: iter(exits) for stage, exits in script.items()}
         self._counter = itertools.count(1)
@@ -90,14 +94,16 @@ class World:
         ends = [_exit_code(pod) for pod in pods]
         active = [pod for pod, end in zip(pods, ends, strict=True) if end is None]
         status["active"], status["terminating"] = len(active), 0
-        failures = [end for end in ends if end not in (None, 0, 3, 4)]
+        counted = [end for pod, end in zip(pods, ends, strict=True) if pod["metadata"]["uid"] not in self.uncounted]
+        failures = [end for end in counted if end not in (None, 0, 3, 4)]
         if 0 in ends:
             status["conditions"] = [{"type": "Complete", "status": "True"}]
         elif any(end in range(10, 20) for end in failures) or len(failures) > job["spec"]["backoffLimit"]:
             status["conditions"] = [{"type": "Failed", "status": "True", "message": "the Job controller's words"}]
         elif job["spec"].get("suspend"):
             for pod in active:
-                _end(pod, 3, "", self.now)
+                _end(pod, self.stopped_with, "", self.now)
+                self.uncounted.add(pod["metadata"]["uid"])
             status["conditions"] = [] if active else [{"type": "Suspended", "status": "True"}]
         elif not active:
             self._make_pod(job)

@@ -198,7 +198,7 @@ class World:
         except AssertionError as error:
             raise AssertionError(f"{error}; its status: {as_json(self.status(name))}") from None
 
-    def kubectl_wait(self, name: str, condition: str, seconds: int = 60) -> None:
+    def kubectl_wait(self, name: str, condition: str, seconds: int = 120) -> None:
         """Wait for a condition as a user does."""
         where = ("-n", self.namespace, f"ftj/{name}", f"--timeout={seconds}s")
         self.plane.kubectl("wait", f"--for=condition={condition}", *where)

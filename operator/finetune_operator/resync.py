@@ -50,10 +50,12 @@ class Resync:
 
     async def once(self) -> None:
         """Compare once; wake every unfinished job and every difference."""
+        before = self._roster.versions()
         listed = await self._listed()
         told = self._roster.versions()
-        for key in told.keys() - listed.keys():
-            self._roster.gone(key)
+        for key in before.keys() - listed.keys():
+            if told.get(key) == before[key]:  # not made anew since the list was begun
+                self._roster.gone(key)
         self._differences = {
             key: self._difference(key, told.get(key)) for key, version in listed.items() if told.get(key) != version
         }
@@ -61,8 +63,14 @@ class Resync:
             await self._queue.add(key)
 
     def longest_difference(self) -> float:
-        """Seconds that the oldest difference has stayed; 0 if there is none."""
-        return max((self._clock() - d.since for d in self._differences.values()), default=0.0)
+        """Seconds that the oldest difference has stayed; 0 if there is none.
+
+        What the watch has told since the last list is none any more: while no list is answered, nothing else would
+        end it.
+        """
+        told = self._roster.versions()
+        stay = (d for key, d in self._differences.items() if told.get(key) == d.told)
+        return max((self._clock() - d.since for d in stay), default=0.0)
 
     def _difference(self, key: Key, told: Version | None) -> Difference:
         """A difference stays while the watch tells nothing new of the job."""

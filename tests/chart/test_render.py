@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from apiserver import BINARIES
 from finetune_operator.rbac import roles, rules
 from finetune_operator.settings import Settings
 from manifests import KINDS, ROOT, documents
@@ -223,3 +225,12 @@ def test_the_schema_knows_every_setting() -> None:
     schema = json.loads(Path(CHART / "values.schema.json").read_text())["properties"]["settings"]
     assert set(schema["properties"]) == {field.alias for field in Settings.model_fields.values()} - {"leaderElection"}
     assert schema["additionalProperties"] is False
+
+
+@every_value_set
+def test_helm_finds_nothing_to_say(values, tmp_path) -> None:
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps(values))
+    command = [str(BINARIES / "helm"), "lint", "--strict", "--quiet", "--kube-version", "1.34.0", "--values", str(file)]
+    done = subprocess.run([*command, str(CHART)], capture_output=True, text=True, check=False)
+    assert (done.returncode, "ERROR" in done.stdout, "WARNING" in done.stdout) == (0, False, False), done.stdout

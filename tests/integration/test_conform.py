@@ -13,7 +13,8 @@ from rendering import VALUES, template
 from schemas import conform, export
 
 NOT_OURS = ("ServiceMonitor", "PrometheusRule")
-"""Kinds of the Prometheus operator, whose schemas this server has not."""
+OF_KUEUE = ("ResourceFlavor", "ClusterQueue", "LocalQueue", "WorkloadPriorityClass")
+"""Kinds of the Prometheus operator and of Kueue, whose schemas this server has not."""
 EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name != "kustomization.yaml")
 
 
@@ -39,9 +40,10 @@ def test_the_chart_conforms(schemas, values) -> None:
 
 
 def test_the_examples_conform(schemas) -> None:
-    said = conform(schemas, "\n---\n".join(path.read_text() for path in EXAMPLES))
+    said = conform(schemas, "\n---\n".join(path.read_text() for path in EXAMPLES), *OF_KUEUE)
     assert [(r["name"], r["msg"]) for r in said["resources"]] == []
-    assert said["summary"]["valid"] >= len(EXAMPLES)
+    assert said["summary"]["valid"] + said["summary"]["skipped"] >= len(EXAMPLES)
+    assert said["summary"]["valid"] > 10
 
 
 @pytest.mark.parametrize(

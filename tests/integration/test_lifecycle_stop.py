@@ -40,7 +40,7 @@ def pods_at_work(world: World, stage: str) -> list[str]:
 
 def saved(world: World, name: str) -> None:
     """Wait until a state is saved at step 2."""
-    wait_for(lambda: world.status(name).get("recovery", {}).get("step") == 2, "a recovery state")
+    wait_for(lambda: world.status(name).get("recovery", {}).get("step") == 2, "a recovery state", 90)
 
 
 def phase(world: World, name: str) -> str:

@@ -31,7 +31,7 @@ def resumed(name: str) -> Behaviour:
 
 def saved(world: World, name: str) -> None:
     """Wait until a state is saved at step 2."""
-    wait_for(lambda: world.status(name).get("recovery", {}).get("step") == 2, "a recovery state")
+    wait_for(lambda: world.status(name).get("recovery", {}).get("step") == 2, "a recovery state", 90)
 
 
 def gone(world: World, name: str) -> bool:

@@ -85,7 +85,10 @@ def _stopped(look: Look, stop: Stop) -> Plan:
 
 
 def _resumed(look: Look, own: ChildJob) -> Plan:
-    """Let a held child go on, once its ends are written down: only while it is held are they known to be ours."""
+    """Let a held child go on, once its pods have ended and that is written down: only while it is held is it known
+    that they ended by our doing."""
+    if own.held and not stopping.over(look):
+        return _says(look, outcome.stopping(look), Plan(look.status, look_again_after=SOON))
     written = look.job.status is not None and look.job.status.attempts == look.status.attempts
     plan = Plan(look.status, resume=(stopping.released(own),), look_again_after=SOON)
     return _says(look, outcome.resuming(look), plan if written else Plan(look.status, look_again_after=0.0))

@@ -6,7 +6,7 @@ begins anew for each pod, so that a job which trained for days has all of it aga
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from finetune_api.status import ConditionType, Reason
 from finetune_api.trainer import Stage
@@ -14,7 +14,10 @@ from finetune_operator.plan.attempts import of_stage
 from finetune_operator.plan.failure import follow_up
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
-from finetune_operator.plan.state import ChildJob, Pod, Waiting
+from finetune_operator.plan.state import ChildJob, Pod, Waiting, timestamp
+
+BACK_OFF = timedelta(minutes=10)
+"""The longest pause that the Job controller makes of itself between a failed pod and the next."""
 
 
 def waiting(look: Look) -> Waiting:
@@ -69,7 +72,8 @@ def _of_pods(own: ChildJob, look: Look, pending: list[Pod]) -> str | None:
         return None  # its controller has not seen it yet, or not since it goes on
     if pending:
         return max(own.started, min(pod.created for pod in pending))
-    return max(own.started, _last_end(look))
+    end = _last_end(look)
+    return max(own.started, timestamp(datetime.fromisoformat(end) + BACK_OFF)) if end else own.started
 
 
 def _without_child(look: Look) -> str | None:

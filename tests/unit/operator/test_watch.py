@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import aiohttp
 
 from builders import job_manifest
 from finetune_api import names
-from finetune_operator.client import Unavailable
+from finetune_operator import handlers
+from finetune_operator.client import Credentials, Unavailable
 from finetune_operator.handlers import Watch, missing_watches
 from finetune_operator.health import Health, serve
 from finetune_operator.observe import Departed
@@ -138,6 +140,33 @@ def test_a_child_wakes_its_job_and_a_deleted_pods_last_event_is_kept():
     assert watch.departed.of("u", "prepare") == []
 
 
+def test_a_token_that_was_refused_may_be_shown_again_after_a_pause(monkeypatch):
+    """kopf takes no credentials twice, and its watchers end where there are no others."""
+    monkeypatch.setattr(handlers, "LOGIN_PAUSE_SECONDS", 0.05)
+
+    class Known:
+        async def credentials(self) -> Credentials:
+            return Credentials("https://server", "Bearer t0ken", None, None, None, verify=True)
+
+    async def story() -> None:
+        cluster: Any = Known()
+        watch = Watch(cluster, Recorder(), Roster(), Departed())
+        loop = asyncio.get_running_loop()
+        first, begun = await watch.login(), loop.time()
+        second = await watch.login()
+        assert loop.time() - begun >= 0.04
+        assert (first.scheme, first.token) == (second.scheme, second.token) == ("Bearer", "t0ken")
+        assert first != second
+
+    asyncio.run(story())
+
+
+def test_a_request_of_a_watcher_is_repeated_without_end_and_never_without_a_pause():
+    waits = list(itertools.islice(handlers.Backoffs(), 1000))
+    assert min(waits) >= 1
+    assert max(waits) <= 30
+
+
 def test_only_the_newest_deleted_pods_are_kept():
     departed = Departed()
     for number in range(3000):
@@ -209,6 +238,31 @@ def test_a_busy_job_that_the_watch_tells_of_late_is_no_difference_that_stays():
         listing.items[0]["metadata"]["resourceVersion"] = str(2 * turn + 1)
         asyncio.run(resync.once())
         assert resync.longest_difference() == 0.0
+
+
+def test_a_difference_that_the_watch_has_told_of_ends_though_no_list_is_answered():
+    resync, watch, _, listing, clock = resyncing()
+    listing.items.append(job_manifest("missed"))
+    asyncio.run(resync.once())
+    clock.now = 200.0
+    assert resync.longest_difference() == 200.0
+    tell(watch, job_manifest("missed"))
+    assert resync.longest_difference() == 0.0
+
+
+def test_a_job_made_while_the_list_is_read_is_not_forgotten():
+    resync, watch, _, listing, _ = resyncing()
+
+    async def made_meanwhile(*_: Any, **__: Any) -> list[dict[str, Any]]:
+        manifest = job_manifest("young")
+        manifest["metadata"]["resourceVersion"] = "9"
+        await watch.job_event(event={"type": "ADDED", "object": manifest})
+        return []
+
+    cluster: Any = listing
+    cluster.list = made_meanwhile
+    asyncio.run(resync.once())
+    assert ("team", "young") in watch.roster.versions()
 
 
 def test_an_api_server_that_is_down_does_not_end_the_resync():

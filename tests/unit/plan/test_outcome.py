@@ -275,7 +275,7 @@ def test_the_api_servers_refusal_of_a_child_is_said():
     assert (told.create, told.look_again_after) == ((), SETTINGS.poll_period_seconds)
     assert [e.reason for e in told.events] == ["ChildRefused"]
     job = after(job, told)
-    words = "Job tune-prepare: exceeded quota: pods"
+    words = "Job tune-prepare: exceeded quota: pods, used: one more"
     again = refused_child(job, look(job, seen(Stage.PREPARE)), words, SETTINGS, LATER)
     assert again.events == ()
 

@@ -10,6 +10,7 @@ import pytest
 from builders import NOW, NOW_TEXT, make_child, make_pod
 from finetune_api.status import Attempt, ConditionType, Reason
 from finetune_api.trainer import Stage
+from finetune_operator.plan.starting import BACK_OFF
 from finetune_operator.plan.state import Observed, Waiting, timestamp
 from lives import look, message, said, seen, started
 
@@ -69,6 +70,16 @@ def test_time_rests_or_begins_anew(own, pods):
     plan = look(owner, seen(Stage.TRAIN, own, *(pending(own, **fields) for fields in pods)), NOW + AFTER)
     assert plan.suspend == ()
     assert ConditionType.FAILED not in said(plan)
+
+
+def test_a_pod_that_is_never_replaced_ends_the_job_after_the_longest_pause():
+    owner = job(backoffLimit=9)
+    own = child(owner)
+    dead = pending(own, started=NOW_TEXT, waiting=None, ended=at(1), exit_code=1)
+    late = NOW + timedelta(seconds=1) + BACK_OFF
+    assert look(owner, seen(Stage.TRAIN, own, dead), late + BEFORE).suspend == ()
+    (held,) = look(owner, seen(Stage.TRAIN, own, dead), late + AFTER).suspend
+    assert "with exit code 1 and left no report" in held.mark
 
 
 def test_one_pod_of_several_that_waits_too_long_is_enough():

@@ -117,6 +117,30 @@ def test_ends_are_written_down_before_the_job_goes_on():
     assert plan.status.restarts == 0
 
 
+def test_it_goes_on_only_when_the_pods_of_the_stop_have_ended():
+    """Its old pod is told to stop already: let go on now, its end would look like a failure."""
+    job = started(Stage.TRAIN, backoffLimit=0)
+    child = make_child(job, Stage.TRAIN, **HELD)
+    leaving = make_pod(child, running=False)
+    job = after(job, look(job, seen(Stage.TRAIN, child, leaving)))
+    for observed in (seen(Stage.TRAIN, child, leaving), seen(Stage.TRAIN, replace(child, halted=True), leaving)):
+        plan = look(job, observed)
+        assert (plan.resume, plan.look_again_after is not None) == ((), True)
+        assert message(plan, ConditionType.RUNNING) == f"stopping: pod {leaving.name} saves its state and leaves"
+    ended = seen(Stage.TRAIN, replace(child, halted=True), replace(leaving, ended=LATER_TEXT, exit_code=137))
+    plan = look(job, ended)
+    assert (plan.resume, plan.status.restarts) == ((), 0)
+    assert [c.suspended for c in look(after(job, plan), ended).resume] == [False]
+
+
+def test_one_that_somebody_else_lets_go_on_meanwhile_only_loses_its_mark():
+    job = started(Stage.TRAIN)
+    child = make_child(job, Stage.TRAIN, mark="UserRequested: suspended")
+    pod = make_pod(child)
+    job = after(job, look(job, seen(Stage.TRAIN, child, pod)))
+    assert [(c.suspended, c.mark) for c in look(job, seen(Stage.TRAIN, child, pod)).resume] == [(False, None)]
+
+
 @pytest.mark.parametrize("ran", [False, True])
 def test_a_job_that_somebody_else_holds_stays_theirs(ran):
     job = started(Stage.TRAIN)
