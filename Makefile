@@ -75,9 +75,12 @@ chart: setup cluster-build ## lint the chart and test what it renders
 	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator
 	$(PY) -m pytest tests/chart
 
-.PHONY: bench-data bench-cpu bench-gpu bench-idle bench-faults soak
+.PHONY: bench-data bench-cpu bench-gpu bench-idle bench-faults soak scale
 bench-data: setup ## rows per second and memory of the data gate, up to a million rows
 	$(PY) benchmarks/data_gate.py
+
+scale: setup cluster-build ## a thousand jobs at once, against a client without logic; wants an idle machine; JOBS=100
+	$(PY) benchmarks/scale.py $(if $(JOBS),--jobs $(JOBS) --finished $(JOBS))
 
 bench-cpu: setup ## shared prompts against unshared ones, plain transformers and TRL; wants an idle machine
 	$(PY) benchmarks/cpu.py

@@ -147,6 +147,7 @@ class ControlPlane:
     folder: Path
     port: int
     kubeconfig: Path
+    etcd_port: int
     processes: list[subprocess.Popen[bytes]]
     """What was started, in that order."""
 
@@ -194,11 +195,11 @@ class ControlPlane:
 
 
 @contextlib.contextmanager
-def control_plane(folder: Path) -> Iterator[ControlPlane]:
-    """Start one in `folder`, and end exactly what was started."""
+def control_plane(folder: Path, *flags: str) -> Iterator[ControlPlane]:
+    """Start one in `folder`, with more flags for its API server, and end exactly what was started."""
     started: list[subprocess.Popen[bytes]] = []
     try:
-        yield _start(folder, started)
+        yield _start(folder, started, flags)
     finally:
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
@@ -210,7 +211,7 @@ def control_plane(folder: Path) -> Iterator[ControlPlane]:
                 process.wait()
 
 
-def _start(folder: Path, started: list[subprocess.Popen[bytes]]) -> ControlPlane:
+def _start(folder: Path, started: list[subprocess.Popen[bytes]], flags: tuple[str, ...]) -> ControlPlane:
     etcd_port, peer_port, port = free_ports(3)
     pki = folder / "pki"
     pki.mkdir(parents=True)
@@ -219,10 +220,10 @@ def _start(folder: Path, started: list[subprocess.Popen[bytes]]) -> ControlPlane
     (pki / "tokens.csv").write_text(f'{ADMIN_TOKEN},admin,1,"system:masters"\n')
     (pki / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
     started.append(_spawn(folder, "etcd", *_etcd_flags(folder, etcd_port, peer_port)))
-    started.append(_spawn(folder, "kube-apiserver", *_apiserver_flags(folder, key, etcd_port, port)))
+    started.append(_spawn(folder, "kube-apiserver", *_apiserver_flags(folder, key, etcd_port, port), *flags))
     certificate = pki / "apiserver.crt"
     _wait_until(lambda: certificate.exists() and certificate.stat().st_size > 0, "the API server's certificate")
-    plane = ControlPlane(folder, port, folder / "admin.kubeconfig", started)
+    plane = ControlPlane(folder, port, folder / "admin.kubeconfig", etcd_port, started)
     plane.kubeconfig_for(ADMIN_TOKEN, plane.kubeconfig)
     _wait_until(lambda: _ready(plane), f"the API server; see {folder}/kube-apiserver.log")
     started.append(_spawn(folder, "kube-controller-manager", *_controller_flags(plane, key)))

@@ -109,7 +109,7 @@ async def history(plane: ControlPlane, namespace: str) -> AsyncIterator[History]
             path = f"{group}/namespaces/{namespace}/{kind}"
             async with session.get(path) as answer:
                 version = (await answer.json())["metadata"]["resourceVersion"]
-            tasks.append(asyncio.create_task(_watch(session, f"{path}?watch=1&resourceVersion={version}", kind, made)))
+            tasks.append(asyncio.create_task(_watch(session, path, version, kind, made)))
         try:
             yield made
         finally:
@@ -120,10 +120,13 @@ async def history(plane: ControlPlane, namespace: str) -> AsyncIterator[History]
             assert not broken, broken
 
 
-async def _watch(session: aiohttp.ClientSession, path: str, kind: str, history: History) -> None:
-    async with session.get(path) as response:
-        rest = b""
-        async for chunk in response.content.iter_any():
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                history.saw(kind, json.loads(line))
+async def _watch(session: aiohttp.ClientSession, path: str, version: str, kind: str, history: History) -> None:
+    """Watch without end; the server closes the watch of a reader that is too slow, which then goes on from there."""
+    while True:
+        async with session.get(path, params={"watch": "1", "resourceVersion": version}) as response:
+            rest = b""
+            async for chunk in response.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for event in map(json.loads, lines):
+                    history.saw(kind, event)
+                    version = event["object"]["metadata"]["resourceVersion"]

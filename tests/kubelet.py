@@ -61,6 +61,8 @@ class Behaviour:
     """Reason of the end, such as OOMKilled."""
     waiting: str | None = None
     """It never starts: the reason of its container's waiting state."""
+    answer: Callable[[BaseHTTPRequestHandler, Report], None] | None = None
+    """What it answers to GET /progress instead of its report."""
     before: Fields | None = None
     """Its whole status until `until` is set, as scheduler or kubelet writes it; then it starts."""
     homeless: bool = False
@@ -190,6 +192,7 @@ def _lives(api: Api, pod: _Pod) -> None:
     finally:
         server.shutdown()
         server.server_close()
+        api.close()  # the API server has left a connection that was idle for long
     if pod.behaviour.after:
         _struck(api, pod, started)
     else:
@@ -262,6 +265,10 @@ def _serve(pod: _Pod) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if pod.behaviour.answer is not None:
+                with contextlib.suppress(ConnectionError):
+                    pod.behaviour.answer(self, pod.report)
+                return
             job = pod.manifest["metadata"]["labels"][JOB_UID_LABEL]
             known = self.path == PROGRESS_PATH and self.headers[PROGRESS_HEADER] == job and not pod.behaviour.silent
             body = json.dumps(pod.report.to_json()).encode() if known else b""

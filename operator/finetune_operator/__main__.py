@@ -118,6 +118,7 @@ async def _work(parts: Parts, settings: Settings, leader: Leader | None, stoppin
     async with open_session() as session, asyncio.TaskGroup() as group:
         pace = Pace(parts.queue.add, settings.status_writes_per_second, time.monotonic)
         poller = Poller(session, pace, parts.queue.add, settings, _now)
+        parts.resync.hears = poller.hears
         announcer = Announcer(parts.cluster)
         reconciler = Reconciler(parts.cluster, poller, parts.departed, settings, pace, announcer, _now)
         background = [

@@ -27,6 +27,7 @@ from finetune_operator.settings import Settings
 LOG = logging.getLogger(__name__)
 Handler = Callable[..., Coroutine[Any, Any, None]]
 OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+CHILD_SECONDS = 0.2
 NAMESPACED = (names.JOB_PLURAL, "jobs", "pods")
 LOGIN_PAUSE_SECONDS = 2.0
 LAST_SECONDS = 10.0
@@ -74,7 +75,8 @@ class Watch:
         if event["type"] == "DELETED" and event["object"].get("kind") == "Pod":
             self.departed.remember(event["object"])
         if name:
-            await self.queue.add((metadata["namespace"], name))
+            # A child tells of itself several times in a row: one look takes in all of it.
+            await self.queue.add_after((metadata["namespace"], name), CHILD_SECONDS)
 
     async def login(self, **_: Any) -> kopf.ConnectionInfo:
         """The same credentials as the client's, read again each time that the API server has refused the last ones.

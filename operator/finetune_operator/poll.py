@@ -31,6 +31,7 @@ from finetune_operator.queue import Key
 from finetune_operator.settings import Settings
 
 LOG = logging.getLogger(__name__)
+LATELY_PERIODS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,12 @@ class Poller:
         """The job is final or gone."""
         for line in self._lines.pop(key, {}).values():
             line.closed = True
+
+    def hears(self, key: Key) -> bool:
+        """Whether every pod of the job that can be asked has given a report lately."""
+        lines = [line for line in self._lines.get(key, {}).values() if _askable(line.pod)]
+        lately = self._clock() - timedelta(seconds=LATELY_PERIODS * self._period)
+        return bool(lines) and all(line.body and line.fault is None and line.since >= lately for line in lines)
 
     def followed(self) -> int:
         """Pods that are asked."""

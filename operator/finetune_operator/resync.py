@@ -38,6 +38,8 @@ class Resync:
         self._cluster, self._queue, self._roster = cluster, queue, roster
         self._settings, self._clock = settings, clock
         self._differences: dict[Key, Difference] = {}
+        self.hears: Callable[[Key], bool] = lambda key: False
+        """Whether a job's pods have just reported: then they run, and nobody need look whether they still do."""
 
     async def run(self) -> None:
         """Compare until cancelled. An API server that does not answer is asked again at the next turn."""
@@ -49,7 +51,7 @@ class Resync:
                 LOG.warning("resync: %s", error)
 
     async def once(self) -> None:
-        """Compare once; wake every unfinished job and every difference."""
+        """Compare once; wake every unfinished job that is not heard, and every difference."""
         before = self._roster.versions()
         listed = await self._listed()
         told = self._roster.versions()
@@ -59,7 +61,8 @@ class Resync:
         self._differences = {
             key: self._difference(key, told.get(key)) for key, version in listed.items() if told.get(key) != version
         }
-        for key in {*self._roster.unfinished(), *self._differences}:
+        silent = (key for key in self._roster.unfinished() if not self.hears(key))
+        for key in {*silent, *self._differences}:
             await self._queue.add(key)
 
     def longest_difference(self) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from e2e.jobs import NAMESPACE, Manifest, a_job, apply, children, complete, kubectl, until
 
-SHARED, RUNTIME = "finetune-shared", "several"
+SHARED, RUNTIME, NAME = "finetune-shared", "several", "two-nodes"
 
 
 @pytest.fixture
@@ -28,6 +28,8 @@ def several(namespace: str) -> Iterator[None]:
     subprocess.run(create, cwd=bringup.ROOT, env=environment, check=True, capture_output=True)
     kubectl("-n", NAMESPACE, "create", "configmap", "finetune-rows", "--from-literal=rows.jsonl={}")
     yield
+    # With its pods, which use the claim as long as they are there.
+    kubectl("-n", NAMESPACE, "delete", "ftj", NAME, "--cascade=foreground", "--timeout=60s")
     kubectl("delete", "ftr", RUNTIME)
     kubectl("-n", NAMESPACE, "delete", "configmap", "finetune-rows")
     bringup.run("hack/volume.sh", "delete", SHARED, NAMESPACE, quiet=True)
@@ -63,7 +65,7 @@ def batch_job(job: str) -> Manifest:
 
 def test_two_nodes_meet_lose_one_meet_again_and_end_well(several: None) -> None:
     """The lost pod counts once, its peer (exit 4) not at all; both are replaced, meet by the old names, and exit 0."""
-    name = "two-nodes"
+    name = NAME
     spec = {"model": "org/none", "trainingFile": "configmap://finetune-rows/rows.jsonl"}
     apply(a_job(name, runtime=RUNTIME, resources={"nodes": 2}, output={"uri": f"pvc://{SHARED}"}, **spec))
     first, second = until(lambda: met(name), "both pods say that they have met", seconds=60)

@@ -21,6 +21,7 @@ SETTINGS = {
     "healthPort": 0,
     "trainerImage": "trainer:1",
     "networkPolicy": {"enabled": True},
+    "progressStaleSeconds": 8,
 }
 """Impatient, because a job takes seconds here; and any free port, because many may run on this machine."""
 
@@ -76,7 +77,7 @@ def operator(operator_account) -> Iterator[OperatorProcess]:
     running = OperatorProcess(operator_account, folder / "settings.yaml", folder / "operator.log")
     running.start()
     try:
-        running.wait_for_log("made FineTuneRuntime default")
+        running.wait_for_log("made FineTuneRuntime default", 60)
         yield running
     finally:
         code = running.stop()

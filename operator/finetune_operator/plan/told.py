@@ -91,9 +91,9 @@ def retold(status: JobStatus, pod: Pod, report: Report, at: str, n_checkpoints: 
 
 
 def _size(status: JobStatus) -> int:
-    """Bytes of what pods have told, as JSON, where every character outside ASCII takes six or more."""
-    told = status.model_dump(mode="json", include=TOLD, exclude_none=True)
-    return len(json.dumps(told, separators=(",", ":")))
+    """Bytes of what pods have told as the API server may write it: six for each character beyond ASCII, <, > and &."""
+    told = json.dumps(status.model_dump(mode="json", include=TOLD, exclude_none=True), separators=(",", ":"))
+    return len(told) + 5 * sum(told.count(mark) for mark in "<>&")
 
 
 def _history(status: JobStatus, report: Report, at: str) -> History | None:

@@ -193,8 +193,10 @@ def test_a_pod_is_asked_once_a_period_until_its_job_is_forgotten():
             await pods.until(lambda: len(asked) >= 4)
             assert all(b - a > 0.08 for a, b in pairwise(asked))
             assert pods.poller.followed() == 1
+            assert pods.poller.hears(KEY)
             pods.poller.forget(KEY)
             assert pods.poller.followed() == 0
+            assert not pods.poller.hears(KEY)
             so_far = len(asked)
             await asyncio.sleep(0.3)
             assert len(asked) <= so_far + 1
@@ -246,6 +248,7 @@ def test_a_silent_pod_wakes_its_job_once_and_again_when_it_speaks():
             first = pods.follow()
             await pods.until(lambda: pods.woken)
             assert first == Told()
+            assert not pods.poller.hears(KEY)
             await asyncio.sleep(0.3)
             assert len(pods.woken) == 1
             speaks.set()
@@ -275,11 +278,11 @@ def test_pods_that_hang_delay_each_other_and_nobody_else():
                 pods.follow(hanging, key=("team", f"hanging-{number}"))
             in_one_lane = 40 * settings.poll_timeout_seconds / 2
             await pods.until(lambda: counted("unreachable") >= before + 40, 3 * in_one_lane)
-            begun = asyncio.get_running_loop().time()
             for number in range(1, 21):
                 pods.follow(replace(POD, ip=f"127.0.2.{number}"), key=("team", f"well-{number}"))
-            await pods.until(lambda: len(answered) == 20 and min(map(len, answered.values())) >= 6)
-            assert asyncio.get_running_loop().time() - begun < 6 * in_one_lane / 3
+            rounds = 5
+            often = lambda: len(answered) == 20 and min(map(len, answered.values())) >= rounds  # noqa: E731
+            await pods.until(often, rounds * in_one_lane / 2)
 
     before = counted("unreachable")
     asyncio.run(story())

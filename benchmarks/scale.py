@@ -1,0 +1,398 @@
+"""A thousand jobs at once on a real control plane: `make scale`, about half an hour; run it on a machine that is idle.
+
+The operator runs as shipped, with the rights of its role. It is compared, in the same run, with a client that uses the
+same library and concurrency and makes the same four writes for each job (FineTuneJob, status, Job, status) without
+thinking, and with the bare creation of Jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+from figures import QUIET_SECONDS, Figures, problems_of, report  # noqa: E402
+from fleet import CHECKPOINTS, MOMENT, Fleet, full_report  # noqa: E402
+
+from apiserver import ControlPlane, control_plane  # noqa: E402
+from builders import (  # noqa: E402
+    JOB_UID,
+    NAMESPACE,
+    NOW,
+    before_start,
+    job_manifest,
+    make_child,
+    make_job,
+    make_pod,
+    runtime_manifest,
+)
+from finetune_api.status import Condition, ConditionStatus  # noqa: E402
+from finetune_api.trainer import Stage  # noqa: E402
+from finetune_operator.client import (  # noqa: E402
+    CLAIMS,
+    FINETUNE_JOBS,
+    JOBS,
+    METADATA_ONLY,
+    PODS,
+    RUNTIMES,
+    Cluster,
+    Manifest,
+    Resource,
+)
+from finetune_operator.plan.decide import decide  # noqa: E402
+from finetune_operator.plan.state import Observed  # noqa: E402
+from finetune_operator.plan.told import retold  # noqa: E402
+from finetune_operator.settings import Settings  # noqa: E402
+from world import OperatorProcess  # noqa: E402
+
+SYSTEM, OPERATOR = "finetune-system", "system:serviceaccount:finetune-system:finetune-operator"
+SAMPLE = "scale-sample"
+RESULT = Path(__file__).with_name("scale.md")
+AT_ONCE = Settings().workers
+AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived", "ResponseStarted"],
+    "rules": [{"level": "Metadata", "users": [OPERATOR]}, {"level": "None"}],
+}
+
+
+@dataclass
+class Bench:
+    """One control plane, and two users of it."""
+
+    plane: ControlPlane
+    cluster: Cluster
+    figures: Figures
+    folder: Path
+    asked: Counter[str] = field(default_factory=Counter)
+    read_to: int = 0
+
+    async def each(self, count: int, work: Callable[[int], Awaitable[object]], what: str) -> None:
+        """Do `work` for every number, AT_ONCE at the same time."""
+        numbers, done, told = iter(range(count)), 0, time.monotonic()
+
+        async def worker() -> None:
+            nonlocal done, told
+            for number in numbers:
+                await work(number)
+                done += 1
+                if time.monotonic() - told > 2:
+                    told = time.monotonic()
+                    print(f"  {what}: {done}/{count}", flush=True)
+
+        await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+
+    async def count(self, resource: Resource, namespace: str) -> int:
+        """How many objects there are, without reading them."""
+        page = await self.cluster._call("GET", resource.path(namespace), query={"limit": "1"})
+        return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
+
+    async def until(self, number: Callable[[], Awaitable[int]], wanted: int, what: str) -> None:
+        """Wait, and tell how far it is."""
+        told = 0.0
+        while (now := await number()) != wanted:
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                print(f"  {what}: {now}/{wanted}", flush=True)
+            await asyncio.sleep(0.2)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="A thousand jobs at once.")
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--finished", type=int, default=5000)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    given = parser.parse_args()
+    figures = Figures(given.jobs, given.finished)
+    with tempfile.TemporaryDirectory() as folder:
+        policy = Path(folder) / "audit.json"
+        policy.write_text(json.dumps(AUDIT))
+        flags = (f"--audit-policy-file={policy}", f"--audit-log-path={folder}/audit.log")
+        with control_plane(Path(folder) / "plane", *flags) as plane:
+            asyncio.run(measure(plane, figures, Path(folder)))
+            text = report(figures, json.loads(plane.kubectl("get", "--raw", "/version"))["gitVersion"], AT_ONCE)
+    given.output.write_text(text)
+    print(text)
+    if problems := problems_of(figures):
+        sys.exit("; ".join(problems))
+
+
+async def measure(plane: ControlPlane, figures: Figures, folder: Path) -> None:
+    """Everything, in turn."""
+    cluster = await Cluster.connect(str(plane.kubeconfig), in_cluster=False)
+    bench = Bench(plane, cluster, figures, folder)
+    try:
+        operator = await install(bench)
+        await bare_jobs(bench)
+        await plain_client(bench)
+        await clear(bench, "bare", "plain")
+        operator.start()
+        try:
+            await at_once(bench, operator)
+        finally:
+            operator.stop()
+    finally:
+        await cluster.close()
+
+
+async def install(bench: Bench) -> OperatorProcess:
+    """CRDs, the shipped role, namespaces with what the jobs name, a runtime."""
+    plane = bench.plane
+    plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    chart = str(ROOT / "charts" / "finetune-operator")
+    where = ["--namespace", SYSTEM, "--create-namespace", "--set", "crds.enabled=false"]
+    installed = plane.run("helm", "upgrade", "--install", "finetune-operator", chart, *where)
+    assert installed.returncode == 0, installed.stderr
+    await bench.cluster.create(RUNTIMES, runtime_manifest())
+    for namespace in ("bare", "plain", "scale", "finished"):
+        plane.kubectl("create", "namespace", namespace)
+        for claim in ("finetune-data", "finetune-models"):
+            spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+            await bench.cluster.create(CLAIMS, {"metadata": {"name": claim, "namespace": namespace}, "spec": spec})
+    token = plane.kubectl("create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration", "4h").strip()
+    kubeconfig = plane.kubeconfig_for(token, bench.folder / "operator.kubeconfig")
+    settings = bench.folder / "settings.yaml"
+    settings.write_text(json.dumps({"healthPort": 0, "createDefaultRuntime": False}))
+    return OperatorProcess(kubeconfig, settings, bench.folder / "operator.log")
+
+
+def templates() -> tuple[str, str, str]:
+    """The start status, the child Job and the status after it, as the operator makes them for the sample."""
+    sample = make_job(SAMPLE)
+    begun = decide(sample, before_start(), Settings(), NOW).status
+    plan = decide(sample.model_copy(update={"status": begun}), Observed(), Settings(), NOW)
+    (child,) = [manifest for manifest in plan.create if manifest["kind"] == "Job"]
+    return json.dumps(begun.to_json()), json.dumps(child), json.dumps(plan.status.to_json())
+
+
+def filled(template: str, namespace: str, name: str, uid: str) -> Manifest:
+    """A template for another job."""
+    text = template.replace(JOB_UID, uid).replace(SAMPLE, name)
+    made: Manifest = json.loads(text.replace(f'"{NAMESPACE}"', f'"{namespace}"'))
+    return made
+
+
+def fresh(namespace: str, name: str) -> Manifest:
+    """A FineTuneJob to create."""
+    manifest = job_manifest(name, checkpointing={"nCheckpoints": CHECKPOINTS})
+    return {**manifest, "metadata": {"name": name, "namespace": namespace}}
+
+
+def with_status(written: Manifest, status: Manifest) -> Manifest:
+    """What applies `status` to the object that was read or written last."""
+    metadata = {key: written["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    return {"apiVersion": names_of(written)[0], "kind": names_of(written)[1], "metadata": metadata, "status": status}
+
+
+def names_of(manifest: Manifest) -> tuple[str, str]:
+    """apiVersion and kind."""
+    return manifest["apiVersion"], manifest["kind"]
+
+
+async def bare_jobs(bench: Bench) -> None:
+    """Nothing but the Jobs."""
+    _, child, _ = templates()
+
+    async def create(number: int) -> None:
+        manifest = filled(child, "bare", f"bare-{number}", JOB_UID)
+        del manifest["metadata"]["ownerReferences"]
+        await bench.cluster.create(JOBS, manifest)
+
+    print("bare Jobs", flush=True)
+    begun = time.monotonic()
+    await bench.each(bench.figures.jobs, create, "bare Jobs")
+    bench.figures.bare = time.monotonic() - begun
+    await settled(bench, "bare")
+
+
+async def plain_client(bench: Bench) -> None:
+    """The same four writes without any logic."""
+    begun_status, child, made_status = templates()
+    ends: list[float] = []
+
+    async def write(number: int) -> None:
+        name = f"plain-{number}"
+        job = await bench.cluster.create(FINETUNE_JOBS, fresh("plain", name))
+        uid = job["metadata"]["uid"]
+        status = filled(begun_status, "plain", name, uid)
+        job = await bench.cluster.apply_status(FINETUNE_JOBS, with_status(job, status))
+        await bench.cluster.create(JOBS, filled(child, "plain", name, uid))
+        ends.append(time.monotonic())
+        status = filled(made_status, "plain", name, uid)
+        await bench.cluster.apply_status(FINETUNE_JOBS, with_status(job, status))
+
+    print("the plain client", flush=True)
+    begun = time.monotonic()
+    await bench.each(bench.figures.jobs, write, "the plain client")
+    bench.figures.plain = max(ends) - begun
+    await settled(bench, "plain")
+
+
+async def settled(bench: Bench, namespace: str) -> None:
+    """Wait until the Job controller has made every pod: nobody's work is left for the next."""
+    await bench.until(lambda: bench.count(PODS, namespace), bench.figures.jobs, f"pods in {namespace}")
+
+
+async def clear(bench: Bench, *namespaces: str) -> None:
+    """Delete what the clients have made, before the operator comes."""
+    for namespace in namespaces:
+        bench.plane.run("kubectl", "delete", "finetunejobs,jobs", "--all", "--namespace", namespace, "--wait=false")
+        for resource in (FINETUNE_JOBS, JOBS):
+            await bench.until(lambda r=resource, n=namespace: bench.count(r, n), 0, f"{resource.plural} deleted")  # type: ignore[misc]
+
+
+async def at_once(bench: Bench, operator: OperatorProcess) -> None:
+    """All jobs at once: until the last child Job, until all run, and a minute of running."""
+    figures = bench.figures
+    operator.wait_for_log("Initial authentication has finished", 60)
+    await asyncio.sleep(5)
+    figures.memory["idle"] = memory(operator)
+    print("the operator", flush=True)
+    before, begun = requests(bench), time.monotonic()
+    creating = asyncio.create_task(
+        bench.each(figures.jobs, lambda n: bench.cluster.create(FINETUNE_JOBS, fresh("scale", f"scale-{n}")), "created")
+    )
+    await bench.until(lambda: bench.count(JOBS, "scale"), figures.jobs, "child Jobs")
+    figures.operator = time.monotonic() - begun
+    await creating
+    async with living(bench) as fleet:
+        await bench.until(lambda: bench.count(JOBS, "scale"), 2 * figures.jobs, "Jobs of both stages")
+        await bench.until(lambda: in_phase(bench, "Running"), figures.jobs, "running")
+        figures.running = time.monotonic() - begun
+        figures.requests = requests(bench) - before
+        print(f"a minute of running, after {figures.running:.0f} s", flush=True)
+        await asyncio.sleep(QUIET_SECONDS)
+        before, written, asked = requests(bench), etcd_bytes(bench), fleet.asked
+        await asyncio.sleep(QUIET_SECONDS)
+        figures.quiet_requests = requests(bench) - before
+        figures.etcd_bytes = (etcd_bytes(bench) - written) / QUIET_SECONDS
+        figures.polls = fleet.asked - asked
+        figures.memory[f"{figures.jobs} running"] = memory(operator)
+        stored = bench.plane.kubectl("get", "finetunejob", "scale-0", "--namespace", "scale", "-o", "json")
+        figures.status_bytes = len(json.dumps(json.loads(stored)["status"], separators=(",", ":")))
+        await finished_beside(bench, operator)
+
+
+@asynccontextmanager
+async def living(bench: Bench) -> AsyncIterator[Fleet]:
+    """The pods are alive."""
+    fleet = Fleet(bench.cluster, "scale")
+    task = asyncio.create_task(fleet.run())
+    try:
+        yield fleet
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def in_phase(bench: Bench, phase: str) -> int:
+    """Jobs in a phase."""
+    path = FINETUNE_JOBS.path("scale")
+    page = await bench.cluster._call(
+        "GET", path, query={"fieldSelector": f"status.phase={phase}"}, accept=METADATA_ONLY
+    )
+    return len(page["items"] or ())
+
+
+async def finished_beside(bench: Bench, operator: OperatorProcess) -> None:
+    """Jobs that are over, with full statuses, beside those that run: the operator starts anew among them all."""
+    figures, sample = bench.figures, make_job(SAMPLE)
+    pod = make_pod(make_child(sample, Stage.TRAIN))
+    begun = decide(sample, before_start(), Settings(), NOW).status
+    said = full_report(JOB_UID, pod.uid, SAMPLE, 4600)
+    over = Condition(
+        type="Complete", status=ConditionStatus.TRUE, reason="Succeeded", message="", last_transition_time=MOMENT
+    )
+    whole = retold(begun, pod, said, MOMENT, 32).model_copy(update={"conditions": (*begun.conditions, over)})
+    template = json.dumps(whole.to_json())
+
+    async def finish(number: int) -> None:
+        name = f"over-{number}"
+        job = await bench.cluster.create(FINETUNE_JOBS, fresh("finished", name))
+        status = filled(template, "finished", name, job["metadata"]["uid"])
+        await bench.cluster.apply_status(FINETUNE_JOBS, with_status(job, status))
+
+    print("the operator starts among the running jobs", flush=True)
+    await anew(bench, operator, figures.jobs)
+    figures.memory[f"{figures.jobs} running, started among them"] = memory(operator)
+    operator.stop()
+    await bench.each(figures.finished, finish, "finished jobs")
+    print("and among the finished ones too", flush=True)
+    operator.start()
+    await watched(bench, operator, figures.jobs)
+    figures.memory[f"{figures.jobs} running, {figures.finished} finished, started among them"] = memory(operator)
+    figures.memory["at its highest"] = memory(operator, "VmHWM")
+
+
+async def anew(bench: Bench, operator: OperatorProcess, jobs: int) -> None:
+    """Another operator; wait until it has looked at every running job and a minute has passed."""
+    operator.stop()
+    operator.start()
+    await watched(bench, operator, jobs)
+
+
+async def watched(bench: Bench, operator: OperatorProcess, jobs: int) -> None:
+    """Wait until the operator has looked at every running job, and a minute longer."""
+    before = requests(bench)["get finetunejobs"]
+
+    async def looks() -> int:
+        return min(jobs, requests(bench)["get finetunejobs"] - before)
+
+    await bench.until(looks, jobs, "looked at")
+    await asyncio.sleep(QUIET_SECONDS)
+    assert operator.process is not None
+    assert operator.process.poll() is None
+
+
+def memory(operator: OperatorProcess, which: str = "VmRSS") -> int:
+    """Bytes of the operator's process."""
+    assert operator.process is not None
+    found = re.search(rf"{which}:\s+(\d+) kB", Path(f"/proc/{operator.process.pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def requests(bench: Bench) -> Counter[str]:
+    """The operator's requests so far by verb and resource, watches left out, from the API server's audit log."""
+    log = bench.folder / "audit.log"
+    if log.exists():
+        with log.open() as lines:
+            lines.seek(bench.read_to)
+            while (line := lines.readline()).endswith("\n"):
+                entry = json.loads(line)
+                where = entry.get("objectRef", {})
+                sub = f"/{where['subresource']}" if "subresource" in where else ""
+                if entry["verb"] != "watch" and "resource" in where:
+                    bench.asked[f"{entry['verb']} {where['resource']}{sub}"] += 1
+                bench.read_to = lines.tell()
+    return bench.asked.copy()
+
+
+def etcd_bytes(bench: Bench) -> float:
+    """Bytes that clients have sent to etcd."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{bench.plane.etcd_port}/metrics") as answer:
+        text = answer.read().decode()
+    found = re.search(r"^etcd_network_client_grpc_received_bytes_total (\S+)$", text, re.M)
+    assert found is not None
+    return float(found[1])
+
+
+if __name__ == "__main__":
+    main()
