@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from finetune_operator.poll import Told
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.shared import Shared
 from simulated import OperatorDied, SimulatedCluster, World
 
 KEY = ("team", "tune")
@@ -81,7 +83,16 @@ def operator(world: World, death: Death) -> Reconciler:
     """A newly started operator: it remembers nothing."""
     cluster: Any = SimulatedCluster(world, death.before_write, death.after_write)
     pods: Any = SilentPods()
-    return Reconciler(cluster, pods, Departed(), Settings(), pace(), Announcer(cluster), lambda: world.now)
+    return Reconciler(
+        cluster,
+        pods,
+        Departed(),
+        Settings(),
+        pace(),
+        Announcer(cluster, int),
+        lambda: world.now,
+        Shared(time.monotonic),
+    )
 
 
 def status_of(world: World) -> JobStatus:

@@ -37,6 +37,7 @@ from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
 from finetune_operator.roster import Roster
 from finetune_operator.settings import LeaderElection, Settings
+from finetune_operator.shared import Shared
 
 LOG = logging.getLogger(__name__)
 
@@ -119,8 +120,11 @@ async def _work(parts: Parts, settings: Settings, leader: Leader | None, stoppin
         pace = Pace(parts.queue.add, settings.status_writes_per_second, time.monotonic)
         poller = Poller(session, pace, parts.queue.add, settings, _now)
         parts.resync.hears = poller.hears
-        announcer = Announcer(parts.cluster)
-        reconciler = Reconciler(parts.cluster, poller, parts.departed, settings, pace, announcer, _now)
+        announcer = Announcer(parts.cluster, parts.queue.depth)
+        shared = Shared(time.monotonic)
+        reconciler = Reconciler(
+            parts.cluster, poller, parts.departed, settings, pace, announcer, _now, shared, parts.queue.told
+        )
         background = [
             group.create_task(parts.queue.run(_leading(leader, reconciler.look), settings.workers), name="queue"),
             group.create_task(parts.resync.run(), name="resync"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from datetime import datetime
 
 from finetune_api.job import ObjectMeta
@@ -16,16 +17,19 @@ from finetune_operator.client import Cluster
 from finetune_operator.plan.state import Event
 
 LOG = logging.getLogger(__name__)
-MOST_WAITING = 2000
+MOST_WAITING = 4000
 GAP_SECONDS = 0.05
-"""Time between two events while others wait: twenty a second, so that looks come first when a thousand jobs start."""
+"""Time between two events."""
+BUSY_GAPS = 20
+"""That many times as long while jobs wait for a look: looks come first when a thousand start."""
 
 
 class Announcer:
     """Posts events in their order."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, waiting_jobs: Callable[[], int]) -> None:
+        """`waiting_jobs` tells how many jobs wait for a look."""
+        self._cluster, self._waiting_jobs = cluster, waiting_jobs
         self._waiting: deque[tuple[ObjectMeta, Event, datetime]] = deque(maxlen=MOST_WAITING)
         self._more = asyncio.Event()
 
@@ -46,4 +50,11 @@ class Announcer:
                 continue
             metadata, event, now = self._waiting.popleft()
             await post_event(metadata, event, now, self._cluster)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """The time until the next event; it is over soon after no job waits any more."""
+        for _ in range(BUSY_GAPS):
             await asyncio.sleep(GAP_SECONDS)
+            if not self._waiting_jobs():
+                return

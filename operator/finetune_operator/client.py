@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio import client as kubernetes_client
@@ -129,6 +130,8 @@ class Cluster:
             configuration.refresh_api_key_hook = _read_token  # type: ignore[assignment]
         else:
             await kubernetes_config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        # With trust_env the library looks for proxies in the environment, on a thread of its own, before each request.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         return cls(kubernetes_client.ApiClient(configuration))
 
     async def close(self) -> None:

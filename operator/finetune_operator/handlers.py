@@ -181,6 +181,40 @@ def _timed(plural: str, handler: Handler) -> Handler:
     return handle
 
 
+class _NoProgress(kopf.ProgressStorage):
+    """Keeps nothing about handlers, in objects or elsewhere."""
+
+    def fetch(self, **_: Any) -> None:
+        """There is nothing."""
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
+
+    def purge(self, **_: Any) -> None:
+        """There is nothing."""
+
+    def touch(self, **_: Any) -> None:
+        """Leave the object alone."""
+
+    def clear(self, *, essence: Any) -> Any:
+        """Nothing of it is ours."""
+        return essence
+
+
+class _NoDifference(kopf.DiffBaseStorage):
+    """Compares nothing: kopf would copy each object of each event several times for handlers that we do not have."""
+
+    def build(self, **_: Any) -> Any:
+        """What is compared of an object."""
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        """There is nothing."""
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
+
+
 def _engine_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     # No right to list CRDs and namespaces is wanted: kinds are looked up once, and /healthz notices a missing one.
@@ -199,6 +233,6 @@ def _engine_settings() -> kopf.OperatorSettings:
     settings.watching.label_selectors["v1", "pods"] = OURS
     # Never used, because no handler keeps state; ours all the same, should kopf ever write one.
     settings.persistence.finalizer = f"{names.GROUP}/unused"
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+    settings.persistence.progress_storage = _NoProgress()
+    settings.persistence.diffbase_storage = _NoDifference()
     return settings

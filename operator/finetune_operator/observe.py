@@ -69,30 +69,39 @@ class Departed:
 
 
 async def observe(
-    job: FineTuneJob, cluster: Cluster, departed: Departed, settings: Settings, shared: Shared
+    job: FineTuneJob,
+    cluster: Cluster,
+    departed: Departed,
+    settings: Settings,
+    shared: Shared,
+    told: float | None = None,
 ) -> Observed:
-    """What `decide` needs to know about `job`, but for reports: references before it starts, children after."""
+    """What `decide` needs to know about `job`, but for reports: references before it starts, children after.
+
+    Args:
+        told: when something was last heard of the job, on the clock of `shared`; None = now.
+    """
     status = job.status or JobStatus()
     if status.is_final or job.metadata.deletion_timestamp is not None:
         return Observed()
     if status.start_time is None:
-        return await _references(job, cluster, shared)
+        return await _references(job, cluster, shared, told)
     return await _children(job, status, cluster, departed, settings)
 
 
-async def _references(job: FineTuneJob, cluster: Cluster, shared: Shared) -> Observed:
+async def _references(job: FineTuneJob, cluster: Cluster, shared: Shared, told: float | None) -> Observed:
     """Runtimes and parent; then, if they permit the job, whether what it names is there.
 
-    Jobs that start at the same time name the same few objects: each is read once for all who ask meanwhile.
+    Jobs that start at the same time name the same few objects: each is read once for all who have waited meanwhile.
     """
 
     async def runtimes_of_now() -> tuple[tuple[FineTuneRuntime, ...], dict[str, str]]:
         return _runtimes(await cluster.list(RUNTIMES))
 
     async def find(resource: Resource, name: str) -> Manifest | None:
-        return await shared.read((resource, namespace, name), lambda: _find(cluster, resource, namespace, name))
+        return await shared.read((resource, namespace, name), lambda: _find(cluster, resource, namespace, name), told)
 
-    runtimes, broken = await shared.read(RUNTIMES, runtimes_of_now)
+    runtimes, broken = await shared.read(RUNTIMES, runtimes_of_now, told)
     observed = Observed(runtimes=runtimes, broken_runtimes=broken, parent=await _parent(job, cluster))
     permitted = permit(job, observed)
     if not isinstance(permitted, Permitted):

@@ -51,6 +51,8 @@ class _Keys:
     busy: set[Key] = field(default_factory=set)
     again: dict[Key, float] = field(default_factory=dict)
     """Added while busy, since when."""
+    told: dict[Key, float] = field(default_factory=dict)
+    """When those that wait or are worked on were last added."""
     due: dict[Key, float] = field(default_factory=dict)
     failures: dict[Key, int] = field(default_factory=dict)
 
@@ -89,6 +91,10 @@ class WorkQueue:
         async with self._changed:
             self._closed = True
             await self._changed.wait_for(lambda: not self._keys.busy)
+
+    def told(self, key: Key) -> float:
+        """When `key`, which is worked on, was last added: what its work knows is new enough if it is newer."""
+        return self._keys.told.get(key, self._clock())
 
     def oldest_age(self) -> float:
         """Seconds that the longest-waiting key has been ready; 0 if none waits."""
@@ -143,6 +149,8 @@ class WorkQueue:
             if since is not None:
                 self._keys.due.pop(key, None)
                 self._keys.ready[key] = since
+            if key not in self._keys.ready:
+                self._keys.told.pop(key, None)
             self._changed.notify_all()
 
     def _failed(self, key: Key, error: BaseException) -> None:
@@ -164,6 +172,7 @@ class WorkQueue:
         self._keys.due.pop(key, None)
         target = self._keys.again if key in self._keys.busy else self._keys.ready
         target.setdefault(key, self._clock())
+        self._keys.told[key] = self._clock()
 
     def _schedule(self, key: Key, seconds: float) -> None:
         moment = self._clock() + seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -41,7 +41,9 @@ class Reconciler:
     pace: Pace
     announcer: Announcer
     clock: Callable[[], datetime]
-    shared: Shared = field(default_factory=Shared)
+    shared: Shared
+    told: Callable[[Key], float | None] = lambda _: None
+    """When something was last heard of a job, on the clock of `shared`; None = now."""
 
     async def look(self, key: Key) -> float | None:
         """One look. Returns the seconds after which the next is wanted, None = when something changes.
@@ -105,7 +107,7 @@ class Reconciler:
             return shell(manifest), invalid_job(manifest, error, self.settings, now)
         observed = Observed()
         if not begins:
-            observed = await observe(job, self.cluster, self.departed, self.settings, self.shared)
+            observed = await observe(job, self.cluster, self.departed, self.settings, self.shared, self.told(_key(job)))
         told = self._told(job, observed)
         observed = replace(observed, reports=told.reports, silences=told.silences)
         return job, decide(job, observed, self.settings, now)

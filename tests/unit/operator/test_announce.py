@@ -15,7 +15,7 @@ from finetune_operator.plan.state import Event
 METADATA = make_job().metadata
 
 
-def told(*events: Event, seconds: float = 0.3) -> list[str]:
+def told(*events: Event, seconds: float = 0.3, waiting: int = 0) -> list[str]:
     """The messages that arrive of these events, where the API server refuses every third."""
 
     class Cluster:
@@ -29,7 +29,7 @@ def told(*events: Event, seconds: float = 0.3) -> list[str]:
 
     async def story() -> list[str]:
         cluster: Any = Cluster()
-        announcer = Announcer(cluster)
+        announcer = Announcer(cluster, lambda: waiting)
         announcer.tell(METADATA, events, NOW)
         assert cluster.asked == [], "nobody has waited for it"
         task = asyncio.create_task(announcer.run())
@@ -50,6 +50,12 @@ def test_they_come_in_their_order_and_a_refused_one_stops_none(monkeypatch):
 def test_they_are_spread_over_time(monkeypatch):
     monkeypatch.setattr(announce, "GAP_SECONDS", 0.1)
     assert len(told(*(Event("Normal", "Running", str(n)) for n in range(100)))) <= 4
+
+
+def test_jobs_that_wait_for_a_look_come_first(monkeypatch):
+    monkeypatch.setattr(announce, "GAP_SECONDS", 0.01)
+    monkeypatch.setattr(announce, "BUSY_GAPS", 1000)
+    assert told(*(Event("Normal", "Running", str(n)) for n in range(5)), waiting=1) == ["0"]
 
 
 def test_of_too_many_the_oldest_are_dropped(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ class Asked(SimulatedCluster):
 def seen(world: World, job: FineTuneJob, departed: Departed | None = None) -> tuple[Observed, list[str]]:
     cluster = Asked(world)
     client: Any = cluster
-    return asyncio.run(observe(job, client, departed or Departed(), Settings(), Shared())), cluster.names
+    return asyncio.run(observe(job, client, departed or Departed(), Settings(), Shared(time.monotonic))), cluster.names
 
 
 def training(*attempts: Attempt) -> FineTuneJob:
@@ -125,7 +126,7 @@ def test_kueue_is_asked_for_a_job_in_a_queue_alone(labels, kueue, installed, ask
     world.add(WORKLOADS, named("job-tune", metadata=found))
     cluster = WithQueues(world, installed=installed)
     client: Any = cluster
-    observed = asyncio.run(observe(training(), client, Departed(), Settings(kueue=kueue), Shared()))
+    observed = asyncio.run(observe(training(), client, Departed(), Settings(kueue=kueue), Shared(time.monotonic)))
     workload = observed.children[Stage.TRAIN].workload
     assert cluster.looked_for == ([f"{names.QUEUED_JOB_LABEL}=uid-of-train"] if asked else [])
     assert (workload is not None) is (asked and installed)
@@ -206,6 +207,6 @@ def test_the_watch_gets_a_moment_to_tell_how_a_pod_ended(monkeypatch):
     async def story() -> Observed:
         client: Any = SimulatedCluster(world, lambda: None, lambda: None)
         asyncio.get_running_loop().call_later(0.01, departed.remember, late)
-        return await observe(training(running), client, departed, Settings(), Shared())
+        return await observe(training(running), client, departed, Settings(), Shared(time.monotonic))
 
     assert [p.name for p in asyncio.run(story()).pods[Stage.TRAIN]] == ["tune-train-late"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ from finetune_operator.observe import Departed
 from finetune_operator.queue import RetryLater
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.shared import Shared
 from simulated import SimulatedCluster, World
 
 SCRIPTS = {
@@ -138,7 +140,16 @@ def test_a_status_is_not_written_over_a_change_that_was_not_read():
 
     cluster: Any = SimulatedCluster(world, change_meanwhile, lambda: None)
     pods: Any = SilentPods()
-    reconciler = Reconciler(cluster, pods, Departed(), Settings(), pace(), Announcer(cluster), lambda: world.now)
+    reconciler = Reconciler(
+        cluster,
+        pods,
+        Departed(),
+        Settings(),
+        pace(),
+        Announcer(cluster, int),
+        lambda: world.now,
+        Shared(time.monotonic),
+    )
     with pytest.raises(RetryLater):
         asyncio.run(reconciler.look(KEY))
     assert "status" not in stored
@@ -173,7 +184,16 @@ def test_an_api_server_that_does_not_answer_makes_the_look_come_later(error, aft
     world = fresh_world({})
     cluster: Any = SimulatedCluster(world, fail, lambda: None)
     pods: Any = SilentPods()
-    reconciler = Reconciler(cluster, pods, Departed(), Settings(), pace(), Announcer(cluster), lambda: world.now)
+    reconciler = Reconciler(
+        cluster,
+        pods,
+        Departed(),
+        Settings(),
+        pace(),
+        Announcer(cluster, int),
+        lambda: world.now,
+        Shared(time.monotonic),
+    )
     with pytest.raises(RetryLater) as raised:
         asyncio.run(reconciler.look(KEY))
     assert raised.value.after == after
@@ -250,7 +270,9 @@ class CountedCluster(SimulatedCluster):
 def counted(world: World) -> tuple[Reconciler, list[str]]:
     cluster = CountedCluster(world)
     client, pods = cast(Any, cluster), cast(Any, SilentPods())
-    reconciler = Reconciler(client, pods, Departed(), Settings(), pace(), Announcer(client), lambda: world.now)
+    reconciler = Reconciler(
+        client, pods, Departed(), Settings(), pace(), Announcer(client, int), lambda: world.now, Shared(time.monotonic)
+    )
     return reconciler, cluster.asked
 
 
