@@ -122,8 +122,9 @@ async def _work(parts: Parts, settings: Settings, leader: Leader | None, stoppin
         parts.resync.hears = poller.hears
         announcer = Announcer(parts.cluster, parts.queue.depth)
         shared = Shared(time.monotonic)
+        told, news = parts.queue.told, parts.roster.take
         reconciler = Reconciler(
-            parts.cluster, poller, parts.departed, settings, pace, announcer, _now, shared, parts.queue.told
+            parts.cluster, poller, parts.departed, settings, pace, announcer, _now, shared, told, news
         )
         background = [
             group.create_task(parts.queue.run(_leading(leader, reconciler.look), settings.workers), name="queue"),

@@ -59,6 +59,8 @@ class Watch:
             self.roster.gone(key)
             await self.queue.add(key)
         elif self.roster.saw(manifest):
+            if event["type"] is not None:  # None = listed when the watch began
+                self.roster.news(manifest)
             await self.queue.add(key)
         for waiting in self.roster.waiting_for(key):
             await self.queue.add(waiting)

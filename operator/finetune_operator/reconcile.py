@@ -44,6 +44,8 @@ class Reconciler:
     shared: Shared
     told: Callable[[Key], float | None] = lambda _: None
     """When something was last heard of a job, on the clock of `shared`; None = now."""
+    news: Callable[[Key], Manifest | None] = lambda _: None
+    """A job that has not started, as the watch has just told of it."""
 
     async def look(self, key: Key) -> float | None:
         """One look. Returns the seconds after which the next is wanted, None = when something changes.
@@ -62,7 +64,8 @@ class Reconciler:
 
     async def _look(self, namespace: str, name: str) -> float | None:
         try:
-            manifest = await self.cluster.get(FINETUNE_JOBS, namespace, name)
+            # All that a look at a job that has not started does to it is one write, which fails if the watch is behind.
+            manifest = self.news((namespace, name)) or await self.cluster.get(FINETUNE_JOBS, namespace, name)
         except NotFound:
             self._forget((namespace, name))
             return None

@@ -42,6 +42,7 @@ class Roster:
 
     def __init__(self, census: Census | None = None) -> None:
         self._known: dict[Key, Known] = {}
+        self._new: dict[Key, Manifest] = {}
         self._census = census
 
     def saw(self, manifest: Manifest) -> bool:
@@ -49,13 +50,26 @@ class Roster:
         key, now = key_of(manifest), _known(manifest)
         before = self._known.get(key)
         self._known[key] = now
+        self._new.pop(key, None)
         if self._census is not None:
             self._census.saw(key, manifest)
         return before is None or before.asked != now.asked
 
+    def news(self, manifest: Manifest) -> None:
+        """Keep a job as an event has just told of it, until it is looked at, if it has not started."""
+        key = key_of(manifest)
+        known = self._known.get(key)
+        if known is not None and not known.started and not known.final:
+            self._new[key] = manifest
+
+    def take(self, key: Key) -> Manifest | None:
+        """What `news` has kept, once. It may be behind: only a write that fails then may rest on it."""
+        return self._new.pop(key, None)
+
     def gone(self, key: Key) -> None:
         """Forget a deleted job."""
         self._known.pop(key, None)
+        self._new.pop(key, None)
         if self._census is not None:
             self._census.gone(key)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -153,6 +154,21 @@ def test_a_status_is_not_written_over_a_change_that_was_not_read():
     with pytest.raises(RetryLater):
         asyncio.run(reconciler.look(KEY))
     assert "status" not in stored
+
+
+def test_a_watch_that_is_behind_starts_nothing():
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+    told = [copy.deepcopy(stored)]
+    stored["spec"]["cancel"] = True
+    world.touch(stored)
+    reconciler = replace(operator(world, Death(at=0, after=False)), news=lambda _: told.pop() if told else None)
+    with pytest.raises(RetryLater):
+        asyncio.run(reconciler.look(KEY))
+    assert "status" not in stored
+    asyncio.run(reconciler.look(KEY))
+    assert [c["reason"] for c in stored["status"]["conditions"] if c["type"] == "Failed"] == ["Cancelled"]
+    assert world.created == []
 
 
 def test_an_invalid_stored_job_is_told_and_makes_no_loop():

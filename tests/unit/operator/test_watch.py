@@ -71,6 +71,26 @@ def child(kind: str, **metadata: Any) -> dict[str, Any]:
     return {"kind": kind, "metadata": {"namespace": "team", "name": "c", "uid": "c", "labels": labels, **metadata}}
 
 
+def test_a_job_that_an_event_tells_of_is_kept_for_its_first_look_alone():
+    watch, _ = watching()
+    new = job_manifest()
+    key = (new["metadata"]["namespace"], "tune")
+    tell(watch, new, None)
+    assert watch.roster.take(key) is None, "a list that begins a watch may be long"
+    watch, _ = watching()
+    tell(watch, new, "ADDED")
+    assert watch.roster.take(key) == new
+    assert watch.roster.take(key) is None
+    changed = job_manifest()
+    changed["metadata"]["generation"] = 2
+    tell(watch, changed, version="2")
+    tell(watch, job_manifest(status=STARTED), version="3")
+    assert watch.roster.take(key) is None, "it has started: it is read as it is then"
+    tell(watch, changed, version="4")
+    tell(watch, changed, "DELETED")
+    assert watch.roster.take(key) is None
+
+
 def test_a_new_job_and_a_changed_spec_wake_it_but_its_own_status_does_not():
     watch, queue = watching()
     tell(watch, job_manifest(), None)
