@@ -1,6 +1,7 @@
-"""Which jobs the watch has told of, and who waits for whom: what decides whom an event wakes, and nothing else.
+"""Which jobs the watch has told of, and who waits for whom: what decides whom an event wakes.
 
-Decisions rest on live reads; a roster that is behind only makes a look come later, and the resync finds it out.
+Decisions rest on live reads; a roster that is behind only makes a look come later, and the resync finds it out. The one
+exception is a new job, which is kept for its first look: all that this does is one write, which fails if it is behind.
 """
 
 from __future__ import annotations

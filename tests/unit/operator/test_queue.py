@@ -55,6 +55,31 @@ def test_a_key_added_many_times_before_a_worker_is_free_is_done_once():
     asyncio.run(story())
 
 
+def test_work_knows_when_its_key_was_last_added():
+    async def story():
+        now, told = 1.0, []
+        queue = WorkQueue(lambda: now)
+
+        async def work(key: Key) -> None:
+            nonlocal now
+            told.append(queue.told(key))
+            if len(told) == 1:
+                now = 3.0
+                await queue.add(key)
+                told.append(queue.told(key))
+                now = 4.0
+
+        await queue.add(A)
+        now = 2.0
+        await queue.add(A)
+        async with running(queue, work):
+            await until(lambda: len(told) == 3)
+        assert told == [2.0, 3.0, 3.0]
+        assert queue.told(A) == now, "of a key that nobody works on nothing is known"
+
+    asyncio.run(story())
+
+
 def test_one_key_is_never_worked_on_twice_at_once_and_is_done_again_if_added_meanwhile():
     async def story():
         queue, at_once, most, done = make_queue(), 0, 0, 0
