@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from finetune_operator import metrics
-from finetune_operator.rbac import ELECTION
 from manifests import ROOT
 from rendering import VALUES, of_kind, one, rendered
 
@@ -137,9 +136,10 @@ def test_a_value_brings_what_it_names(values, kinds) -> None:
 def test_leases_are_touched_in_the_operators_own_namespace_alone() -> None:
     objects = rendered(VALUES[4])
     role, binding = one(objects, "Role"), one(objects, "RoleBinding")
-    (rule,) = role["rules"]
-    (permission,) = ELECTION
-    assert rule == {"apiGroups": [permission.group], "resources": ["leases"], "verbs": list(permission.verbs)}
+    assert [rule["resources"] for rule in role["rules"]] == [["leases"], ["leases"]]
+    assert [rule.get("resourceNames") for rule in role["rules"]] == [None, ["finetune-operator"]], (
+        "one Lease, once made"
+    )
     assert {role["metadata"]["namespace"], binding["metadata"]["namespace"]} == {"system"}
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     everywhere = [rule for role in of_kind(objects, "ClusterRole") for rule in role["rules"]]
