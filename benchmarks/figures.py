@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
@@ -34,6 +36,15 @@ class Figures:
     polls: int = 0
     memory: dict[str, int] = field(default_factory=dict)
     status_bytes: int = 0
+
+
+def etcd_bytes(port: int) -> float:
+    """Bytes that clients have sent to the etcd at this port."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    found = re.search(r"^etcd_network_client_grpc_received_bytes_total (\S+)$", text, re.M)
+    assert found is not None
+    return float(found[1])
 
 
 def problems_of(figures: Figures) -> list[str]:

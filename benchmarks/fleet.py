@@ -96,13 +96,19 @@ class Fleet:
         """Look for new pods until cancelled."""
         try:
             while True:
-                pods = await self._cluster.list(PODS, self._namespace, labels=SELECTOR)
-                new = [pod for pod in pods if pod["metadata"]["uid"] not in self._known]
+                new = [pod for pod in await self._waiting() if pod["metadata"]["uid"] not in self._known]
                 await asyncio.gather(*(self._live(pod) for pod in new))
                 await asyncio.sleep(0.5)
         finally:
             for server in self._servers:
                 server.close()
+
+    async def _waiting(self) -> list[Manifest]:
+        """Pods that nobody has brought to life: to list all of them would be most of what the API server does."""
+        query = {"labelSelector": SELECTOR, "fieldSelector": "status.phase=Pending"}
+        page = await self._cluster._call("GET", PODS.path(self._namespace), query=query)
+        pods: list[Manifest] = page["items"]
+        return pods
 
     async def _live(self, pod: Manifest) -> None:
         self._known.add(pod["metadata"]["uid"])

@@ -29,6 +29,7 @@ from finetune_operator.poll import Told
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.shared import Shared
 from history import Happened, History
 from kubelet import CONTAINER
 from world import MOMENT, PREPARED, progress, published
@@ -160,7 +161,7 @@ class Run:
     async def live(self, manifest: Manifest) -> Manifest:
         """From the job's making to its final state, which is returned."""
         made = await self.admin.create(FINETUNE_JOBS, manifest)
-        operator, cluster = self._operator()
+        operator, cluster = self._operator(made)
         for _ in range(MOST_LOOKS):
             try:
                 await operator.look((self.namespace, self.name))
@@ -196,14 +197,26 @@ class Run:
         """The job's status as last told."""
         return dict(self.history.now(self.name, "finetunejobs")[self.name].get("status", {}))
 
-    def _operator(self) -> tuple[Reconciler, MortalCluster]:
-        """A new one, which remembers nothing; its watch begins now."""
+    def _operator(self, *told: Manifest) -> tuple[Reconciler, MortalCluster]:
+        """A new one, which remembers nothing; its watch begins now, and tells of the job if it is made after that."""
+        unread = list(told)
         cluster, self._departed = MortalCluster(self.api, self.death), Departed()
         self.history.listeners[self.name] = self._remember
         poller: Any = self
         announcer: Any = self
         pace = Pace(_nobody, 1e6, time.monotonic)
-        return Reconciler(cluster, poller, self._departed, Settings(), pace, announcer, _now), cluster
+        reconciler = Reconciler(
+            cluster,
+            poller,
+            self._departed,
+            Settings(),
+            pace,
+            announcer,
+            _now,
+            Shared(time.monotonic),
+            news=lambda _: unread.pop() if unread else None,
+        )
+        return reconciler, cluster
 
     def _remember(self, happened: Happened) -> None:
         if happened.kind == "pods" and happened.type == "DELETED":
