@@ -5,14 +5,14 @@ from __future__ import annotations
 from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.report import EarlyStop
-from finetune_api.status import Attempt, ConditionType, JobStatus, Reason
+from finetune_api.status import Attempt, AttemptReason, ConditionType, JobStatus, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.conditions import Say
 from finetune_operator.plan.failure import cause_of, end_of
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
 from finetune_operator.plan.starting import waiting
-from finetune_operator.plan.state import Beside, ChildJob, Pod, Waiting
+from finetune_operator.plan.state import Beside, ChildJob, Event, Pod, Waiting
 from finetune_operator.plan.stop import Stop, given_up, sentence, wanted
 
 
@@ -154,8 +154,13 @@ def name_conflict(child: ChildJob | Beside) -> list[Say]:
     return [Say(ConditionType.ACCEPTED, False, message, Reason.NAME_CONFLICT)]
 
 
-def end_sentence(look: Look, attempt: Attempt) -> str:
-    """How an attempt ended, for an event."""
+def end_event(look: Look, attempt: Attempt) -> Event:
+    """What to tell of an attempt that has ended without success: nothing to worry about if it was our doing."""
+    kind = "Normal" if attempt.reason == AttemptReason.HALTED else "Warning"
+    return Event(kind, attempt.reason or "PodEnded", _end_sentence(look, attempt))
+
+
+def _end_sentence(look: Look, attempt: Attempt) -> str:
     pod = next((p for p in look.pods if p.name == attempt.pod), None)
     if pod is None:
         return f"pod {attempt.pod} is gone, and nobody saw how it ended"
