@@ -133,9 +133,8 @@ def _vanished(job: FineTuneJob, stage: Stage, tally: Tally, there: set[str], now
 
 def _by_our_doing(tally: Tally, status: JobStatus) -> Tally:
     """What has ended since we stop the job: nothing of it counts, and no later end is held against it."""
-    ours = {
-        a.pod: a.model_copy(update={"reason": AttemptReason.HALTED.value}) for a in tally.ended if a.reason in ON_REQUEST
-    }
+    halted = {"reason": AttemptReason.HALTED.value}
+    ours = {a.pod: a.model_copy(update=halted) for a in tally.ended if a.reason in ON_REQUEST}
     return Tally(
         attempts=tuple(ours.get(a.pod, a) for a in tally.attempts),
         restarts=status.restarts,
