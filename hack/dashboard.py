@@ -33,11 +33,7 @@ PANELS: tuple[tuple[str, str, tuple[Query, ...]], ...] = (
             ("sum(increase(P_restarts_total[1h]))", "restarts"),
         ),
     ),
-    (
-        "Age of the oldest report of a running job",
-        "s",
-        (("max(P_progress_lag_seconds)", "age"), ("max(P_jobs_progress_stale)", "jobs with ProgressStale")),
-    ),
+    ("Age of the oldest report of a running job", "s", (("max(P_progress_lag_seconds)", "age"),)),
     ("Answers of pods per second", "reqps", (("sum by (outcome) (rate(P_reports_total[5m]))", "{{outcome}}"),)),
     ("Status writes per second", "wps", (("sum by (kind) (rate(P_status_writes_total[5m]))", "{{kind}}"),)),
     (
@@ -52,7 +48,7 @@ PANELS: tuple[tuple[str, str, tuple[Query, ...]], ...] = (
     (
         "Jobs that wait for a look",
         "short",
-        (("max(P_queue_depth)", "jobs"), ("max(P_queue_oldest_age_seconds)", "age")),
+        (("max(P_queue_depth)", "jobs"), ("max(P_queue_oldest_age_seconds)", "longest, seconds")),
     ),
     (
         "Requests to the API server per second",
@@ -69,6 +65,7 @@ PANELS: tuple[tuple[str, str, tuple[Query, ...]], ...] = (
         "short",
         (
             ("sum(P_leader)", "operators at work"),
+            ("max(P_jobs_progress_stale)", "jobs with ProgressStale"),
             ("max(P_watches_missing)", "kinds not watched"),
             ("max(P_watch_behind_seconds)", "watch behind, seconds"),
         ),

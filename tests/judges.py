@@ -110,7 +110,7 @@ def verdict_of(answer: Answer) -> Verdict:
     if answer.ok:
         return Verdict(value=answer.body.get("spec"))
     if unknown := re.findall(r'unknown field "([^"]+)"', answer.message):
-        return Verdict(frozenset(f"{path} unknown" for path in unknown))
+        return Verdict(frozenset(f"{_dotted(path)} unknown" for path in unknown))
     causes = answer.body.get("details", {}).get("causes") or []
     assert causes, f"no causes in {answer.status}: {answer.message}"
     bounds, rules = set(), set()

@@ -24,7 +24,7 @@ from ruamel.yaml.error import YAMLError
 from finetune_operator import handlers
 from finetune_operator.announce import Announcer
 from finetune_operator.census import Census
-from finetune_operator.client import IN_CLUSTER, Cluster
+from finetune_operator.client import IN_CLUSTER, Cluster, NoCluster
 from finetune_operator.first_runtime import ensure_default_runtime
 from finetune_operator.health import Health, serve
 from finetune_operator.leader import Leader, LeaseLost
@@ -51,7 +51,10 @@ def main() -> None:
     except ValidationError as error:
         sys.exit(f"settings {arguments.settings}: {sentences(error)}")
     handlers.configure_logging(as_json=arguments.log_format == "json")
-    asyncio.run(run(settings, arguments.kubeconfig))
+    try:
+        asyncio.run(run(settings, arguments.kubeconfig))
+    except NoCluster as error:
+        sys.exit(str(error))
 
 
 def load_settings(path: str | None, namespaces: list[str] | None = None) -> Settings:
@@ -62,8 +65,9 @@ def load_settings(path: str | None, namespaces: list[str] | None = None) -> Sett
         pydantic.ValidationError: it says what it may not.
     """
     values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8")) if path else None
-    given = values or {}
-    return Settings.model_validate({**given, "namespaces": namespaces} if namespaces else given)
+    given = {} if values is None else values
+    settings = Settings.model_validate(given)
+    return Settings.model_validate({**given, "namespaces": namespaces}) if namespaces else settings
 
 
 async def run(settings: Settings, kubeconfig: str | None) -> None:
@@ -73,7 +77,11 @@ async def run(settings: Settings, kubeconfig: str | None) -> None:
     leader = _candidate(settings.leader_election, cluster)
     if leader is not None:
         parts.health.working = leader.leads
-    runner = await serve(parts.health, settings.health_port, parts.census.tell)
+    try:
+        runner = await serve(parts.health, settings.health_port, parts.census.tell)
+    except OSError as error:
+        await cluster.close()
+        sys.exit(f"healthPort {settings.health_port} cannot be served: {error.strerror}; choose another")
     stopping = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopping.set)

@@ -39,6 +39,10 @@ class ClusterError(Exception):
     """A request that the API server did not grant."""
 
 
+class NoCluster(Exception):
+    """Nothing says where the API server is, or what says so cannot be read."""
+
+
 class NotFound(ClusterError):
     """The object, or its namespace, is not there."""
 
@@ -122,13 +126,21 @@ class Cluster:
 
     @classmethod
     async def connect(cls, kubeconfig: str | None, *, in_cluster: bool) -> Cluster:
-        """Connect from inside a pod, or with a kubeconfig file (None = the usual place)."""
+        """Connect from inside a pod, or with a kubeconfig file (None = the usual place).
+
+        Raises:
+            NoCluster
+        """
         configuration = kubernetes_client.Configuration()
-        if in_cluster and kubeconfig is None:
-            kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-            configuration.refresh_api_key_hook = _read_token  # type: ignore[assignment]
-        else:
-            await kubernetes_config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        try:
+            if in_cluster and kubeconfig is None:
+                kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+                configuration.refresh_api_key_hook = _read_token  # type: ignore[assignment]
+            else:
+                await kubernetes_config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        except (ConfigException, OSError) as error:
+            where = f"kubeconfig {kubeconfig}" if kubeconfig else "neither a pod's own account nor the usual kubeconfig"
+            raise NoCluster(f"{where}: {error}") from error
         return cls(kubernetes_client.ApiClient(configuration))
 
     async def close(self) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from finetune_api.status import Phase, Reason
+
 MINUTE, HOUR = 60.0, 3600.0
 
 JOBS = Gauge("finetune_operator_jobs", "FineTuneJobs by phase.", ["phase"])
@@ -68,6 +70,18 @@ def resource_of(path: str) -> str:
     return "/".join([parts[0], *parts[2:3]])
 
 
-for _result in ("Completed", "Failed", "Cancelled"):
+ENDS = {
+    Phase.COMPLETED: (Reason.SUCCEEDED, Reason.EARLY_STOPPED, Reason.NO_FINAL_REPORT),
+    Phase.CANCELLED: (Reason.CANCELLED,),
+    Phase.FAILED: (
+        *(Reason.DATA_INVALID, Reason.USER_ERROR, Reason.OUT_OF_MEMORY, Reason.DIVERGED, Reason.CHECKPOINT_INVALID),
+        *(Reason.DATA_UNREACHABLE, Reason.MODEL_UNAVAILABLE, Reason.PUBLISH_FAILED, Reason.STORAGE_FULL),
+        *(Reason.DEADLINE_EXCEEDED, Reason.START_TIMEOUT, Reason.BACKOFF_LIMIT_EXCEEDED, Reason.INTERNAL),
+    ),
+}
+"""How jobs end, and why."""
+for _phase, _reasons in ENDS.items():
     # A series that begins at 1 shows no increase, so that the first failure would be missed.
-    JOB_DURATION.labels(_result)
+    JOB_DURATION.labels(_phase.value)
+    for _reason in _reasons:
+        FINISHED.labels(_phase.value, _reason.value)

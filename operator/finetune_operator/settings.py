@@ -10,6 +10,8 @@ from finetune_api.base import ApiModel, Flag, Integer, Name, Number
 from finetune_api.runtime import OpaqueList, StringMap
 
 PERIODS_OF_SILENCE = 6
+Namespace = Annotated[str, Field(max_length=63, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+"""The name of one namespace; no pattern, for which the operator would have to list all."""
 
 
 class LeaderElection(ApiModel):
@@ -48,10 +50,10 @@ class NetworkPolicySettings(ApiModel):
     """The NetworkPolicy that each job gets."""
 
     enabled: Flag = False
-    """Whether jobs get one."""
+    """Whether each job gets a NetworkPolicy. The chart then grants the right to make them."""
     operator: OperatorPods | None = None
     """Who may ask the pods for progress. Absent = the operator runs outside the cluster, and no rule can name it."""
-    scrape_namespaces: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    scrape_namespaces: Annotated[tuple[Namespace, ...], Field(max_length=64)] = ()
     """Namespaces whose pods may ask at the port of progress too: where metrics are gathered."""
     egress: OpaqueList | None = None
     """NetworkPolicyEgressRules: where the pods may connect to, beside cluster DNS and each other. Absent = anywhere."""
@@ -60,12 +62,13 @@ class NetworkPolicySettings(ApiModel):
 class Settings(ApiModel):
     """All settings, each with the value that suits most clusters."""
 
-    namespaces: Annotated[tuple[Name, ...], Field(max_length=256)] = ()
-    """Namespaces to watch. Empty = the whole cluster."""
+    namespaces: Annotated[tuple[Namespace, ...], Field(max_length=256)] = ()
+    """Namespaces to watch. Empty = the whole cluster. The chart then grants rights in these alone."""
     trainer_image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Image of the default runtime. Absent = finetune-trainer of the operator's own version."""
+    """Image of the default runtime. Absent = the chart's trainerImage, else finetune-trainer of this version."""
     create_default_runtime: Flag = True
-    """Whether a FineTuneRuntime is created at start when there is none."""
+    """Whether a FineTuneRuntime is created at start when there is none. The chart turns it off with namespaces, because
+    runtimes belong to the whole cluster."""
     poll_period_seconds: Annotated[Number, Field(ge=0.05, le=600)] = 10.0
     """How often a running pod is asked for its progress, and a missing reference is looked for."""
     poll_timeout_seconds: Annotated[Number, Field(ge=0.05, le=60)] = 3.0
@@ -86,13 +89,14 @@ class Settings(ApiModel):
     stuck_after_seconds: Annotated[Number, Field(ge=1, le=3600)] = 120.0
     """Age of a waiting job, or of a difference between list and watch, from which /healthz says unhealthy."""
     health_port: Annotated[Integer, Field(ge=0, le=65535)] = 8081
-    """Port of /healthz and /metrics; 0 = any free one."""
+    """Port of /healthz and /metrics. Without the chart, 0 = any free one."""
     shutdown_seconds: Annotated[Number, Field(ge=0, le=600)] = 20.0
     """How long the looks under way may take to end on SIGTERM."""
     network_policy: NetworkPolicySettings = NetworkPolicySettings()
     """The NetworkPolicy that each job gets."""
     create_claims: Flag = False
-    """Whether a missing claim for the output is made where the runtime has a claimTemplate."""
+    """Whether a missing claim for the output is made where the runtime has a claimTemplate. The chart then grants the
+    right to create claims."""
     leader_election: LeaderElection | None = None
     """The lease to hold while working. Absent = this process is the only one."""
 

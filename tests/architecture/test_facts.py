@@ -13,7 +13,8 @@ import pytest
 from finetune_api.crd import job_crd, runtime_crd
 from finetune_api.names import GROUP
 from finetune_api.report import FAILURES, WarningCode
-from finetune_api.status import AttemptReason, Reason
+from finetune_api.status import AttemptReason, Phase, Reason
+from finetune_operator.metrics import ENDS
 from manifests import ROOT, read
 from repository import tracked
 
@@ -101,6 +102,13 @@ def test_each_reason_has_its_row_with_what_to_do() -> None:
     assert conditions | NO_CAUSES == set(Reason) | set(WarningCode), "a reason without its row, or one that is none"
     assert set(attempts) == set(AttemptReason)
     assert causes == {code.value: f"{exit_code:d}" for code, (exit_code, _) in FAILURES.items()}
+
+
+def test_each_end_of_a_job_is_counted_from_nought() -> None:
+    """A counter that appears with its first job would not show that one."""
+    sections = {title.partition("=")[0]: _rows(text) for title, text in _sections(ROOT / "docs/operations.md").items()}
+    assert {*ENDS[Phase.COMPLETED]} == sections["Complete"].keys()
+    assert {*ENDS[Phase.CANCELLED], *ENDS[Phase.FAILED]} == sections["Failed"].keys()
 
 
 def _sections(path: Path) -> dict[str, str]:

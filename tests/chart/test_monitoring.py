@@ -11,10 +11,10 @@ import pytest
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from finetune_operator import metrics
-from finetune_operator.rbac import ELECTION
 from manifests import ROOT
 from rendering import VALUES, of_kind, one, rendered
 
+MONITORED = {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}
 METRIC = re.compile(r"finetune_operator_[a-z_]+")
 SELECTOR = re.compile(r"(finetune_operator_[a-z_]+)\{([^}]*)\}")
 GROUPED = re.compile(r"\bby \(([^)]*)\)[^a-z]*(?:rate|increase)?\(?(finetune_operator_[a-z_]+)")
@@ -94,11 +94,32 @@ def test_metrics_are_registered_under_our_prefix() -> None:
 
 def test_every_alert_says_what_it_means_and_what_to_do() -> None:
     for rule in rules():
-        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+        assert set(rule) - {"keep_firing_for"} == {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"]["summary"].endswith(".")
         assert len(rule["annotations"]["description"]) > 60
         assert 'namespace="system",job="finetune-operator-metrics"' in rule["expr"], "of this installation alone"
+
+
+@pytest.mark.parametrize("stuck_after", [120, 600.5])
+def test_an_alert_comes_before_the_restart_that_ends_its_cause(stuck_after) -> None:
+    """The kubelet restarts an operator that /healthz says is unhealthy, and its gauges begin anew."""
+    objects = rendered({"settings": {"stuckAfterSeconds": stuck_after}, "metrics": MONITORED})
+    (group,) = one(objects, "PrometheusRule")["spec"]["groups"]
+    found = {rule["alert"]: rule for rule in group["rules"] if "keep_firing_for" in rule}
+    assert set(found) == {"FineTuneWatchStale", "FineTuneQueueStuck"}
+    probe = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
+    restart = stuck_after + probe["periodSeconds"] * 3
+    for rule in found.values():
+        over = float(re.findall(r"> ([0-9.]+)", rule["expr"])[0])
+        scraped = _seconds(one(objects, "ServiceMonitor")["spec"]["endpoints"][0]["interval"])
+        assert over + scraped + _seconds(group["interval"]) + _seconds(rule["for"]) < restart
+        again = over + scraped + _seconds(group["interval"]) + _seconds(rule["for"])
+        assert _seconds(rule["keep_firing_for"]) > again, "it stays while the operator is restarted again and again"
+
+
+def _seconds(duration: str) -> float:
+    return float(duration[:-1]) * {"s": 1, "m": 60}[duration[-1]]
 
 
 def test_a_service_monitor_finds_the_service_and_the_service_the_pods() -> None:
@@ -137,9 +158,10 @@ def test_a_value_brings_what_it_names(values, kinds) -> None:
 def test_leases_are_touched_in_the_operators_own_namespace_alone() -> None:
     objects = rendered(VALUES[4])
     role, binding = one(objects, "Role"), one(objects, "RoleBinding")
-    (rule,) = role["rules"]
-    (permission,) = ELECTION
-    assert rule == {"apiGroups": [permission.group], "resources": ["leases"], "verbs": list(permission.verbs)}
+    assert [rule["resources"] for rule in role["rules"]] == [["leases"], ["leases"]]
+    assert [rule.get("resourceNames") for rule in role["rules"]] == [None, ["finetune-operator"]], (
+        "one Lease, once made"
+    )
     assert {role["metadata"]["namespace"], binding["metadata"]["namespace"]} == {"system"}
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     everywhere = [rule for role in of_kind(objects, "ClusterRole") for rule in role["rules"]]

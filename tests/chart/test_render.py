@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from apiserver import BINARIES
-from finetune_operator.rbac import roles, rules
+from finetune_operator.rbac import BY_DEFAULT, Scope, Switch, permissions
 from finetune_operator.settings import Settings
 from manifests import KINDS, ROOT, documents
 from rendering import CHART, DIGEST, VALUES, of_kind, one, rendered, template
@@ -41,6 +41,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"pollPeriod": 10}}, "pollPeriod"),
     ({"settings": {"healthPort": 0}}, "/settings/healthPort"),
     ({"settings": {"namespaces": "team-a"}}, "/settings/namespaces"),
+    ({"settings": {"namespaces": ["team-*"]}}, "/settings/namespaces/0"),
     ({"settings": {"createDefaultRuntime": "yes"}}, "/settings/createDefaultRuntime"),
     ({"image": {"repository": ""}}, "/image/repository"),
     ({"image": {"digest": "latest"}}, "/image/digest"),
@@ -85,45 +86,84 @@ def test_one_operator_at_a_time_asked_for_its_health(values) -> None:
     assert container["resources"]["limits"]["memory"]
 
 
+def granted(values: dict[str, Any]) -> dict[Scope, set[tuple[str, ...]]]:
+    """The rules of the operator's roles by scope; those of Roles in several namespaces must be the same."""
+    found: dict[Scope, set[tuple[str, ...]]] = {}
+    for role in (*of_kind(rendered(values), "ClusterRole"), *of_kind(rendered(values), "Role")):
+        if (scope := SCOPES.get((role["kind"], role["metadata"]["name"]))) is not None:
+            rules = {_rule(**rule) for rule in role["rules"]}
+            assert found.setdefault(scope, rules) == rules
+    return found
+
+
+def _rule(apiGroups: list[str], resources: list[str], verbs: list[str], **named: Any) -> tuple[str, ...]:  # noqa: N803
+    assert named in ({}, {"resourceNames": ["finetune-operator"]})
+    return (*apiGroups, *resources, *verbs)
+
+
+def of_table(*switches: Switch) -> dict[Scope, set[tuple[str, ...]]]:
+    """What rbac.py grants with these switches on."""
+    found: dict[Scope, set[tuple[str, ...]]] = {}
+    for permission in permissions(*switches):
+        found.setdefault(permission.scope, set()).add(_rule(**permission.rule()))
+    return found
+
+
+SCOPES = {
+    ("ClusterRole", "finetune-operator-cluster"): Scope.CLUSTER,
+    ("ClusterRole", "finetune-operator"): Scope.JOBS,
+    ("Role", "finetune-operator-jobs"): Scope.JOBS,
+    ("Role", "finetune-operator-leader-election"): Scope.OWN,
+}
+SWITCHES: list[tuple[dict[str, Any], set[Switch], set[Switch]]] = [
+    ({}, set(), set()),
+    ({"settings": {"namespaces": ["team-a", "team-b"]}}, set(), {Switch.FIRST_RUNTIME}),
+    ({"settings": {"namespaces": ["a"], "createDefaultRuntime": True}}, set(), {Switch.FIRST_RUNTIME}),
+    ({"settings": {"createDefaultRuntime": False}}, set(), {Switch.FIRST_RUNTIME}),
+    ({"settings": {"networkPolicy": {"enabled": False}}}, set(), {Switch.NETWORK_POLICIES}),
+    ({"settings": {"createClaims": True}}, {Switch.CLAIMS}, set()),
+    ({"settings": {"namespaces": ["a"], "kueue": True}}, {Switch.KUEUE}, {Switch.FIRST_RUNTIME}),
+    ({"leaderElection": {"enabled": True}}, {Switch.ELECTION}, set()),
+]
+
+
+@pytest.mark.parametrize(("values", "more", "less"), SWITCHES, ids=[json.dumps(values) for values, _, _ in SWITCHES])
+def test_the_roles_grant_what_the_table_says_of_what_is_switched_on(values, more, less) -> None:
+    assert granted(values) == of_table(*({*BY_DEFAULT} | more) - less)
+
+
 @every_value_set
-def test_the_roles_grant_what_the_table_says_and_no_more(values) -> None:
-    objects = rendered(values)
-    granted = [role for role in of_kind(objects, "ClusterRole") if role["metadata"]["name"] in OPERATOR_ROLES]
-    found = {role["metadata"]["name"]: role["rules"] for role in granted}
-    assert found["finetune-operator"] == rules(cluster_scoped=False)
-    namespaced = bool(values.get("settings", {}).get("namespaces"))
-    expected = rules(cluster_scoped=True)
-    if namespaced:
-        expected = [{**rule, "verbs": [verb for verb in rule["verbs"] if verb != "create"]} for rule in expected]
-    assert found["finetune-operator-cluster"] == expected
-    every = [rule for role in found.values() for rule in role]
+def test_no_role_of_the_operator_reaches_further(values) -> None:
+    every = [rule for role in (*of_kind(rendered(values), "ClusterRole"), *of_kind(rendered(values), "Role"))
+             if (role["kind"], role["metadata"]["name"]) in SCOPES for rule in role["rules"]]  # fmt: skip
     resources = {name for rule in every for name in rule["resources"]}
     assert not {name for name in resources if name.startswith(("secrets", "pods/", "roles", "*"))}
     assert "*" not in {verb for rule in every for verb in rule["verbs"]}
 
 
-def test_the_switch_of_queues_reaches_the_operator_and_its_role_alone() -> None:
-    with_queues = {"settings": {"kueue": True}}
-    granted = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered(with_queues), "ClusterRole")}
-    without = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered({}), "ClusterRole")}
-    assert granted == {**without, "finetune-operator": [*without["finetune-operator"], *roles()["kueue"]]}
-    settings = YAML(typ="safe").load(one(rendered(with_queues), "ConfigMap")["data"]["settings.yaml"])
+def test_the_switch_of_queues_reaches_the_operator() -> None:
+    settings = YAML(typ="safe").load(one(rendered({"settings": {"kueue": True}}), "ConfigMap")["data"]["settings.yaml"])
     assert settings["kueue"] is True
-
-
-OPERATOR_ROLES = ("finetune-operator", "finetune-operator-cluster")
 
 
 def test_rights_everywhere_or_in_the_named_namespaces_alone() -> None:
     everywhere, named = rendered(VALUES[0]), rendered(VALUES[1])
-    assert of_kind(everywhere, "RoleBinding") == []
-    assert {binding["roleRef"]["name"] for binding in of_kind(everywhere, "ClusterRoleBinding")} == set(OPERATOR_ROLES)
-    assert {binding["metadata"]["namespace"] for binding in of_kind(named, "RoleBinding")} == {"team-a", "team-b"}
+    assert of_kind(everywhere, "RoleBinding") == of_kind(everywhere, "Role") == []
+    assert {binding["roleRef"]["name"] for binding in of_kind(everywhere, "ClusterRoleBinding")} == {
+        "finetune-operator",
+        "finetune-operator-cluster",
+    }
+    for kind in ("Role", "RoleBinding"):
+        assert [each["metadata"]["namespace"] for each in of_kind(named, kind)] == ["team-a", "team-b"]
+    assert "finetune-operator" not in {role["metadata"]["name"] for role in of_kind(named, "ClusterRole")}
     (cluster,) = of_kind(named, "ClusterRoleBinding")
     assert cluster["roleRef"]["name"] == "finetune-operator-cluster"
     for binding in [*of_kind(named, "RoleBinding"), cluster]:
         subject = {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": "system"}
         assert binding["subjects"] == [subject]
+    assert {(b["roleRef"]["kind"], b["roleRef"]["name"]) for b in of_kind(named, "RoleBinding")} == {
+        ("Role", "finetune-operator-jobs")
+    }
 
 
 def test_the_token_is_mounted_in_the_operator_alone() -> None:
@@ -140,6 +180,8 @@ def test_settings_reach_the_operator_whole(values) -> None:
     labels = one(objects, "Deployment")["spec"]["selector"]["matchLabels"]
     policy = {"enabled": True, "operator": {"namespace": "system", "labels": labels}}
     given = {"trainerImage": "finetune-trainer:0.1.0", "networkPolicy": policy, **values.get("settings", {})}
+    if "namespaces" in given:
+        given["createDefaultRuntime"] = False
     if values.get("leaderElection"):
         lease = {"namespace": "system", "name": "finetune-operator", "leaseDurationSeconds": 30}
         given["leaderElection"] = {**lease, "renewDeadlineSeconds": 10, "retryPeriodSeconds": 2}
@@ -152,22 +194,15 @@ def test_settings_reach_the_operator_whole(values) -> None:
     assert {"name": "settings", "mountPath": "/etc/finetune-operator", "readOnly": True} in container["volumeMounts"]
 
 
-def test_network_policies_and_the_making_of_claims_are_switches() -> None:
+def test_network_policies_are_a_switch_of_the_operators() -> None:
     def settings(**given: Any) -> Settings:
         (text,) = documents(one(rendered({"settings": given}), "ConfigMap")["data"]["settings.yaml"])
         return Settings.model_validate(text)
-
-    def may_make_claims(objects: list[dict[str, Any]]) -> bool:
-        role = next(r for r in of_kind(objects, "ClusterRole") if r["metadata"]["name"] == "finetune-operator")
-        granted = [r["verbs"] for r in role["rules"] if "persistentvolumeclaims" in r["resources"]]
-        return ["create"] in granted
 
     assert settings().network_policy.enabled
     assert not settings(networkPolicy={"enabled": False}).network_policy.enabled
     scraped = settings(networkPolicy={"scrapeNamespaces": ["monitoring"], "egress": []}).network_policy
     assert (scraped.enabled, scraped.scrape_namespaces, scraped.egress) == (True, ("monitoring",), ())
-    assert not may_make_claims(rendered({}))
-    assert may_make_claims(rendered({"settings": {"createClaims": True}}))
 
 
 def test_new_settings_start_a_new_pod() -> None:

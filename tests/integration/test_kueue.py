@@ -13,7 +13,7 @@ import pytest
 
 import installed
 from apiserver import ControlPlane, control_plane
-from finetune_operator.rbac import KUEUE_PERMISSIONS
+from finetune_operator.rbac import Switch, permissions
 from kubelet import Behaviour, Kubelet, wait_for
 from kueue import PRIORITY_LABEL, QUEUE_LABEL, Queues, is_active, kueue
 from manifests import ROOT, job, read
@@ -325,6 +325,7 @@ def test_the_switch_grants_what_the_table_says(kueue_plane, kueue_operator) -> N
         )
 
     verbs = {verb for verb in ("get", "list", "watch", "create", "update", "patch", "delete") if may(verb, "workloads")}
-    assert verbs == set(KUEUE_PERMISSIONS[0].verbs)
+    (permission,) = permissions(Switch.KUEUE)
+    assert verbs == set(permission.verbs)
     assert not any(may(verb, other) for verb in ("get", "patch") for other in ("localqueues", "clusterqueues"))
     api.close()

@@ -1,4 +1,5 @@
-"""An installation with rights in some namespaces alone: their jobs run, all others are not even seen."""
+"""An installation with rights in some namespaces alone, upgraded from the previous release: their jobs run, all others
+are not even seen."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import previous
 from kubelet import Kubelet, wait_for
 from manifests import documents
 from releases import Release, asked
@@ -27,7 +29,12 @@ def test_jobs_of_the_listed_namespaces_run_and_no_others(own_plane, own_namespac
     first, second, foreign = own_namespaces
     api = own_plane.api()
     release = Release(own_plane, tmp_path, "few", "few-system", {"settings": {"namespaces": [first, second]}})
+    release.install(previous.CHART)
+    own_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    assert "ClusterRole/few-finetune-operator" in _roles_bound(release, first), "as the previous release has it"
     notes = release.install()
+    assert _roles_bound(release, first) == "Role/few-finetune-operator-jobs"
+    assert not own_plane.run("kubectl", "get", "clusterrole", "few-finetune-operator").stdout
     own_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     own_plane.kubectl("apply", "--filename", "-", stdin=_runtime_of(notes))
     operator, url = release.operator()
@@ -51,6 +58,12 @@ def test_jobs_of_the_listed_namespaces_run_and_no_others(own_plane, own_namespac
     api.close()
 
 
+def _roles_bound(release: Release, namespace: str) -> str:
+    """Kind and name of every role that the release binds in a namespace."""
+    what = "jsonpath={range .items[*]}{.roleRef.kind}/{.roleRef.name}{end}"
+    return release.plane.kubectl("get", "rolebindings", "--namespace", namespace, "--output", what)
+
+
 def _runtime_of(notes: str) -> str:
     """The manifest that the notes ask an administrator to apply."""
     block = notes[notes.index("  apiVersion: finetune.dev") :].split("\n\n", 1)[0]
@@ -71,6 +84,8 @@ def _rights_end_at_the_border(release: Release, listed: str, foreign: str) -> No
         ("get", "leases.coordination.k8s.io", release.namespace, False),
         ("list", "finetuneruntimes.finetune.dev", foreign, True),
         ("create", "finetuneruntimes.finetune.dev", listed, False),
+        ("create", "persistentvolumeclaims", listed, False),
+        ("list", "workloads.kueue.x-k8s.io", listed, False),
     ]:
         can = release.plane.run("kubectl", "auth", "can-i", verb, what, "--as", account, "--namespace", where)
         assert can.stdout.strip() == ("yes" if may else "no"), (verb, what, where)

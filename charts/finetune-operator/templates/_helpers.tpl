@@ -34,11 +34,28 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $labels := include "finetune.selector" . | fromYaml -}}
 {{- $_ := set $policy "operator" (dict "namespace" .Release.Namespace "labels" $labels) -}}
 {{- $settings := merge (dict "networkPolicy" $policy) (deepCopy .Values.settings) (dict "trainerImage" $trainer) -}}
+{{- if not (include "finetune.makesRuntime" .) -}}{{- $_ := set $settings "createDefaultRuntime" false -}}{{- end -}}
 {{- if .Values.leaderElection.enabled -}}
 {{- $lease := dict "namespace" .Release.Namespace "name" (include "finetune.name" .) -}}
 {{- $settings = merge $settings (dict "leaderElection" (merge $lease (omit .Values.leaderElection "enabled"))) -}}
 {{- end -}}
 {{- toYaml $settings -}}
+{{- end }}
+
+{{/* Whether the operator makes the first FineTuneRuntime: only one that works for the whole cluster may. */}}
+{{- define "finetune.makesRuntime" -}}
+{{- if and (not .Values.settings.namespaces) (ne (toString .Values.settings.createDefaultRuntime) "false") -}}true{{- end -}}
+{{- end }}
+
+{{/* What the operator may do where jobs are: what it needs always, and what its settings turn on. */}}
+{{- define "finetune.jobRules" -}}
+{{- $rules := (.Files.Get "files/rbac-rules.yaml" | fromYaml).jobs -}}
+{{- $settings := include "finetune.settings" . | fromYaml -}}
+{{- $granted := $rules.always -}}
+{{- if $settings.networkPolicy.enabled -}}{{- $granted = concat $granted $rules.networkPolicies -}}{{- end -}}
+{{- if $settings.createClaims -}}{{- $granted = concat $granted $rules.claims -}}{{- end -}}
+{{- if $settings.kueue -}}{{- $granted = concat $granted $rules.kueue -}}{{- end -}}
+{{- toYaml $granted -}}
 {{- end }}
 
 {{/* The port that the kubelet asks for health. */}}

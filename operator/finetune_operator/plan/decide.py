@@ -7,7 +7,7 @@ from datetime import datetime
 
 from finetune_api import names
 from finetune_api.job import FineTuneJob
-from finetune_api.status import ConditionType, JobStatus, Reason, Resolved
+from finetune_api.status import ConditionStatus, ConditionType, JobStatus, Reason, Resolved
 from finetune_api.trainer import Stage
 from finetune_operator.plan import outcome, queueing
 from finetune_operator.plan import stop as stopping
@@ -167,8 +167,17 @@ def refused_child(job: FineTuneJob, plan: Plan, refusal: str, settings: Settings
     stage = stage_of(plan.status)
     sentence = f"{REFUSED} {refusal}"
     kind = ConditionType.DATA_READY if stage is Stage.PREPARE else ConditionType.RUNNING
-    says = [Say(kind, False, sentence, Reason.PENDING)]
+    says = [_refused(plan, kind, sentence)]
     old, event = job.status or JobStatus(), Event("Warning", "ChildRefused", sentence)
-    told = any(c.message.startswith(f"{sentence.partition(': ')[0]}: ") for c in old.conditions)
+    told = any(f"{sentence.partition(': ')[0]}: " in c.message for c in old.conditions)
     again = replace(plan, create=(), look_again_after=settings.poll_period_seconds)
     return with_says(job, old, plan.status, says, now, again, *(() if told else (event,)))
+
+
+def _refused(plan: Plan, kind: ConditionType, sentence: str) -> Say:
+    """Without its Job a stage does not run; without what was to be made again beside the Job it may well."""
+    said = plan.status.condition(kind)
+    if said is None or any(manifest["kind"] == "Job" for manifest in plan.create):
+        return Say(kind, False, sentence, Reason.PENDING)
+    holds = said.status is ConditionStatus.TRUE
+    return Say(kind, holds, f"{said.message}; {sentence}", None if holds else Reason(said.reason))

@@ -11,6 +11,7 @@ from finetune_api.status import Reason
 from finetune_operator.plan.access import Use, namespace_refused, use_refused, uses_of
 from finetune_operator.plan.claims import cannot_share, claim_template, is_made
 from finetune_operator.plan.limits import deadline_refused, model_limits_refused, size_refused
+from finetune_operator.plan.restricted import template_refused
 from finetune_operator.plan.size import output_uri, size_of
 from finetune_operator.plan.state import Observed, Refusal
 from finetune_operator.plan.weights import Weights, weights_of
@@ -51,7 +52,7 @@ def permit(job: FineTuneJob, observed: Observed) -> Permitted | Refusal:
     if isinstance(runtime, Refusal):
         return runtime
     name, spec, namespace = runtime.metadata.name, runtime.spec, job.metadata.namespace or ""
-    if refused := namespace_refused(job, name, spec.access):
+    if refused := namespace_refused(job, name, spec.access) or template_refused(name, spec):
         return refused
     target = output_uri(job, spec)
     if target is None:

@@ -12,7 +12,7 @@ from finetune_api.runtime import runtime_from
 from finetune_operator.__main__ import load_settings
 from finetune_operator.client import AlreadyExists, Refused
 from finetune_operator.first_runtime import default_runtime, ensure_default_runtime
-from finetune_operator.rbac import KUEUE_PERMISSIONS, PERMISSIONS, roles, rules
+from finetune_operator.rbac import BY_DEFAULT, PERMISSIONS, Scope, Switch, permissions, roles
 from finetune_operator.settings import Settings
 
 
@@ -35,21 +35,27 @@ def test_a_setting_that_does_not_exist_or_fit_is_refused(text, tmp_path):
 
 
 def test_no_right_on_secrets_logs_or_exec_and_no_wildcard():
-    every = (*PERMISSIONS, *KUEUE_PERMISSIONS)
-    granted = {(resource, verb) for p in every for resource in p.resources for verb in p.verbs}
+    granted = {(resource, verb) for p in PERMISSIONS for resource in p.resources for verb in p.verbs}
     resources = {resource for resource, _ in granted}
     assert not {"secrets", "pods/log", "pods/exec", "pods/attach", "pods/portforward", "*"} & resources
     assert "*" not in {verb for _, verb in granted}
-    assert {verb for resource, verb in granted if resource in ("persistentvolumeclaims", "configmaps")} == {"get"}
+    assert {verb for resource, verb in granted if resource == "configmaps"} == {"get"}
     assert {resource for resource, verb in granted if verb == "delete"} == {"finetunejobs"}
-    assert all(p.why for p in every)
+    assert all(p.why for p in PERMISSIONS)
 
 
 def test_the_roles_share_the_rules_without_rest():
-    split = roles()
-    assert sorted(map(str, split["cluster"] + split["namespaced"])) == sorted(map(str, rules()))
-    assert [r["resources"] for r in split["cluster"]] == [["finetuneruntimes"]]
-    assert [(r["resources"], r["verbs"]) for r in split["kueue"]] == [(["workloads"], ["list", "patch"])]
+    split = [rule for scope in roles().values() for rules in scope.values() for rule in rules]
+    assert sorted(map(str, split)) == sorted(str(permission.rule()) for permission in PERMISSIONS)
+    assert {p.scope for p in PERMISSIONS if p.switch is Switch.ELECTION} == {Scope.OWN}
+
+
+def test_what_a_switch_turns_on_is_not_granted_without_it():
+    granted = {(resource, verb) for p in permissions(*BY_DEFAULT) for resource in p.resources for verb in p.verbs}
+    for switch in set(Switch) - set(BY_DEFAULT):
+        more = {(r, verb) for p in permissions(switch) for r in p.resources for verb in p.verbs}
+        assert more
+        assert not more & granted, switch
 
 
 def test_the_default_runtime_is_valid_small_and_default():

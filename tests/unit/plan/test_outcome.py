@@ -27,8 +27,9 @@ from finetune_api.status import (
     Phase,
 )
 from finetune_api.trainer import Stage
-from finetune_operator.plan.decide import refused_child
+from finetune_operator.plan.decide import decide, refused_child
 from finetune_operator.plan.state import Observed
+from finetune_operator.settings import NetworkPolicySettings, Settings
 from lives import LATER, LATER_TEXT, SETTINGS, after, cancelling, look, message, said, seen, started
 
 # --- good ends -------------------------------------------------------------------------------------------------------
@@ -277,6 +278,30 @@ def test_the_api_servers_refusal_of_a_child_is_said():
     job = after(job, told)
     words = "Job tune-prepare: exceeded quota: pods, used: one more"
     again = refused_child(job, look(job, seen(Stage.PREPARE)), words, SETTINGS, LATER)
+    assert again.events == ()
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "expected", "words"),
+    [
+        (Stage.PREPARE, ConditionType.DATA_READY, ("False", "Checking"), "checks the data"),
+        (Stage.TRAIN, ConditionType.RUNNING, ("True", "Running"), "trains"),
+    ],
+)
+def test_a_refusal_of_what_stands_beside_the_job_stops_no_pod(stage, kind, expected, words):
+    with_policy = Settings(network_policy=NetworkPolicySettings(enabled=True))
+    job = started(stage)
+    child = make_child(job, stage)
+    observed = seen(stage, child, make_pod(child, "aaaaa"))
+    plan = decide(job, observed, with_policy, LATER)
+    assert [m["kind"] for m in plan.create] == ["NetworkPolicy"]
+    told = refused_child(job, plan, "NetworkPolicy tune: exceeded quota", with_policy, LATER)
+    assert said(told)[kind] == expected
+    name = f"tune-{stage.value.lower()}-aaaaa"
+    assert message(told, kind) == f"pod {name} {words}; the API server refused NetworkPolicy tune: exceeded quota"
+    assert "ChildRefused" in [e.reason for e in told.events]
+    job = after(job, told)
+    again = refused_child(job, decide(job, observed, with_policy, LATER), "NetworkPolicy tune: more", SETTINGS, LATER)
     assert again.events == ()
 
 
