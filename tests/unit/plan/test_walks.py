@@ -239,7 +239,7 @@ def judge(before: JobStatus, plan: Plan, seen: Observed, walk: Walk) -> None:
     told = (said(plan.status), walk.trace[-12:])
     if before.is_final:
         assert plan.status == before, told
-        assert not (plan.create or plan.suspend or plan.resume or plan.events), told
+        assert (plan.create, plan.suspend, plan.resume, plan.events) == ((), (), (), ()), told
         return
     judge_conditions(plan.status, walk.job.spec.suspend, busy, told)
     judge_counts(before, plan.status, walk.job.spec.backoff_limit, told)
@@ -259,11 +259,13 @@ def judge_conditions(status: JobStatus, suspend: bool, busy: bool, told: object)
     if is_true(ConditionType.RUNNING):
         assert is_true(ConditionType.DATA_READY), told
         assert busy, told
-        assert not (status.is_final or is_true(ConditionType.SUSPENDED)), told
+        assert not status.is_final, told
+        assert not is_true(ConditionType.SUSPENDED), told
         assert status.phase in (Phase.RUNNING, Phase.PUBLISHING), told
     if is_true(ConditionType.SUSPENDED):
         assert suspend, told
-        assert not (busy or status.active_since), told
+        assert not busy, told
+        assert status.active_since is None, told
         assert status.phase is Phase.SUSPENDED, told
     if failed is not None and failed.reason in STOPS:
         assert not busy, told
