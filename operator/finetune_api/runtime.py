@@ -119,7 +119,7 @@ class PodTemplate(ApiModel):
     env_from: OpaqueList = ()
     """More environment of the trainer, from config maps or Secrets."""
     volumes: OpaqueList = ()
-    """More volumes."""
+    """More volumes, of the kinds that the restricted Pod Security Standard admits."""
     volume_mounts: OpaqueList = ()
     """Where the trainer finds them."""
 
