@@ -117,7 +117,7 @@ def _occupied(look: Look, child: ChildJob | Beside, settings: Settings) -> Plan:
     if outcome.leftover(look.job, child):
         return _says(look, outcome.waiting_for(look, child), Plan(look.status, look_again_after=SOON))
     plan = Plan(look.status, look_again_after=settings.poll_period_seconds)
-    return _says(look, outcome.name_conflict(child), plan)
+    return _says(look, [*outcome.cannot_be_made(look), *outcome.name_conflict(child)], plan)
 
 
 def _create(look: Look, settings: Settings) -> Plan:

@@ -151,6 +151,12 @@ def waiting_for_pods(look: Look) -> list[Say]:
     return _not_yet(look, Waiting(Reason.PENDING, f"waits until {pods} has ended"))
 
 
+def cannot_be_made(look: Look) -> list[Say]:
+    """The stage's Job is not there, and may not be made."""
+    name = child_name(look.job, look.stage)
+    return _not_yet(look, Waiting(Reason.PENDING, f"Job {name} cannot be made: see the condition Accepted"))
+
+
 def name_conflict(child: ChildJob | Beside) -> list[Say]:
     """An object that is not ours has the name of our child."""
     whose = f"is controlled by {child.owner.kind} {child.owner.name}" if child.owner else "has no controller"
