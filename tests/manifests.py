@@ -51,3 +51,12 @@ def runtime(name: str = "a-runtime", **spec: Any) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {"image": "trainer:1", **spec},
     }
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """Whether `whole` has all of `part`; the API server only adds defaults."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(contains(whole.get(key), value) for key, value in part.items())
+    if isinstance(part, list):
+        return isinstance(whole, list) and len(whole) == len(part) and all(map(contains, whole, part))
+    return bool(whole == part)

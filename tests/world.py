@@ -217,6 +217,22 @@ class World:
         path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector=finetune.dev%2Fstage%3D{stage}"
         return list(self.api.get(path).must()["items"])
 
+    def path(self, plural: str, name: str = "") -> str:
+        """Where objects of a kind lie in the namespace, or one of them."""
+        where = f"/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+        group = {"jobs": "batch/v1", "networkpolicies": "networking.k8s.io/v1"}.get(plural)
+        return f"/apis/{group}{where}" if group else f"/api/v1{where}"
+
+    def found(self, plural: str, name: str) -> dict[str, Any] | None:
+        """The object, if it is there."""
+        answer = self.api.get(self.path(plural, name))
+        return answer.body if answer.ok else None
+
+    def restrict(self) -> None:
+        """Have the namespace enforce the restricted Pod Security Standard."""
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.api.patch(f"/api/v1/namespaces/{self.namespace}", {"metadata": {"labels": labels}}).must()
+
     def prepare(self) -> None:
         """Make what a small job needs: claims for data and output; and wait for the default service account."""
         furnish(self.api, self.namespace)

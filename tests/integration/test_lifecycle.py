@@ -43,8 +43,7 @@ def test_from_apply_to_complete(world) -> None:
 
 
 def test_children_belong_to_their_job_and_meet_the_restricted_standard(world) -> None:
-    restricted = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
-    world.api.patch(f"/api/v1/namespaces/{world.namespace}", restricted).must()
+    world.restrict()
     uid = world.apply("sft")
     world.wait("sft", "Complete")
     children = world.children("sft")
