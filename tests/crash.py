@@ -28,13 +28,15 @@ from finetune_operator.plan.state import Event, Heard, Pod, timestamp
 from finetune_operator.poll import Told
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.settings import Settings
+from finetune_operator.settings import NetworkPolicySettings, Settings
 from history import Happened, History
 from kubelet import CONTAINER
 from world import MOMENT, PREPARED, progress, published
 
 Manifest = dict[str, Any]
 MOST_LOOKS = 80
+SETTINGS = Settings(network_policy=NetworkPolicySettings(enabled=True))
+"""As the chart has them, so that a job has all its children."""
 FAILURES = {20: FailureCode.DATA_UNREACHABLE, 15: FailureCode.DIVERGED}
 TURNS = 2
 """Of a training pod while it runs; in each it has done a step more, and its successor goes on from there."""
@@ -203,7 +205,7 @@ class Run:
         poller: Any = self
         announcer: Any = self
         pace = Pace(_nobody, 1e6, time.monotonic)
-        return Reconciler(cluster, poller, self._departed, Settings(), pace, announcer, _now), cluster
+        return Reconciler(cluster, poller, self._departed, SETTINGS, pace, announcer, _now), cluster
 
     def _remember(self, happened: Happened) -> None:
         if happened.kind == "pods" and happened.type == "DELETED":
