@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from builders import job_manifest, runtime_manifest
-from finetune_api.job import job_from
 from finetune_api.status import JobStatus
 from finetune_api.trainer import Stage
 from finetune_operator.announce import Announcer
@@ -86,7 +85,7 @@ def operator(world: World, death: Death) -> Reconciler:
 
 def status_of(world: World) -> JobStatus:
     stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
-    return job_from(stored).status or JobStatus()
+    return JobStatus.model_validate(stored.get("status") or {})
 
 
 def live(world: World, death: Death, meanwhile: Callable[[World, int], None] = lambda world, turn: None) -> JobStatus:

@@ -153,9 +153,9 @@ def disagreement(server: Verdict, ours: Verdict) -> str | None:
 
 
 def _without_empty(value: Any) -> Any:
-    """An absent map is an empty one."""
+    """An absent map or list is an empty one."""
     if isinstance(value, dict):
-        return {k: inner for k, v in value.items() if (inner := _without_empty(v)) != {}}
+        return {k: inner for k, v in value.items() if (inner := _without_empty(v)) not in ({}, [])}
     return [_without_empty(v) for v in value] if isinstance(value, list) else value
 
 

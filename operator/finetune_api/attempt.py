@@ -18,6 +18,8 @@ class AttemptReason(StrEnum):
     SUCCEEDED = "Succeeded"
     STOPPED = "Stopped"
     """Exit code 3: it was asked to end, and saved."""
+    HALTED = "Halted"
+    """The same by the operator's own doing: the job was suspended, cancelled or out of time."""
     PEER_LOST = "PeerLost"
     """Exit code 4: another pod of the same training was lost."""
     OOM_KILLED = "OOMKilled"

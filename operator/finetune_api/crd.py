@@ -159,7 +159,15 @@ def _add_children(schema: Schema, node: Schema, definitions: dict[str, Schema]) 
     elif isinstance(node.get("additionalProperties"), dict) and "x-kubernetes-preserve-unknown-fields" not in node:
         schema["additionalProperties"] = _structural(node["additionalProperties"], definitions)
     if isinstance(node.get("items"), dict):
-        schema["items"] = _structural(node["items"], definitions)
+        schema["items"] = _without_defaults(_structural(node["items"], definitions))
+
+
+def _without_defaults(schema: Schema) -> Schema:
+    """Lists are replaced as a whole: a default that the server fills into an item would be a difference for ever."""
+    plain = {key: value for key, value in schema.items() if key != "default"}
+    if "properties" in plain:
+        plain["properties"] = {name: _without_defaults(field) for name, field in plain["properties"].items()}
+    return plain
 
 
 def _add_exclusive_bounds(schema: Schema, node: Schema) -> None:

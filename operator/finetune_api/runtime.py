@@ -158,8 +158,8 @@ class Limits(ApiModel):
 class KindLimits(ApiModel):
     """Whether a kind of training is supported for a model, and within which bounds."""
 
-    supported: Flag = True
-    """False refuses it."""
+    supported: Flag | None = None
+    """False refuses it. Absent = true."""
     min_batch_size: BatchLimit | None = None
     """Smallest batchSize."""
     max_batch_size: BatchLimit | None = None

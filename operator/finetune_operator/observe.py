@@ -76,7 +76,7 @@ async def observe(
     if status.is_final or job.metadata.deletion_timestamp is not None:
         return Observed()
     if status.start_time is None:
-        return await _references(job, cluster, shared)
+        return Observed() if job.spec.cancel else await _references(job, cluster, shared)
     return await _children(job, status, cluster, departed, settings)
 
 

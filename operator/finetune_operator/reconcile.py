@@ -19,7 +19,7 @@ from finetune_operator.metrics import STATUS_WRITES
 from finetune_operator.observe import Departed, observe
 from finetune_operator.pace import Pace
 from finetune_operator.plan.decide import decide, ours, refused_child
-from finetune_operator.plan.invalid import invalid_job, shell, unreadable_status
+from finetune_operator.plan.invalid import invalid_job, only_ends, shell, unreadable_status
 from finetune_operator.plan.news import News, news
 from finetune_operator.plan.state import Observed, Plan
 from finetune_operator.poll import Poller, Told
@@ -102,7 +102,9 @@ class Reconciler:
         try:
             job = job_from(manifest)
         except ValidationError as error:
-            return shell(manifest), invalid_job(manifest, error, self.settings, now)
+            job = shell(manifest)
+            if not only_ends(job):
+                return job, invalid_job(manifest, error, self.settings, now)
         observed = Observed()
         if not begins:
             observed = await observe(job, self.cluster, self.departed, self.settings, self.shared)

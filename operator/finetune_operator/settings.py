@@ -50,7 +50,7 @@ class NetworkPolicySettings(ApiModel):
     """The NetworkPolicy that each job gets."""
 
     enabled: Flag = False
-    """Whether jobs get one."""
+    """Whether each job gets a NetworkPolicy. The chart then grants the right to make them."""
     operator: OperatorPods | None = None
     """Who may ask the pods for progress. Absent = the operator runs outside the cluster, and no rule can name it."""
     scrape_namespaces: Annotated[tuple[Namespace, ...], Field(max_length=64)] = ()
@@ -65,7 +65,7 @@ class Settings(ApiModel):
     namespaces: Annotated[tuple[Namespace, ...], Field(max_length=256)] = ()
     """Namespaces to watch. Empty = the whole cluster. The chart then grants rights in these alone."""
     trainer_image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Image of the default runtime. Absent = finetune-trainer of the operator's own version."""
+    """Image of the default runtime. Absent = the chart's trainerImage, else finetune-trainer of this version."""
     create_default_runtime: Flag = True
     """Whether a FineTuneRuntime is created at start when there is none. The chart turns it off with namespaces, because
     runtimes belong to the whole cluster."""
@@ -89,7 +89,7 @@ class Settings(ApiModel):
     stuck_after_seconds: Annotated[Number, Field(ge=1, le=3600)] = 120.0
     """Age of a waiting job, or of a difference between list and watch, from which /healthz says unhealthy."""
     health_port: Annotated[Integer, Field(ge=0, le=65535)] = 8081
-    """Port of /healthz and /metrics; 0 = any free one."""
+    """Port of /healthz and /metrics. Without the chart, 0 = any free one."""
     shutdown_seconds: Annotated[Number, Field(ge=0, le=600)] = 20.0
     """How long the looks under way may take to end on SIGTERM."""
     network_policy: NetworkPolicySettings = NetworkPolicySettings()

@@ -49,6 +49,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"trainerImage": {"tag": "a b"}}, "/trainerImage/tag"),
     ({"crds": {"enabled": "true"}}, "/crds/enabled"),
     ({"securityContext": {"privileged": True}}, "securityContext"),
+    *(({block: None}, f"missing property '{block}'") for block in ("admissionPolicies", "networkPolicy", "settings")),
 ]
 every_value_set = pytest.mark.parametrize(
     "values", VALUES, ids=["default", "namespaces", "digest", "everything", "several"]

@@ -11,6 +11,7 @@ from finetune_api.crd import JOB_COLUMNS, job_crd, runtime_crd
 from judges import collection
 from manifests import ROOT, job, runtime
 
+NOBODY = "example.com/tests"
 CRDS = ["finetunejobs.finetune.dev", "finetuneruntimes.finetune.dev"]
 
 
@@ -45,7 +46,7 @@ def test_explain_gives_default_and_bounds(plane) -> None:
 
 def test_columns_show_the_status(plane, api, namespace) -> None:
     where = collection(job(), namespace)
-    api.post(where, job("shown")).must()
+    api.post(where, untouched("shown")).must()
     status = {
         "phase": "Running",
         "progress": {"display": "120/460", "step": 120, "totalSteps": 460},
@@ -66,7 +67,7 @@ def test_columns_show_the_status(plane, api, namespace) -> None:
 def test_jobs_are_selected_by_phase_runtime_and_model(plane, api, namespace) -> None:
     where = collection(job(), namespace)
     for name, phase, change in [("a", "Running", {"runtime": "gpu"}), ("b", "Failed", {"model": "org/other"})]:
-        api.post(where, job(name, **change)).must()
+        api.post(where, untouched(name, **change)).must()
         api.patch(f"{where}/{name}/status", {"status": {"phase": phase}}).must()
     for selector, name in [("status.phase=Running", "a"), ("spec.runtime=gpu", "a"), ("spec.model=org/other", "b")]:
         found = plane.kubectl("get", "ftj", "-n", namespace, "--field-selector", selector, "--output", "name")
@@ -75,7 +76,7 @@ def test_jobs_are_selected_by_phase_runtime_and_model(plane, api, namespace) -> 
 
 def test_kubectl_waits_for_complete(plane, api, namespace) -> None:
     where = collection(job(), namespace)
-    api.post(where, job("waited")).must()
+    api.post(where, untouched("waited")).must()
     condition = {
         "type": "Complete",
         "status": "True",
@@ -89,7 +90,7 @@ def test_kubectl_waits_for_complete(plane, api, namespace) -> None:
 
 def test_status_is_a_subresource(api, namespace) -> None:
     where = collection(job(), namespace)
-    made = api.post(where, {**job("split"), "status": {"phase": "Completed"}}).must()
+    made = api.post(where, {**untouched("split"), "status": {"phase": "Completed"}}).must()
     assert "status" not in made
     changed = api.patch(f"{where}/split/status", {"status": {"phase": "Pending"}, "spec": {"suffix": "no"}}).must()
     assert changed["status"]["phase"] == "Pending"
@@ -102,6 +103,11 @@ def test_runtimes_are_cluster_scoped(plane, api) -> None:
     row = plane.kubectl("get", "ftr", "listed", "--no-headers").split()
     assert row[:3] == ["listed", "true", "trainer:1"]
     api.delete(f"{collection(runtime(), '')}/listed").must()
+
+
+def untouched(name: str, **spec: Any) -> dict[str, Any]:
+    """A job whose status no operator writes."""
+    return job(name, managedBy=NOBODY, **spec)
 
 
 def _field_names(explained: str) -> set[str]:

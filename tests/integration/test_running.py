@@ -8,7 +8,8 @@ from collections import Counter
 from typing import Any
 
 from kubelet import wait_for
-from world import World
+from manifests import ROOT
+from world import World, script
 
 
 def events(world: World, name: str) -> list[dict[str, Any]]:
@@ -70,3 +71,14 @@ def test_a_job_that_waits_is_told_of_once(world) -> None:
     world.claim("finetune-late")
     world.wait("waits", "Complete")
     assert len([event for event in events(world, "waits") if event["reason"] == "Accepted"]) == 1
+
+
+def test_the_first_job_needs_nothing_but_its_file(plane, api, operator, kubelet, namespace) -> None:
+    """On a fresh cluster: the runtime is the one that the operator has made, all else is in the example."""
+    world = World(plane, api, kubelet, operator, namespace)
+    kubelet.scripts[namespace, "first-job"] = script("first-job")
+    plane.kubectl("apply", "--namespace", namespace, "--filename", str(ROOT / "examples" / "first-job.yaml"))
+    world.wait("first-job", "Complete", reason="Succeeded", seconds=60)
+    told = plane.kubectl("describe", "ftj", "first-job", "--namespace", namespace)
+    assert "pvc://finetune-outputs" in told
+    assert "Succeeded" in told

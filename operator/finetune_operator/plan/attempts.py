@@ -18,6 +18,8 @@ from finetune_operator.plan.state import Pod
 
 MAX_FREE = 100
 """Free attempts after which even those are too many."""
+ON_REQUEST = frozenset({AttemptReason.STOPPED.value, AttemptReason.PEER_LOST.value})
+"""Ends that somebody asked for whom we do not know."""
 KEPT_OF_NAME = 58
 """Characters that the API server keeps of a generateName, before its own five."""
 
@@ -54,7 +56,7 @@ def count(
         if not _already_counted(pod, known, tally.attempts):
             tally = _seen(job, stage, tally, pod, known, reports.get(pod.uid), status)
     tally = _vanished(job, stage, tally, {name for pod in pods for name in (pod.name, *pod.peers)}, now)
-    return replace(tally, restarts=status.restarts, disruptions=status.disruptions) if stopped else tally
+    return _by_our_doing(tally, status) if stopped else tally
 
 
 def out_of_memory_twice(tally: Tally, job: FineTuneJob, stage: Stage) -> bool:
@@ -129,6 +131,18 @@ def _vanished(job: FineTuneJob, stage: Stage, tally: Tally, there: set[str], now
     )
 
 
+def _by_our_doing(tally: Tally, status: JobStatus) -> Tally:
+    """What has ended since we stop the job: nothing of it counts, and no later end is held against it."""
+    halted = {"reason": AttemptReason.HALTED.value}
+    ours = {a.pod: a.model_copy(update=halted) for a in tally.ended if a.reason in ON_REQUEST}
+    return Tally(
+        attempts=tuple(ours.get(a.pod, a) for a in tally.attempts),
+        restarts=status.restarts,
+        disruptions=status.disruptions,
+        ended=tuple(ours.get(a.pod, a) for a in tally.ended),
+    )
+
+
 def _is_free(pod: Pod) -> bool:
     return pod.disrupted is not None or pod.exit_code in FREE_EXITS or (pod.gone and pod.exit_code is None)
 
@@ -146,7 +160,7 @@ def _stuck(
     if pod.disrupted is not None or pod.exit_code not in FREE_EXITS:
         return False
     before = next((a for a in reversed(others) if of_stage(a, job, stage)), None)
-    if before is None or before.exit_code not in FREE_EXITS:
+    if before is None or before.reason not in ON_REQUEST:
         return False
     recovery = (report.recovery if report else None) or status.recovery
     begun = attempt.resumed_from_step or 0

@@ -19,6 +19,7 @@ from finetune_operator.plan.look import Look, look_at, stage_of
 from finetune_operator.plan.network import beside
 from finetune_operator.plan.objects import child_manifest
 from finetune_operator.plan.silence import staleness
+from finetune_operator.plan.starting import REFUSED
 from finetune_operator.plan.state import Beside, ChildJob, Event, Manifest, Observed, Plan, timestamp
 from finetune_operator.plan.stop import Stop
 from finetune_operator.plan.trainer_config import trainer_config
@@ -96,7 +97,7 @@ def _resumed(look: Look, own: ChildJob) -> Plan:
 
 def _under_way(look: Look, own: ChildJob, settings: Settings) -> Plan:
     """Say how it is; what stands beside the Job and has vanished is made again."""
-    queued = queueing.waiting(own, settings)
+    queued = queueing.waiting(own, look.job.metadata.namespace or "", settings)
     conflict = outcome.name_conflict(look.taken) if look.taken and not outcome.leftover(look.job, look.taken) else []
     going = any(found.being_deleted for found in look.beside)
     again = queueing.look_again(own, settings, look.now) if queued else stopping.due(look)
@@ -116,7 +117,7 @@ def _occupied(look: Look, child: ChildJob | Beside, settings: Settings) -> Plan:
     if outcome.leftover(look.job, child):
         return _says(look, outcome.waiting_for(look, child), Plan(look.status, look_again_after=SOON))
     plan = Plan(look.status, look_again_after=settings.poll_period_seconds)
-    return _says(look, outcome.name_conflict(child), plan)
+    return _says(look, [*outcome.cannot_be_made(look), *outcome.name_conflict(child)], plan)
 
 
 def _create(look: Look, settings: Settings) -> Plan:
@@ -151,7 +152,7 @@ def _cancelled_before_start(job: FineTuneJob, now: datetime) -> Plan:
 
 
 def _says(look: Look, says: list[Say], plan: Plan) -> Plan:
-    events = [Event("Warning", a.reason or "PodEnded", outcome.end_sentence(look, a)) for a in look.tally.ended]
+    events = [outcome.end_event(look, attempt) for attempt in look.tally.ended]
     old = look.job.status or JobStatus()
     says = [*no_more_suspended(old, says), *staleness(look), *says]
     return with_says(look.job, old, look.status, says, look.now, plan, *events)
@@ -164,7 +165,7 @@ def refused_child(job: FineTuneJob, plan: Plan, refusal: str, settings: Settings
         refusal: `<kind> <name>: <the API server's sentence>`.
     """
     stage = stage_of(plan.status)
-    sentence = f"the API server refused {refusal}"
+    sentence = f"{REFUSED} {refusal}"
     kind = ConditionType.DATA_READY if stage is Stage.PREPARE else ConditionType.RUNNING
     says = [_refused(plan, kind, sentence)]
     old, event = job.status or JobStatus(), Event("Warning", "ChildRefused", sentence)

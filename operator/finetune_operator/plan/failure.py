@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Failure, FailureCode, Report
 from finetune_api.runtime import RuntimeSpec
-from finetune_api.status import AttemptReason, JobStatus, Reason
+from finetune_api.status import Attempt, AttemptReason, JobStatus, Reason
 from finetune_api.trainer import NOT_RETRIED, ExitCode
 from finetune_operator.plan.objects import FREE_EXITS, PEER_LOST
 from finetune_operator.plan.queueing import PREEMPTED
@@ -50,6 +50,19 @@ DISRUPTIONS: dict[str, tuple[AttemptReason, str]] = {
     ),
 }
 """Reasons of the DisruptionTarget condition, which Kubernetes sets on a pod that is not to blame for its end."""
+STOPPERS = {
+    AttemptReason.PREEMPTED.value: (
+        ", at last preempted for a higher priority or a queue's quota",
+        "give it a higher priority, or a queue whose quota is its own",
+    ),
+    AttemptReason.NODE_LOST.value: (", at last by the loss of its node", "have the nodes looked after"),
+    AttemptReason.EVICTED.value: (", at last evicted from its node", "have the nodes looked after"),
+    AttemptReason.PEER_LOST.value: (
+        ", at last because a peer was lost",
+        "have the nodes and their network looked after",
+    ),
+}
+"""Who stopped an attempt, and what helps against it."""
 EVICTED = "Evicted"
 MOVES = {AttemptReason.EVICTED: Reason.EVICTED, AttemptReason.PREEMPTED: Reason.EVICTED} | {
     AttemptReason.NODE_LOST: Reason.NODE_LOST
@@ -149,6 +162,13 @@ def follow_up(pod: Pod, report: Report | None) -> Waiting:
     word = word_of(pod, report)
     reason = MOVES.get(AttemptReason(word), Reason.INITIALIZING) if word in set(AttemptReason) else Reason.INITIALIZING
     return Waiting(reason, f"{end_of(pod, report)}; a new pod follows")
+
+
+def too_often(disruptions: int, attempts: tuple[Attempt, ...]) -> str:
+    """The sentence for a job that was stopped from outside until even that is too much: by whom, the last time."""
+    last = next((attempt.reason for attempt in reversed(attempts) if attempt.end_time), None)
+    at_last, remedy = STOPPERS.get(last or "", ("", "its pods' events and the nodes' tell by whom"))
+    return f"stopped {disruptions} times from outside{at_last}: {remedy}, then create a new FineTuneJob"
 
 
 def killed_for_memory(job: FineTuneJob, runtime: RuntimeSpec, status: JobStatus) -> str:

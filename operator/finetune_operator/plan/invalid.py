@@ -15,6 +15,10 @@ from finetune_operator.plan.state import Manifest, Plan, Refusal
 from finetune_operator.settings import Settings
 
 MAX_SENTENCES = 5
+STARTED = (
+    "the job started before this operator came, which follows it no further: set spec.cancel to true, or delete it,"
+    " and create a new FineTuneJob"
+)
 
 
 def sentences(error: ValidationError) -> str:
@@ -28,10 +32,8 @@ def invalid_job(manifest: Manifest, error: ValidationError, settings: Settings, 
     """Accepted=False/InvalidSpec for a job that cannot be read; of one that has started, all else stays said."""
     job = shell(manifest)
     status = job.status or JobStatus()
-    if status.is_final:
-        return Plan(status=status)
     if status.start_time is not None:
-        says = [Say(ConditionType.ACCEPTED, False, sentences(error), Reason.INVALID_SPEC)]
+        says = [Say(ConditionType.ACCEPTED, False, f"{sentences(error)}; {STARTED}", Reason.INVALID_SPEC)]
         return with_says(job, status, status, says, now, Plan(status=status))
     return refused(job, Refusal(Reason.INVALID_SPEC, sentences(error)), settings, now)
 
@@ -51,15 +53,27 @@ def unreadable_status(manifest: Manifest) -> str | None:
 
 
 def shell(manifest: Manifest) -> FineTuneJob:
-    """The job with its metadata and as much of its status as can be read; its spec is not to be used."""
+    """The job with its metadata and as much of its status as can be read; of its spec only what ends a job."""
     try:
         status = JobStatus.model_validate(manifest.get("status") or {})
     except ValidationError:
         status = JobStatus()
+    spec = manifest.get("spec") or {}
+    ttl = spec.get("ttlSecondsAfterFinished")
     return FineTuneJob.model_construct(
         api_version=names.API_VERSION,
         kind=names.JOB_KIND,
         metadata=ObjectMeta.model_validate(manifest["metadata"]),
-        spec=JobSpec.model_construct(training_file="", suspend=(manifest.get("spec") or {}).get("suspend") is True),
+        spec=JobSpec.model_construct(
+            training_file="",
+            suspend=spec.get("suspend") is True,
+            cancel=spec.get("cancel") is True,
+            ttl_seconds_after_finished=ttl if type(ttl) is int else None,
+        ),
         status=status,
     )
+
+
+def only_ends(job: FineTuneJob) -> bool:
+    """Whether all that is left to do is to stop the job, or to delete its record: its shell is enough for that."""
+    return job.spec.cancel or (job.status is not None and job.status.is_final)

@@ -50,7 +50,7 @@ def model_limits_refused(
     if entry is None:
         return None
     kind = job.spec.training_type.type
-    if not entry.limits.of_kind(kind).supported:
+    if entry.limits.of_kind(kind).supported is False:
         message = f"trainingType is {kind.value}, which FineTuneRuntime {runtime} does not support for {entry.name}"
         return Refusal(Reason.LIMIT_EXCEEDED, message)
     for field, value, low, high in _bounded(job, values, entry.limits):

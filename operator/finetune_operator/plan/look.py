@@ -19,7 +19,7 @@ from finetune_operator.plan.attempts import Tally, count
 from finetune_operator.plan.lifetime import with_running_time
 from finetune_operator.plan.objects import nodes_of
 from finetune_operator.plan.queueing import displaced
-from finetune_operator.plan.rounds import speakers
+from finetune_operator.plan.rounds import outlived, speakers
 from finetune_operator.plan.state import Beside, ChildJob, Observed, Pod, Silence, timestamp
 from finetune_operator.plan.told import report_of, retold
 
@@ -40,6 +40,8 @@ class Look:
     """The Job of that name, whosever it is."""
     pods: tuple[Pod, ...]
     """Pods of `own`, oldest first; of several that train as one, the one that speaks for them."""
+    leader: Pod | None
+    """The newest pod that reports for all: not always the one that speaks for them."""
     there: tuple[Pod, ...]
     """Pods with this job's labels, of whatever Job."""
     reports: dict[str, Report]
@@ -100,17 +102,19 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
     child = observed.children.get(stage)
     own = child if child is not None and child.owner is not None and child.owner.uid == job.metadata.uid else None
     there = observed.pods.get(stage, ())
-    pods = displaced(tuple(pod for pod in there if own is not None and pod.job_uid == own.uid), own)
+    every = displaced(tuple(pod for pod in there if own is not None and pod.job_uid == own.uid), own)
+    runtime = runtime_of(status.resolved or Resolved())
+    pods = speakers(every, nodes_of(job, stage, runtime))
+    past = outlived(pods, {attempt.pod for attempt in status.attempts})
     reports: dict[str, Report] = {}
-    for pod in pods:
+    for pod in every:
         said = observed.reports.get(pod.uid)
         report = report_of(pod, said, job.metadata.uid or "")
         if report is not None:
             reports[pod.uid] = report
             at = said.at if said else pod.ended or timestamp(now)
-            status = status if not pod.leads else retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
-    runtime = runtime_of(status.resolved or Resolved())
-    pods = speakers(pods, nodes_of(job, stage, runtime))
+            if pod.leads and pod.name not in past:
+                status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=_stopped(job, own))
     status = with_running_time(_with_tally(status, tally), status.attempts)
     return Look(
@@ -121,6 +125,7 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
         own=own,
         child=child,
         pods=pods,
+        leader=next((pod for pod in reversed(every) if pod.leads), None),
         there=there,
         reports=reports,
         tally=tally,

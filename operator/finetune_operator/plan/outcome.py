@@ -5,14 +5,14 @@ from __future__ import annotations
 from finetune_api import names
 from finetune_api.job import FineTuneJob
 from finetune_api.report import EarlyStop
-from finetune_api.status import Attempt, ConditionType, JobStatus, Reason
+from finetune_api.status import Attempt, AttemptReason, ConditionType, JobStatus, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.conditions import Say
 from finetune_operator.plan.failure import cause_of, end_of
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
-from finetune_operator.plan.starting import waiting
-from finetune_operator.plan.state import Beside, ChildJob, Pod, Waiting
+from finetune_operator.plan.starting import LEFT_OVER, waiting
+from finetune_operator.plan.state import Beside, ChildJob, Event, Pod, Waiting
 from finetune_operator.plan.stop import Stop, given_up, sentence, wanted
 
 
@@ -58,6 +58,7 @@ def complete(look: Look) -> list[Say]:
     elif last.early_stop is not None:
         reason, message = Reason.EARLY_STOPPED, f"{_early(last.early_stop, look.status)}; {published}"
     return [
+        _accepted(look),
         Say(ConditionType.RUNNING, False, "training has ended", Reason.FINISHED),
         Say(ConditionType.PUBLISHED, True, published),
         Say(ConditionType.COMPLETE, True, message, reason),
@@ -90,6 +91,8 @@ def failed(look: Look, reason: Reason, message: str) -> list[Say]:
         says.append(Say(ConditionType.DATA_READY, False, message, why))
     elif reason in (Reason.PUBLISH_FAILED, Reason.STORAGE_FULL):
         says.append(Say(ConditionType.PUBLISHED, False, message, Reason.UPLOAD_FAILED))
+    elif reason is Reason.START_TIMEOUT:
+        says.append(Say(ConditionType.RUNNING, False, message, reason))
     return says
 
 
@@ -105,6 +108,10 @@ def failure_says(reason: Reason, message: str) -> list[Say]:
 
 def stopping(look: Look) -> list[Say]:
     """The stage's Job is held; its pods save and leave. A pod that still runs is said to."""
+    waits = (pod.waiting for pod in look.busy if pod.waiting is not None)
+    lost = next((why for why in waits if why.reason is Reason.NODE_LOST), None)
+    if lost is not None:
+        return _not_yet(look, Waiting(Reason.NODE_LOST, f"stopping: {lost.message}"))
     pod = next((pod for pod in look.busy if pod.started is not None), None)
     if pod is None:
         return _not_yet(look, Waiting(Reason.PENDING, "stopping: waits until no pod is left"))
@@ -135,13 +142,19 @@ def leftover(job: FineTuneJob, child: ChildJob | Beside) -> bool:
 
 def waiting_for(look: Look, child: ChildJob | Beside) -> list[Say]:
     """An earlier object of the same name is being deleted."""
-    return _not_yet(look, Waiting(Reason.PENDING, f"waits until an earlier {child.kind} {child.name} is gone"))
+    return _not_yet(look, Waiting(Reason.PENDING, f"{LEFT_OVER} {child.kind} {child.name} is gone"))
 
 
 def waiting_for_pods(look: Look) -> list[Say]:
     """The Job has vanished, its pods have not: two must never write at once."""
     pods = ", ".join(pod.name for pod in look.there if pod.ended is None)
     return _not_yet(look, Waiting(Reason.PENDING, f"waits until {pods} has ended"))
+
+
+def cannot_be_made(look: Look) -> list[Say]:
+    """The stage's Job is not there, and may not be made."""
+    name = child_name(look.job, look.stage)
+    return _not_yet(look, Waiting(Reason.PENDING, f"Job {name} cannot be made: see the condition Accepted"))
 
 
 def name_conflict(child: ChildJob | Beside) -> list[Say]:
@@ -154,8 +167,13 @@ def name_conflict(child: ChildJob | Beside) -> list[Say]:
     return [Say(ConditionType.ACCEPTED, False, message, Reason.NAME_CONFLICT)]
 
 
-def end_sentence(look: Look, attempt: Attempt) -> str:
-    """How an attempt ended, for an event."""
+def end_event(look: Look, attempt: Attempt) -> Event:
+    """What to tell of an attempt that has ended without success: nothing to worry about if it was our doing."""
+    kind = "Normal" if attempt.reason == AttemptReason.HALTED else "Warning"
+    return Event(kind, attempt.reason or "PodEnded", _end_sentence(look, attempt))
+
+
+def _end_sentence(look: Look, attempt: Attempt) -> str:
     pod = next((p for p in look.pods if p.name == attempt.pod), None)
     if pod is None:
         return f"pod {attempt.pod} is gone, and nobody saw how it ended"

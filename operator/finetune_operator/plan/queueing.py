@@ -56,17 +56,17 @@ def in_queue(manifest: Manifest, labels: dict[str, str]) -> Manifest:
     return {**manifest, "metadata": metadata, "spec": {**manifest["spec"], "suspend": True}}
 
 
-def waiting(child: ChildJob, settings: Settings) -> Waiting | None:
+def waiting(child: ChildJob, namespace: str, settings: Settings) -> Waiting | None:
     """Why a child waits in its queue; None for one that does not."""
     if child.queue is None or not child.suspended:
         return None
     if child.workload is not None:
-        return Waiting(Reason.QUEUED, f"in queue {child.queue}: {_sentence(child.workload)}")
+        return Waiting(Reason.QUEUED, f"in queue {child.queue}: {_sentence(child.workload, namespace)}")
     if not settings.kueue:
         why = "this operator may not read why: set its chart value settings.kueue to true"
     else:
         why = "Kueue has made no Workload for it yet"
-        why += f"; if this lasts, see kubectl describe job {child.name}, whether Kueue runs, and whether"
+        why += f"; if this lasts, see kubectl describe job {child.name} -n {namespace}, whether Kueue runs, and whether"
         why += f" the WorkloadPriorityClass of the label {names.PRIORITY_LABEL} exists"
     return Waiting(Reason.QUEUED, f"Job {child.name} is in queue {child.queue}, and {why}")
 
@@ -105,10 +105,11 @@ def _displaced(pod: Pod, child: ChildJob) -> bool:
     return child.suspended or (child.started is not None and _moment(pod.created) + CLOCKS < _moment(child.started))
 
 
-def _sentence(workload: Workload) -> str:
+def _sentence(workload: Workload, namespace: str) -> str:
     if workload.active:
         return workload.said
-    activate = f"""kubectl patch workload {workload.name} --type merge -p '{{"spec":{{"active":true}}}}'"""
+    which = f"workload {workload.name} -n {namespace}"
+    activate = f"""kubectl patch {which} --type merge -p '{{"spec":{{"active":true}}}}'"""
     return f"{workload.said}; its Workload is deactivated, and not by this operator: {activate} lets it go on"
 
 

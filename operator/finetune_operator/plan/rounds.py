@@ -6,6 +6,7 @@ that ended it. With one node each pod is a round of its own, and nothing here ch
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from finetune_api.status import Reason
@@ -24,6 +25,19 @@ def speakers(pods: tuple[Pod, ...], nodes: int) -> tuple[Pod, ...]:
         return pods
     rounds = _rounds(pods)
     return tuple(_speaker(members, nodes, newest=members is rounds[-1]) for members in rounds)
+
+
+def outlived(pods: tuple[Pod, ...], known: Collection[str]) -> frozenset[str]:
+    """The pods of the rounds before the newest one that the status knows: what they said is in it already, and was true
+    then.
+
+    Args:
+        pods: the speakers, oldest first.
+        known: names of the pods whose attempts are written down.
+    """
+    names = [{pod.name, *pod.peers} for pod in pods]
+    newest = max((place for place, members in enumerate(names) if not members.isdisjoint(known)), default=0)
+    return frozenset().union(*names[:newest])
 
 
 def _rounds(pods: tuple[Pod, ...]) -> list[list[Pod]]:

@@ -20,7 +20,7 @@ def staleness(look: Look) -> list[Say]:
 
     A restarted operator has asked nobody yet: until it knows better, what was said stays.
     """
-    pod = look.newest
+    pod = look.leader
     silence = look.silences.get(pod.uid) if pod is not None and pod.running else None
     if pod is not None and silence is not None and silence.too_long:
         return [_stale(pod, silence)]

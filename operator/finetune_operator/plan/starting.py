@@ -16,6 +16,9 @@ from finetune_operator.plan.look import Look
 from finetune_operator.plan.objects import child_name
 from finetune_operator.plan.state import ChildJob, Pod, Waiting, timestamp
 
+REFUSED = "the API server refused"
+LEFT_OVER = "waits until an earlier"
+"""How the sentences begin of a Job that could not be made."""
 BACK_OFF = timedelta(minutes=10)
 """The longest pause that the Job controller makes of itself between a failed pod and the next."""
 
@@ -62,7 +65,7 @@ def _since(look: Look) -> str | None:
     if alive and not pending:
         return None
     if look.own is None:
-        return _without_child(look) if not look.there else None
+        return _without_child(look) if not look.there and _told_why(look) else None
     return _of_pods(look.own, look, pending)
 
 
@@ -84,6 +87,19 @@ def _without_child(look: Look) -> str | None:
     return max(begun, _last_end(look), *changed) if begun is not None else None
 
 
+def _told_why(look: Look) -> bool:
+    """Whether an earlier look could not make the Job, and said so. Else nobody has tried: an operator that was away
+    for longer than a job may wait begins with that."""
+    accepted, said = look.status.condition(ConditionType.ACCEPTED), look.status.condition(_kind(look))
+    conflict = accepted is not None and accepted.reason == Reason.NAME_CONFLICT
+    return conflict or (said is not None and said.message.startswith((REFUSED, LEFT_OVER)))
+
+
+def _kind(look: Look) -> ConditionType:
+    """The condition that the stage would make true."""
+    return ConditionType.RUNNING if look.stage is Stage.TRAIN else ConditionType.DATA_READY
+
+
 def _last_end(look: Look) -> str:
     ends = [a.end_time or "" for a in look.status.attempts if of_stage(a, look.job, look.stage)]
     return max([*ends, *(pod.ended or "" for pod in look.pods)], default="")
@@ -94,8 +110,7 @@ def _last_cause(look: Look) -> str:
     if look.own is not None:
         pending = next((pod.waiting for pod in look.pods if pod.ended is None and pod.waiting is not None), None)
         return (pending or waiting(look)).message
-    kind = ConditionType.RUNNING if look.stage is Stage.TRAIN else ConditionType.DATA_READY
-    accepted, said = look.status.condition(ConditionType.ACCEPTED), look.status.condition(kind)
+    accepted, said = look.status.condition(ConditionType.ACCEPTED), look.status.condition(_kind(look))
     refused = accepted is not None and accepted.reason == Reason.NAME_CONFLICT
     known = accepted if refused else said
     return known.message if known is not None else f"Job {child_name(look.job, look.stage)} was never made"

@@ -18,7 +18,7 @@ from finetune_api import names
 from finetune_api.status import Reason
 from finetune_operator.plan import queueing
 from finetune_operator.plan.attempts import MAX_FREE, out_of_memory_twice
-from finetune_operator.plan.failure import cause_of, killed_for_memory
+from finetune_operator.plan.failure import cause_of, killed_for_memory, too_often
 from finetune_operator.plan.lifetime import allowance, ran
 from finetune_operator.plan.look import Look
 from finetune_operator.plan.size import output_uri
@@ -103,8 +103,7 @@ def given_up(look: Look) -> Stop | None:
         pod = next((p for p in reversed(look.pods) if p.ended and p.exit_code != 0), None)
         return Stop(*cause_of(pod, look.report(pod), f"more than {look.job.spec.backoff_limit} failures"))
     if look.status.disruptions >= MAX_FREE:
-        message = f"stopped {look.status.disruptions} times from outside: the node is not fit for this job"
-        return Stop(Reason.BACKOFF_LIMIT_EXCEEDED, message)
+        return Stop(Reason.BACKOFF_LIMIT_EXCEEDED, too_often(look.status.disruptions, look.status.attempts))
     return None
 
 

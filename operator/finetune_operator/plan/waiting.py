@@ -78,8 +78,8 @@ def node_lost(manifest: Manifest) -> Waiting | None:
         return None
     node = manifest.get("spec", {}).get("nodeName", "")
     message = (
-        f"pod {manifest['metadata']['name']}: its node {node} does not answer: when it comes back, or when it is gone"
-        f" for good and somebody deletes it (kubectl delete node {node}), training goes on from the saved state"
+        f"pod {manifest['metadata']['name']}: its node {node} does not answer: nothing goes on until it does, or"
+        f" until somebody who knows that it is gone for good deletes it (kubectl delete node {node})"
     )
     return Waiting(Reason.NODE_LOST, message)
 

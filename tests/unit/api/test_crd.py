@@ -104,3 +104,18 @@ def test_status_is_a_subresource_and_fields_are_selectable() -> None:
     assert version["subresources"] == {"status": {}}
     selectable = {field["jsonPath"] for field in version["selectableFields"]}
     assert selectable == {".spec.runtime", ".spec.model", ".status.phase"}
+
+
+def test_no_default_stands_in_an_item_of_a_list():
+    """Argo CD and client-side apply would see a difference that nobody made."""
+
+    def in_items(node, inside=False):
+        here = ["default"] if inside and "default" in node else []
+        below = [(field, inside) for field in node.get("properties", {}).values()]
+        below += [(node["items"], True)] if "items" in node else []
+        return here + [found for child, within in below for found in in_items(child, within)]
+
+    for crd in (job_crd(), runtime_crd()):
+        spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        assert in_items(spec) == []
+    assert in_items({"items": {"properties": {"a": {"default": 1}}}}) == ["default"]

@@ -10,7 +10,7 @@ import pytest
 
 from builders import JOB_UID, job_manifest
 from deaths import KEY, LOOKS, Death, SilentPods, facts, fresh_world, live, operator, pace, status_of
-from finetune_api.status import JobStatus
+from finetune_api.status import JobStatus, Phase
 from finetune_api.trainer import Stage
 from finetune_operator.announce import Announcer
 from finetune_operator.client import FINETUNE_JOBS, Refused, Unavailable
@@ -156,6 +156,33 @@ def test_an_invalid_stored_job_is_told_and_makes_no_loop():
     writes = death.writes
     asyncio.run(operator(world, death).look(KEY))
     assert death.writes == writes
+
+
+def test_an_invalid_stored_job_can_be_cancelled_before_it_starts():
+    world = fresh_world({})
+    stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+    stored["spec"] |= {"fromCheckpoint": "other", "cancel": True, "ttlSecondsAfterFinished": 60}
+    assert asyncio.run(operator(world, Death(at=0, after=False)).look(KEY)) == 60, "then its record goes"
+    assert status_of(world).phase is Phase.CANCELLED
+
+
+def test_a_job_that_has_become_invalid_says_so_and_can_be_cancelled_while_it_runs():
+    told: list[str] = []
+
+    def spoil(world: World, now: int) -> None:
+        stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+        if now == 6:
+            stored["spec"]["fromCheckpoint"] = "other"
+        if now == 9:
+            told.append(status_of(world).condition("Accepted").message)
+            stored["spec"]["cancel"] = True
+        world.touch(stored)
+
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [3] * 20}, backoffLimit=20)
+    status = live(world, Death(at=0, after=False), spoil)
+    assert "set spec.cancel to true" in told[0]
+    assert status.phase is Phase.CANCELLED
+    assert all(pod["status"]["phase"] == "Failed" for pod in world.of("pods")[1:]), "no pod is left"
 
 
 def test_a_job_that_is_gone_is_forgotten():

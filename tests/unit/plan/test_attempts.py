@@ -130,6 +130,22 @@ def test_stops_with_progress_stay_free():
     assert (two.restarts, two.disruptions) == (0, 2)
 
 
+def test_a_stop_of_our_own_is_no_stop_that_repeats():
+    first, second = pod(1, exit_code=3), pod(2, exit_code=3)
+    suspended = count(JOB, JobStatus(), Stage.TRAIN, (first,), resumed(first, 10, 10), NOW_TEXT, stopped=True)
+    assert [a.reason for a in suspended.attempts] == [a.reason for a in suspended.ended] == ["Halted"]
+    assert (suspended.restarts, suspended.disruptions) == (0, 0)
+    evicted = tally(first, second, status=stored(suspended), reports=resumed(second, 10, 10))
+    assert (evicted.restarts, evicted.disruptions) == (0, 1)
+
+
+def test_a_preemption_before_a_stop_is_no_stop_that_repeats():
+    first, second = pod(1, exit_code=3, disrupted="PreemptionByScheduler"), pod(2, exit_code=3)
+    one = tally(first, reports=resumed(first, 10, 10))
+    two = tally(first, second, status=stored(one), reports=resumed(second, 10, 10))
+    assert (two.restarts, two.disruptions) == (0, 2)
+
+
 def test_preemptions_stay_free_even_without_progress():
     ends = {"exit_code": 137, "disrupted": "PreemptionByScheduler"}
     pods = [pod(n, **ends) for n in range(1, 6)]

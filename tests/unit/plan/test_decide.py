@@ -111,6 +111,16 @@ def test_anothers_job_of_the_same_name_is_never_adopted():
     assert (plan.create, plan.suspend) == ((), ())
 
 
+def test_a_job_whose_vanished_child_has_lost_its_name_does_not_run():
+    job = started(Stage.TRAIN)
+    own = make_child(job, Stage.TRAIN)
+    job = after(job, look(job, seen(Stage.TRAIN, own, make_pod(own))))
+    plan = look(job, seen(Stage.TRAIN, ChildJob(name=own.name, uid="x", owner=None)))
+    assert said(plan)["Accepted"] == ("False", "NameConflict")
+    assert said(plan)["Running"] == ("False", "Pending")
+    assert plan.status.phase is Phase.PENDING
+
+
 @pytest.mark.parametrize(
     "foreign",
     [

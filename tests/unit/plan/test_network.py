@@ -17,7 +17,7 @@ from finetune_operator.plan.decide import decide
 from finetune_operator.plan.network import network_policy, train_service
 from finetune_operator.plan.state import Beside, Observed, Owner, Plan
 from finetune_operator.settings import NetworkPolicySettings, OperatorPods, Settings
-from lives import message, said, seen
+from lives import after, message, said, seen
 
 LATER = NOW + timedelta(seconds=30)
 OPERATOR = OperatorPods(namespace="finetune-system", labels={"app.kubernetes.io/name": "finetune-operator"})
@@ -154,3 +154,5 @@ def test_a_name_that_is_taken_while_the_job_runs_is_said_and_the_pods_go_on():
     plan = look(job, replace(seen(Stage.TRAIN, child, make_pod(child)), beside=(foreign,)))
     assert (made(plan), plan.suspend) == ([], ())
     assert (said(plan)["Accepted"], said(plan)["Running"]) == (("False", "NameConflict"), ("True", "Running"))
+    over = look(after(job, plan), seen(Stage.TRAIN, replace(child, complete=True)))
+    assert (said(over)["Accepted"], said(over)["Complete"]) == (("True", "Accepted"), ("True", "NoFinalReport"))

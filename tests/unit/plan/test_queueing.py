@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from builders import NOW, NOW_TEXT, make_child, make_job, make_pod
+from builders import NAMESPACE, NOW, NOW_TEXT, make_child, make_job, make_pod
 from finetune_api.job import FineTuneJob
 from finetune_api.names import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_api.status import Reason
@@ -80,18 +80,22 @@ def test_a_queue_needs_the_switch():
         (queued(), ON, "in queue team: insufficient unused quota"),
         (queued(workload=None), ON, "Kueue has made no Workload for it yet"),
         (queued(workload=None), OFF, "settings.kueue"),
-        (queued(workload=replace(WORKLOAD, active=False)), ON, "kubectl patch workload job-tune-train-1"),
+        (
+            queued(workload=replace(WORKLOAD, active=False)),
+            ON,
+            "kubectl patch workload job-tune-train-1 -n team --type",
+        ),
     ],
 )
 def test_one_that_waits_says_why_and_what_to_do(child, settings, words):
-    told = waiting(child, settings)
+    told = waiting(child, NAMESPACE, settings)
     assert told is not None
     assert told.reason is Reason.QUEUED
     assert words in told.message
 
 
 def test_one_that_runs_or_has_no_queue_does_not_wait_in_one():
-    assert waiting(queued(suspended=False), ON) is waiting(queued(queue=None), ON) is None
+    assert waiting(queued(suspended=False), NAMESPACE, ON) is waiting(queued(queue=None), NAMESPACE, ON) is None
 
 
 def test_the_longer_it_waits_the_rarer_it_is_looked_at():

@@ -12,7 +12,7 @@ from finetune_api.status import Attempt, ConditionType, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.starting import BACK_OFF
 from finetune_operator.plan.state import Observed, Waiting, timestamp
-from lives import look, message, said, seen, started
+from lives import after, look, message, said, seen, started
 
 LIMIT = 600
 BEFORE, AFTER = timedelta(seconds=LIMIT - 1), timedelta(seconds=LIMIT)
@@ -109,6 +109,25 @@ def test_a_child_that_is_refused_for_too_long_ends_the_job_with_the_refusal():
     plan = look(told, Observed(), NOW + AFTER)
     assert (plan.create, said(plan)["Failed"]) == ((), ("True", "StartTimeout"))
     assert message(plan, ConditionType.FAILED).endswith(f"(startTimeoutSeconds): {refusal}")
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_an_operator_that_was_away_for_longer_makes_the_job_instead_of_ending_it(stage):
+    """It died between the word that a stage begins and the making of its Job: nothing was tried, so nothing is late."""
+    plan = look(job(stage), Observed(), NOW + AFTER + AFTER)
+    assert [m["kind"] for m in plan.create][-1] == "Job"
+    assert ConditionType.FAILED not in said(plan)
+
+
+def test_a_name_that_is_taken_for_too_long_ends_the_job():
+    owner = job()
+    foreign = child(owner, owner_uid="another", being_deleted=True)
+    for what in (foreign, replace(foreign, being_deleted=False, owner=None)):
+        told = after(owner, look(owner, seen(Stage.TRAIN, what), NOW + BEFORE))
+        plan = look(told, seen(Stage.TRAIN, what), NOW + AFTER + AFTER)
+        assert said(plan)["Failed"] == ("True", "StartTimeout")
+        assert said(plan)["Running"] == ("False", "StartTimeout")
+        assert what.name in message(plan, ConditionType.FAILED)
 
 
 def test_a_child_that_vanished_after_days_has_all_the_time_again():

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from builders import before_start, failed_report, make_child, make_job, make_pod, make_recovery, report_for
+from builders import NOW_TEXT, before_start, failed_report, make_child, make_job, make_pod, make_recovery, report_for
 from finetune_api.report import FailureCode
-from finetune_api.status import ConditionType, Phase
+from finetune_api.status import Attempt, ConditionType, Phase, Reason
 from finetune_api.trainer import Stage
+from finetune_operator.plan.attempts import MAX_FREE
+from finetune_operator.plan.state import Waiting
 from lives import LATER_TEXT, after, asking, cancelling, look, message, said, seen, started
 
 HELD = {"suspended": True, "mark": "UserRequested: suspended"}
@@ -197,6 +199,29 @@ def test_a_mark_that_asks_for_nothing_final(mark):
     child = make_child(job, Stage.TRAIN, suspended=True, halted=True, mark=mark)
     plan = look(job, seen(Stage.TRAIN, child))
     assert ("Failed" in said(plan)) == (mark == "Cancelled")
+
+
+def test_a_stop_that_waits_for_a_lost_node_says_so():
+    job = cancelling(started(Stage.TRAIN))
+    child = make_child(job, Stage.TRAIN, **HELD)
+    lost = Waiting(Reason.NODE_LOST, "pod p: its node n does not answer")
+    plan = look(job, seen(Stage.TRAIN, child, make_pod(child, waiting=lost)))
+    assert said(plan)["Running"] == ("False", "NodeLost")
+    assert message(plan, ConditionType.RUNNING) == f"stopping: {lost.message}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("Preempted", "higher priority"), ("NodeLost", "have the nodes looked after"), ("PodVanished", "by whom")],
+)
+def test_too_many_stops_from_outside_end_the_job_and_name_who_did_it(reason, words):
+    job = started(Stage.TRAIN)
+    ended = Attempt(pod="tune-train-zzzzz", start_time=NOW_TEXT, end_time=NOW_TEXT, reason=reason)
+    status = job.status.model_copy(update={"disruptions": MAX_FREE, "attempts": (ended,)})
+    child = make_child(job, Stage.TRAIN)
+    (held,) = look(job.model_copy(update={"status": status}), seen(Stage.TRAIN, child, make_pod(child))).suspend
+    assert held.mark.startswith("BackoffLimitExceeded: stopped 100 times from outside")
+    assert words in held.mark
 
 
 def test_work_that_was_done_before_the_stop_is_done():
