@@ -28,7 +28,7 @@ from finetune_operator.plan.state import Event, Heard, Pod, timestamp
 from finetune_operator.poll import Told
 from finetune_operator.queue import Key, RetryLater
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.settings import Settings
+from finetune_operator.settings import NetworkPolicySettings, Settings
 from finetune_operator.shared import Shared
 from history import Happened, History
 from kubelet import CONTAINER
@@ -36,6 +36,8 @@ from world import MOMENT, PREPARED, progress, published
 
 Manifest = dict[str, Any]
 MOST_LOOKS = 80
+SETTINGS = Settings(network_policy=NetworkPolicySettings(enabled=True))
+"""As the chart has them, so that a job has all its children."""
 FAILURES = {20: FailureCode.DATA_UNREACHABLE, 15: FailureCode.DIVERGED}
 TURNS = 2
 """Of a training pod while it runs; in each it has done a step more, and its successor goes on from there."""
@@ -209,7 +211,7 @@ class Run:
             cluster,
             poller,
             self._departed,
-            Settings(),
+            SETTINGS,
             pace,
             announcer,
             _now,

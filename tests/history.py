@@ -21,6 +21,7 @@ KINDS = {
     "finetunejobs": "/apis/finetune.dev/v1alpha1",
     "jobs": "/apis/batch/v1",
     "pods": "/api/v1",
+    "networkpolicies": "/apis/networking.k8s.io/v1",
 }
 
 
@@ -87,7 +88,8 @@ class History:
 
     async def reached(self, job: str, written: Manifest) -> None:
         """Wait until an object that was written has been told of."""
-        metadata, kind = written["metadata"], f"{written['kind'].lower()}s"
+        metadata, word = written["metadata"], written["kind"].lower()
+        kind = next(plural for plural in KINDS if plural in (f"{word}s", f"{word[:-1]}ies"))
         key = (job, kind, metadata["name"])
         what = f"version {metadata['resourceVersion']} of {kind} {metadata['name']}"
         await self.until(job, lambda: self._versions[key] >= int(metadata["resourceVersion"]), what)

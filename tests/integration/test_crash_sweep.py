@@ -122,7 +122,7 @@ def normal(final: dict[str, Any], run: Run) -> dict[str, Any]:
 
 
 def nothing_was_made_twice(past: History, run: Run, whole: Run) -> None:
-    """Each Job once, as many pods as without a death, and never two of them at the same time."""
+    """Each Job and the NetworkPolicy once, as many pods as without a death, and never two of them at the same time."""
 
     def added(name: str, kind: str) -> Counter[str]:
         events = [e for e in past.events[name] if (e.kind, e.type) == (kind, "ADDED")]
@@ -131,6 +131,7 @@ def nothing_was_made_twice(past: History, run: Run, whole: Run) -> None:
     assert set(added(run.name, "jobs").values()) == {1}
     assert added(run.name, "jobs") == added(whole.name, "jobs")
     assert added(run.name, "pods") == added(whole.name, "pods")
+    assert [e.type for e in past.events[run.name] if e.kind == "networkpolicies"] == ["ADDED"]
     alive: set[str] = set()
     for event in past.events[run.name]:
         if event.kind == "pods":

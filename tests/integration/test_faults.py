@@ -12,7 +12,12 @@ from faults import EXPIRED, FAULTS, Ground
 from faulty import HTTP_GONE, NONE, Asked, Fault
 from kubelet import wait_for
 
-SETTINGS = {"pollPeriodSeconds": 2, "resyncPeriodSeconds": 5, "stuckAfterSeconds": 4}
+SETTINGS = {
+    "pollPeriodSeconds": 2,
+    "resyncPeriodSeconds": 5,
+    "stuckAfterSeconds": 4,
+    "networkPolicy": {"enabled": True},
+}
 MOST_REQUESTS = 60.0
 """Per second, from an operator with a dozen jobs that are looked at every two seconds or retried; one that repeats a
 request without pause makes hundreds."""
