@@ -122,7 +122,15 @@ def test_an_earlier_job_with_a_damaged_adapter_is_told(tmp_path, content, told, 
     (folder / "adapter_model.safetensors").write_bytes(b"")
     if content is not None:
         (folder / "adapter_config.json").write_text(content)
-    entry = {"name": "sft:2", "step": 2, "type": "Final", "uri": "u", "time": "t", "sizeBytes": 1, "sha256": "0"}
+    entry = {
+        "name": "sft:2",
+        "step": 2,
+        "type": "Final",
+        "uri": "u",
+        "time": "2026-01-01T00:00:00Z",
+        "sizeBytes": 1,
+        "sha256": "0",
+    }
     job = {"namespace": "ml", "name": "sft", "uid": "1"}
     document = {"job": job, "start": {"model": "hf://org/m"}, "checkpoints": [entry]}
     (earlier / "manifest.json").write_text(json.dumps(document))
@@ -144,7 +152,7 @@ def test_an_earlier_job_with_a_damaged_adapter_is_told(tmp_path, content, told, 
 )
 def test_the_best_checkpoint_of_an_earlier_job(tmp_path, best, ended, found):
     job = {"namespace": "ml", "name": "sft", "uid": "1"}
-    same = {"time": "t", "sizeBytes": 1, "sha256": "0", "uri": "u"}
+    same = {"time": "2026-01-01T00:00:00Z", "sizeBytes": 1, "sha256": "0", "uri": "u"}
     entries = [
         {"name": f"sft:{step}", "step": step, "type": kind, "best": step == best, **same}
         for step, kind in ((2, "Intermediate"), (4, "Intermediate"), (6, "Final"), (6, "FinalMerged"))

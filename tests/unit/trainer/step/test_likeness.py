@@ -57,6 +57,6 @@ def test_passes_over_fp32_weights_are_as_ever():
 
 def test_a_model_is_loaded_in_the_precision_of_its_files_and_its_memory_given_back(tmp_path):
     llama(torch.bfloat16).save_pretrained(tmp_path)
-    with _loaded(tmp_path, "uri", torch.device("cpu")) as model:
+    with _loaded(tmp_path, "uri", torch.device("cpu"), remote_code=False) as model:
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {p.device.type for p in model.parameters()} == {"meta"}
