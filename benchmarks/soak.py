@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hack"))
 import bringup
+from kube import kubectl
 
 NAMESPACE, DATA, OUTPUTS = "finetune-soak", "finetune-data", "finetune-outputs"
 OPERATOR = ("-n", bringup.SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/name=finetune-operator")
@@ -253,14 +254,6 @@ def apply(manifests: list[Manifest]) -> None:
 def kubectl_json(*arguments: str) -> Manifest:
     """What kubectl prints as JSON."""
     return dict(json.loads(kubectl(*arguments, "-o", "json")))
-
-
-def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    """What kubectl prints; a failure ends the run."""
-    done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout
 
 
 if __name__ == "__main__":

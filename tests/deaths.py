@@ -79,8 +79,12 @@ def fresh_world(script: dict[Stage, list[int]], **spec: Any) -> World:
 
 
 def operator(world: World, death: Death) -> Reconciler:
+    """A newly started operator that dies as told."""
+    return reconciler(world, SimulatedCluster(world, death.before_write, death.after_write))
+
+
+def reconciler(world: World, cluster: Any) -> Reconciler:
     """A newly started operator: it remembers nothing."""
-    cluster: Any = SimulatedCluster(world, death.before_write, death.after_write)
     pods: Any = SilentPods()
     return Reconciler(
         cluster,

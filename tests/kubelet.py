@@ -107,6 +107,13 @@ class Kubelet(threading.Thread):
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
 
+    def __enter__(self) -> Kubelet:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
         """End, and with it every pod."""
         self._over.set()

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.job import FineTuneJob, job_from
-from finetune_api.runtime import FineTuneRuntime, runtime_from
+from finetune_api.runtime import FineTuneRuntime, RuntimeSpec, runtime_from
 from finetune_api.status import JobStatus, Resolved
 from finetune_api.trainer import Stage
 from finetune_operator.client import (
@@ -138,15 +138,18 @@ async def _children(
     pods = sorted((pod for pod in parsed if pod is not None), key=_age)
     workloads = await _workloads(manifest, cluster) if settings.kueue else []
     children = {stage: seen.child_job(manifest, workloads)} if manifest is not None else {}
-    there_too = await _beside(job, status, cluster, settings)
-    claims = await _output_claim(job, status, cluster, settings) if not children and stage is Stage.PREPARE else ()
+    runtime = runtime_of(status.resolved or Resolved())
+    there_too = await _beside(job, stage, runtime, cluster, settings)
+    claims = await _output_claim(job, runtime, cluster, settings) if not children and stage is Stage.PREPARE else ()
     return Observed(children=children, pods={stage: tuple(pods)}, beside=there_too, claims=frozenset(claims))
 
 
-async def _beside(job: FineTuneJob, status: JobStatus, cluster: Cluster, settings: Settings) -> tuple[Beside, ...]:
+async def _beside(
+    job: FineTuneJob, stage: Stage, runtime: RuntimeSpec, cluster: Cluster, settings: Settings
+) -> tuple[Beside, ...]:
     """What has the names of the Service and the NetworkPolicy that the stage needs."""
-    runtime, found = runtime_of(status.resolved or Resolved()), []
-    for wanted in beside(job, stage_of(status), runtime, settings):
+    found = []
+    for wanted in beside(job, stage, runtime, settings):
         kind, metadata = wanted["kind"], wanted["metadata"]
         manifest = await _find(cluster, CHILDREN[kind], metadata["namespace"], metadata["name"])
         if manifest is not None:
@@ -154,9 +157,11 @@ async def _beside(job: FineTuneJob, status: JobStatus, cluster: Cluster, setting
     return tuple(found)
 
 
-async def _output_claim(job: FineTuneJob, status: JobStatus, cluster: Cluster, settings: Settings) -> tuple[str, ...]:
+async def _output_claim(
+    job: FineTuneJob, runtime: RuntimeSpec, cluster: Cluster, settings: Settings
+) -> tuple[str, ...]:
     """The name of the claim that the runtime's template would make, if it is there."""
-    made = claim_template(job, runtime_of(status.resolved or Resolved()), settings)
+    made = claim_template(job, runtime, settings)
     if made is None:
         return ()
     name = made["metadata"]["name"]

@@ -87,10 +87,8 @@ def operator(operator_account) -> Iterator[OperatorProcess]:
 @pytest.fixture(scope="session")
 def kubelet(plane) -> Iterator[Kubelet]:
     """Runs the pods."""
-    thread = Kubelet(plane.api())
-    thread.start()
-    yield thread
-    thread.stop()
+    with Kubelet(plane.api()) as running:
+        yield running
 
 
 @pytest.fixture

@@ -96,10 +96,8 @@ def kueue_operator(kueue_plane, tmp_path_factory) -> Iterator[OperatorProcess]:
 @pytest.fixture(scope="module")
 def kueue_kubelet(kueue_plane) -> Iterator[Kubelet]:
     """Runs the pods."""
-    thread = Kubelet(kueue_plane[0].api())
-    thread.start()
-    yield thread
-    thread.stop()
+    with Kubelet(kueue_plane[0].api()) as running:
+        yield running
 
 
 @pytest.fixture

@@ -83,10 +83,8 @@ def witness() -> Iterator[Witness]:
 @pytest.fixture
 def kubelet(own_plane) -> Iterator[Kubelet]:
     """Runs the pods."""
-    made = Kubelet(own_plane.api())
-    made.start()
-    yield made
-    made.stop()
+    with Kubelet(own_plane.api()) as running:
+        yield running
 
 
 def test_another_takes_over(release, own_plane, own_namespace, witness, kubelet) -> None:

@@ -19,10 +19,8 @@ from world import World
 @pytest.fixture
 def kubelet(own_plane) -> Iterator[Kubelet]:
     """Runs the pods."""
-    made = Kubelet(own_plane.api())
-    made.start()
-    yield made
-    made.stop()
+    with Kubelet(own_plane.api()) as running:
+        yield running
 
 
 def test_jobs_of_the_listed_namespaces_run_and_no_others(own_plane, own_namespaces, kubelet, tmp_path) -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from builders import JOB_UID, job_manifest
-from deaths import KEY, LOOKS, Death, SilentPods, facts, fresh_world, live, operator, pace, status_of
+from deaths import KEY, LOOKS, Death, facts, fresh_world, live, operator, reconciler, status_of
 from finetune_api.status import JobStatus, Phase
 from finetune_api.trainer import Stage
-from finetune_operator.announce import Announcer
 from finetune_operator.client import FINETUNE_JOBS, Refused, Unavailable
-from finetune_operator.observe import Departed
 from finetune_operator.queue import RetryLater
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.settings import Settings
-from finetune_operator.shared import Shared
 from simulated import SimulatedCluster, World
 
 SCRIPTS = {
@@ -140,19 +135,8 @@ def test_a_status_is_not_written_over_a_change_that_was_not_read():
         world.touch(stored)
 
     cluster: Any = SimulatedCluster(world, change_meanwhile, lambda: None)
-    pods: Any = SilentPods()
-    reconciler = Reconciler(
-        cluster,
-        pods,
-        Departed(),
-        Settings(),
-        pace(),
-        Announcer(cluster, int),
-        lambda: world.now,
-        Shared(time.monotonic),
-    )
     with pytest.raises(RetryLater):
-        asyncio.run(reconciler.look(KEY))
+        asyncio.run(reconciler(world, cluster).look(KEY))
     assert "status" not in stored
 
 
@@ -226,19 +210,8 @@ def test_an_api_server_that_does_not_answer_makes_the_look_come_later(error, aft
 
     world = fresh_world({})
     cluster: Any = SimulatedCluster(world, fail, lambda: None)
-    pods: Any = SilentPods()
-    reconciler = Reconciler(
-        cluster,
-        pods,
-        Departed(),
-        Settings(),
-        pace(),
-        Announcer(cluster, int),
-        lambda: world.now,
-        Shared(time.monotonic),
-    )
     with pytest.raises(RetryLater) as raised:
-        asyncio.run(reconciler.look(KEY))
+        asyncio.run(reconciler(world, cluster).look(KEY))
     assert raised.value.after == after
 
 
@@ -312,11 +285,7 @@ class CountedCluster(SimulatedCluster):
 
 def counted(world: World) -> tuple[Reconciler, list[str]]:
     cluster = CountedCluster(world)
-    client, pods = cast(Any, cluster), cast(Any, SilentPods())
-    reconciler = Reconciler(
-        client, pods, Departed(), Settings(), pace(), Announcer(client, int), lambda: world.now, Shared(time.monotonic)
-    )
-    return reconciler, cluster.asked
+    return reconciler(world, cast(Any, cluster)), cluster.asked
 
 
 def test_a_job_starts_with_few_requests():
