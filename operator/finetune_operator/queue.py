@@ -23,6 +23,9 @@ SOON_SECONDS = 0.1
 """The first retry of what failed because something has changed meanwhile."""
 LONGEST_ASKED_SECONDS = 120.0
 """Of what a server asks us to wait."""
+SPARE_TIMERS = 64
+"""Overtaken timers that may be kept whatever the number of keys. Without a bound each look at a job would leave one
+until the deadline or time to live that it waits for, days ahead."""
 
 Key = tuple[str, str]
 """(namespace, name)"""
@@ -180,6 +183,9 @@ class WorkQueue:
             return
         self._keys.due[key] = moment
         heapq.heappush(self._timers, (moment, key))
+        if len(self._timers) > 2 * len(self._keys.due) + SPARE_TIMERS:
+            self._timers = [(moment, key) for key, moment in self._keys.due.items()]
+            heapq.heapify(self._timers)
 
     def _ripen(self) -> None:
         """Move the keys whose time has come; a timer that was overtaken is dropped."""

@@ -288,3 +288,16 @@ def test_a_closed_queue_ends_what_is_under_way_and_begins_nothing():
         return begun, ended
 
     assert asyncio.run(story()) == (["a", "b"], ["a", "b"])
+
+
+def test_a_timer_that_is_overtaken_is_not_kept_until_its_time():
+    """A job whose deadline is days ahead is looked at thousands of times until then."""
+
+    async def story():
+        queue = make_queue()
+        for number in range(1000):
+            await queue.add_after(("team", f"job-{number}"), 86400.0)
+            await queue.add(("team", f"job-{number}"))
+        assert len(queue._timers) < 100
+
+    asyncio.run(story())
