@@ -112,7 +112,8 @@ def pod(manifest: Manifest, *, gone: bool = False) -> Pod | None:
         running="running" in state and status.get("phase") == "Running" and not going and lost is None,
         ip=status.get("podIP"),
         host_network=spec.get("hostNetwork", False),
-        started=(state.get("running") or end).get("startedAt"),
+        # For a container that never started the kubelet writes 1970.
+        started=None if never_started else (state.get("running") or end).get("startedAt"),
         ended=_ended(end, metadata, status) if end or over or gone else None,
         exit_code=end.get("exitCode"),
         disrupted=_disrupted(status),

@@ -98,6 +98,18 @@ def test_the_runtimes_words_about_a_container_that_never_started_are_no_last_wor
     assert (pod.cause, pod.node_said, pod.last_word) == ("StartError", 'exec: "finetune": not found', "")
 
 
+def test_a_container_that_never_started_began_at_no_time():
+    """The kubelet writes the beginning of all time for it, from which on it would have run."""
+    end = {
+        "exitCode": 128,
+        "reason": "StartError",
+        "startedAt": "1970-01-01T00:00:00Z",
+        "finishedAt": "2026-01-01T00:09:00Z",
+    }
+    pod = seen.pod(pod_manifest({"phase": "Failed", "containerStatuses": container(terminated=end)}))
+    assert (pod.started, pod.ended) == (None, "2026-01-01T00:09:00Z")
+
+
 def test_a_pod_on_a_node_that_does_not_answer_runs_no_more():
     conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
     status = {"phase": "Running", "conditions": conditions, "containerStatuses": container(running={})}
