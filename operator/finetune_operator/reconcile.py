@@ -75,23 +75,27 @@ class Reconciler:
         if (why := unreadable_status(manifest)) is not None:
             LOG.error("%s/%s: its status is another version's and is left alone: %s", namespace, name, why)
             return None
-        after, begun = await self._act(manifest, begins=False)
+        after, begun = await self._act(manifest)
         if begun is not None:
             # The answer to the write that begins a stage is as live as a GET: the API server has just put that word
             # on the very object that was read. It also tells that the stage has no child yet, because only a look
             # that reads this word makes one, and this is the first. Were another operator quicker, the child's name
             # would be taken. After a crash between the two writes an ordinary look finds what there is.
-            after, _ = await self._act(begun, begins=True)
+            after, _ = await self._act(*begun)
         return after
 
-    async def _act(self, manifest: Manifest, *, begins: bool) -> tuple[float | None, Manifest | None]:
-        """Plan and apply. Returns when to look again, and the job as written if that write has begun a stage.
+    async def _act(
+        self, manifest: Manifest, known: Observed | None = None
+    ) -> tuple[float | None, tuple[Manifest, Observed] | None]:
+        """Plan and apply. Returns when to look again and, if the write has begun a stage, the job as written and what
+        was observed.
 
         Args:
-            begins: a stage has begun with this state of the job, so that there is no child of it to look for.
+            known: what was observed before a stage began with this state of the job: it still holds, and of that stage
+                there is no child to look for.
         """
         now, namespace = self.clock(), manifest["metadata"]["namespace"]
-        job, plan = await self._plan(manifest, now, begins=begins)
+        job, observed, plan = await self._plan(manifest, known, now)
         if plan.delete:
             await delete_job(job.metadata, self.cluster)
             return None, None
@@ -101,21 +105,27 @@ class Reconciler:
         written = await self._write(job, plan, now)
         if plan.status.is_final:
             self._forget(_key(job))
-        return plan.look_again_after, written if _begins_stage(job.status, plan.status) else None
+        if written is None or not _begins_stage(job.status, plan.status):
+            return plan.look_again_after, None
+        return plan.look_again_after, (written, observed)
 
-    async def _plan(self, manifest: Manifest, now: datetime, *, begins: bool) -> tuple[FineTuneJob, Plan]:
+    async def _plan(
+        self, manifest: Manifest, known: Observed | None, now: datetime
+    ) -> tuple[FineTuneJob, Observed, Plan]:
         try:
             job = job_from(manifest)
         except ValidationError as error:
             job = shell(manifest)
             if not only_ends(job):
-                return job, invalid_job(manifest, error, self.settings, now)
-        observed = Observed()
-        if not begins:
-            observed = await observe(job, self.cluster, self.departed, self.settings, self.shared, self.told(_key(job)))
+                return job, Observed(), invalid_job(manifest, error, self.settings, now)
+        observed = known if known is not None else await self._observe(job)
+        return job, observed, decide(job, observed, self.settings, now)
+
+    async def _observe(self, job: FineTuneJob) -> Observed:
+        """The cluster as far as `job` is concerned, and what its pods have said."""
+        observed = await observe(job, self.cluster, self.departed, self.settings, self.shared, self.told(_key(job)))
         told = self._told(job, observed)
-        observed = replace(observed, reports=told.reports, silences=told.silences)
-        return job, decide(job, observed, self.settings, now)
+        return replace(observed, reports=told.reports, silences=told.silences)
 
     def _told(self, job: FineTuneJob, observed: Observed) -> Told:
         """What the pods of our own children have said; from now on these are asked."""

@@ -16,6 +16,7 @@ from finetune_api.trainer import Stage
 from finetune_operator.client import FINETUNE_JOBS, Refused, Unavailable
 from finetune_operator.queue import RetryLater
 from finetune_operator.reconcile import Reconciler
+from finetune_operator.settings import NetworkPolicySettings, Settings
 from simulated import SimulatedCluster, World
 
 SCRIPTS = {
@@ -303,6 +304,29 @@ def test_a_job_starts_with_few_requests():
     assert asked[:3] == ["GET finetunejobs", "GET jobs", "LIST pods"]
     assert asked[3] == asked[-1] == "PATCH status"
     assert not [request for request in asked[4:-1] if not request.startswith("POST ")]
+
+
+def test_a_training_begins_in_one_look_with_what_stands_beside_both_stages():
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    plain, asked = counted(world)
+    reconciler = replace(plain, settings=Settings(network_policy=NetworkPolicySettings(enabled=True)))
+    asyncio.run(reconciler.look(KEY))
+    while not status_of(world).is_true("DataReady"):
+        world.step()
+        asked.clear()
+        asyncio.run(reconciler.look(KEY))
+    assert [request for request in asked if request.startswith("POST ")] == ["POST jobs"]
+    assert world.created == ["tune-prepare", "tune-train"]
+
+
+def test_a_claim_that_is_there_is_not_made_by_its_template():
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    (runtime,) = world.of("finetuneruntimes")
+    template = {"spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}}
+    runtime["spec"]["claimTemplate"] = template
+    plain, asked = counted(world)
+    asyncio.run(replace(plain, settings=Settings(create_claims=True)).look(KEY))
+    assert [request for request in asked if request.startswith("POST ")] == ["POST jobs"]
 
 
 def made(world: World) -> list[str]:
