@@ -123,6 +123,16 @@ def test_an_object_that_is_no_list_is_no_answer_to_a_list():
         against(answer, lambda cluster: cluster.list(PODS))
 
 
+def test_a_list_brings_nobodys_word_on_who_owns_which_field():
+    """For a job it is most of what its metadata weighs, and a list holds thousands."""
+
+    async def answer(_: web.Request) -> web.Response:
+        fields = [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}]
+        return web.json_response({"metadata": {}, "items": [{"metadata": {"name": "a", "managedFields": fields}}]})
+
+    assert against(answer, lambda cluster: cluster.list(FINETUNE_JOBS)) == [{"metadata": {"name": "a"}}]
+
+
 def test_a_connection_that_breaks_in_the_middle_of_an_answer_is_unavailable():
     async def answer(request: web.Request) -> web.Response:
         response = web.StreamResponse(headers={"Content-Length": "100"})
