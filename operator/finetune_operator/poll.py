@@ -55,8 +55,8 @@ class _Line:
     """When it was first to be asked, or gave its newest report."""
     body: bytes = b""
     """Its newest report as it was sent: parsed again when it is wanted, because that is seldom and bytes are small."""
-    urgent: object = None
-    """The part of that report that cannot wait."""
+    urgent: bytes = b""
+    """Digest of the part of that report that cannot wait."""
     fault: Fault | None = None
     """What was wrong with the newest answer."""
     told: datetime | None = None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from builders import NOW_TEXT, make_checkpoint, make_progress, make_recovery
-from finetune_api.status import Condition, ConditionStatus, JobStatus, Metrics
-from finetune_operator.plan.news import News, news
+from builders import JOB_UID, NOW_TEXT, make_checkpoint, make_progress, make_recovery
+from finetune_api.report import Report
+from finetune_api.status import Checkpoint, Condition, ConditionStatus, JobStatus, Metrics
+from finetune_api.trainer import Stage
+from finetune_operator.plan.news import News, news, urgent_part
+from finetune_operator.plan.reading import read_report
 
 STORED = JobStatus(
     start_time=NOW_TEXT, progress=make_progress(3).model_copy(update={"last_report_time": "2026-01-01T00:00:00Z"})
@@ -45,3 +48,21 @@ def test_the_first_status_is_news():
 def test_a_status_read_back_from_the_api_server_is_no_news():
     written = STORED.model_copy(update={"metrics": Metrics(train={"loss": 1.0}), "checkpoints": (make_checkpoint(3),)})
     assert news(JobStatus.model_validate(written.to_json()), written) is News.NONE
+
+
+def report(*checkpoints: Checkpoint) -> Report:
+    return Report(job_uid=JOB_UID, pod_uid="p", stage=Stage.TRAIN, checkpoints=checkpoints)
+
+
+def test_a_figure_that_is_no_number_is_no_news_each_time_it_is_read():
+    """An evaluation that has diverged puts a NaN beside its checkpoint, which equals nothing, not even itself."""
+    lost = make_checkpoint(3).model_copy(update={"metrics": {"evalLoss": 0.5}})
+    said = report(lost).model_dump_json().replace("0.5", "NaN").encode()
+    assert b"NaN" in said
+    first, second = (urgent_part(read_report(said)) for _ in range(2))
+    assert first == second
+
+
+def test_a_new_checkpoint_and_its_figures_cannot_wait():
+    one, other = make_checkpoint(3), make_checkpoint(3).model_copy(update={"metrics": {"evalLoss": 0.5}})
+    assert len({urgent_part(report()), urgent_part(report(one)), urgent_part(report(other))}) == 3
