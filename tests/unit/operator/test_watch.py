@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from builders import job_manifest
+from builders import NOW_TEXT, job_manifest
 from finetune_api import names
 from finetune_operator import handlers
 from finetune_operator.client import Credentials, Unavailable
@@ -68,7 +68,9 @@ def tell(watch: Watch, manifest: dict[str, Any], kind: str | None = "MODIFIED", 
 
 def child(kind: str, **metadata: Any) -> dict[str, Any]:
     labels = {names.JOB_NAME_LABEL: "tune", names.JOB_UID_LABEL: "u", names.STAGE_LABEL: "train"}
-    return {"kind": kind, "metadata": {"namespace": "team", "name": "c", "uid": "c", "labels": labels, **metadata}}
+    owner = {"kind": "Job", "name": "tune-train", "uid": "uid-of-train", "controller": True}
+    own = {"uid": "c", "labels": labels, "ownerReferences": [owner], "creationTimestamp": NOW_TEXT}
+    return {"kind": kind, "metadata": {"namespace": "team", "name": "c", **own, **metadata}}
 
 
 def test_a_job_that_an_event_tells_of_is_kept_for_its_first_look_alone():
@@ -160,7 +162,7 @@ def test_a_child_wakes_its_job_and_a_deleted_pods_last_event_is_kept():
     asyncio.run(watch.child_event(event={"type": "DELETED", "object": child("Pod")}))
     asyncio.run(watch.child_event(event={"type": "DELETED", "object": child("Pod", uid="d", labels={})}))
     assert queue.taken() == ["tune"] * 3
-    assert [p["metadata"]["name"] for p in watch.departed.of("u", "train")] == ["c"]
+    assert [pod.name for pod in watch.departed.of("u", "train")] == ["c"]
     assert watch.departed.of("u", "prepare") == []
 
 
@@ -196,7 +198,7 @@ def test_only_the_newest_deleted_pods_are_kept():
     for number in range(3000):
         departed.remember(child("Pod", uid=str(number)))
     kept = departed.of("u", "train")
-    assert (len(kept), kept[-1]["metadata"]["uid"]) == (1024, "2999")
+    assert (len(kept), kept[-1].uid) == (1024, "2999")
 
 
 class Listing:
