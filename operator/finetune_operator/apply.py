@@ -46,6 +46,8 @@ async def apply_objects(plan: Plan, namespace: str, cluster: Cluster) -> str | N
             await _hold(child, namespace, cluster)
         except (NotFound, Conflict):
             LOG.info("Job %s/%s is not there any more, or its Workload is not", namespace, child.name)
+        except Refused as refusal:
+            return f"{child.kind} {child.name}: {refusal}"
     return None
 
 

@@ -159,7 +159,7 @@ def _says(look: Look, says: list[Say], plan: Plan) -> Plan:
 
 
 def refused_child(job: FineTuneJob, plan: Plan, refusal: str, settings: Settings, now: datetime) -> Plan:
-    """`plan` after the API server has refused a child: the status says so instead of pretending.
+    """`plan` after the API server has refused a child or its stop: the status says so instead of pretending.
 
     Args:
         refusal: `<kind> <name>: <the API server's sentence>`.

@@ -197,6 +197,30 @@ def test_a_job_that_has_become_invalid_says_so_and_can_be_cancelled_while_it_run
     assert all(pod["status"]["phase"] == "Failed" for pod in world.of("pods")[1:]), "no pod is left"
 
 
+def test_a_stop_that_the_api_server_refuses_is_said_and_asked_for_again(monkeypatch):
+    """A policy of the cluster may have changed since the Job was made, and refuse each change of it from then on."""
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [3]})
+    reconciler, _ = counted(world)
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise Refused("admission webhook denied the request")
+
+    asyncio.run(reconciler.look(KEY))
+    world.step()
+    stored = world.objects[(FINETUNE_JOBS.plural, *KEY)]
+    stored["spec"]["cancel"] = True
+    world.touch(stored)
+    with monkeypatch.context() as patch:
+        patch.setattr(CountedCluster, "hold", refuse)
+        assert asyncio.run(reconciler.look(KEY)) == Settings().poll_period_seconds
+    told = status_of(world).condition("DataReady").message
+    assert told.endswith("the API server refused Job tune-prepare: admission webhook denied the request")
+    while not status_of(world).is_final:
+        asyncio.run(reconciler.look(KEY))
+        world.step()
+    assert status_of(world).phase is Phase.CANCELLED
+
+
 def test_a_job_that_is_gone_is_forgotten():
     world = World({})
     assert asyncio.run(operator(world, Death(at=0, after=False)).look(KEY)) is None
