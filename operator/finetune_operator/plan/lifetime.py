@@ -29,16 +29,18 @@ class Allowance:
     """The field that says so."""
 
 
-def with_running_time(status: JobStatus, before: tuple[Attempt, ...]) -> JobStatus:
+def with_running_time(status: JobStatus, before: tuple[Attempt, ...], ended: tuple[Attempt, ...] = ()) -> JobStatus:
     """`status`, whose attempts are up to date, with its running time.
 
     `activeSince` is when the longest-running of the pods at work began, and `activeSeconds` all time before that.
 
     Args:
         before: the attempts at the look before: an end that stands there is counted already.
+        ended: attempts whose end is new, among them those that are too many to be kept in the status.
     """
     counted = {attempt.pod for attempt in before if attempt.end_time is not None}
-    fresh = [a for a in status.attempts if a.pod not in counted and a.start_time is not None]
+    known = {attempt.pod: attempt for attempt in (*ended, *status.attempts)}
+    fresh = [a for a in known.values() if a.pod not in counted and a.start_time is not None]
     begun = [(_later(attempt.start_time or "", status.active_since), attempt.end_time) for attempt in fresh]
     since = min((begin for begin, end in begun if end is None), default=None)
     over = [(begin, min(end, since or end)) for begin, end in begun if end is not None]

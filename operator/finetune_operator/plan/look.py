@@ -116,7 +116,7 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
             if pod.leads and pod.name not in past:
                 status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=_stopped(job, own))
-    status = with_running_time(_with_tally(status, tally), status.attempts)
+    status = with_running_time(_with_tally(status, tally), status.attempts, tally.ended)
     return Look(
         job=job,
         stage=stage,

@@ -61,6 +61,16 @@ def test_what_runs_is_counted_from_the_pods_own_start():
     assert ran(status, NOW) == 7, "a node's clock may be ahead"
 
 
+def test_an_operator_that_was_away_counts_the_pods_that_are_too_many_to_be_kept_too():
+    job = started(Stage.TRAIN, backoffLimit=20)
+    child = make_child(job, Stage.TRAIN)
+    runs = [{"created": at(t), "started": at(t), "ended": at(t + 100)} for t in range(200, 1800, 200)]
+    pods = [make_pod(child, f"{n:05d}", exit_code=1, **run) for n, run in enumerate(runs)]
+    plan = look(job, seen(Stage.TRAIN, child, *pods))
+    assert (plan.status.restarts, plan.status.active_seconds) == (8, 800)
+    assert look(after(job, plan), seen(Stage.TRAIN, child, *pods)).status == plan.status
+
+
 def test_a_pod_that_never_ran_costs_nothing():
     status = JobStatus(attempts=(Attempt(pod="a", end_time=at(30)),))
     assert with_running_time(status, ()).active_seconds == 0
