@@ -13,7 +13,7 @@ from finetune_operator.plan import outcome, queueing
 from finetune_operator.plan import stop as stopping
 from finetune_operator.plan.admit import admit, with_says
 from finetune_operator.plan.claims import claim_template
-from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended
+from finetune_operator.plan.conditions import Say, acknowledged, no_more_suspended, transitions
 from finetune_operator.plan.lifetime import kept_for, stopped_running
 from finetune_operator.plan.look import Look, look_at, stage_of
 from finetune_operator.plan.network import beside
@@ -171,7 +171,8 @@ def refused_child(job: FineTuneJob, plan: Plan, refusal: str, settings: Settings
     old, event = job.status or JobStatus(), Event("Warning", "ChildRefused", sentence)
     told = any(f"{sentence.partition(': ')[0]}: " in c.message for c in old.conditions)
     again = replace(plan, create=(), look_again_after=settings.poll_period_seconds)
-    return with_says(job, old, plan.status, says, now, again, *(() if told else (event,)))
+    ends = [known for known in plan.events if known not in transitions(old, plan.status)]
+    return with_says(job, old, plan.status, says, now, again, *ends, *(() if told else (event,)))
 
 
 def _refused(plan: Plan, kind: ConditionType, sentence: str) -> Say:

@@ -305,6 +305,16 @@ def test_a_refusal_of_what_stands_beside_the_job_stops_no_pod(stage, kind, expec
     assert again.events == ()
 
 
+def test_a_refused_stop_does_not_hide_how_a_pod_ended():
+    job = cancelling(started(Stage.TRAIN))
+    child = make_child(job, Stage.TRAIN)
+    dead = make_pod(child, "dead", ended=LATER_TEXT, exit_code=1)
+    plan = look(job, seen(Stage.TRAIN, child, dead, make_pod(child, "next", created=LATER_TEXT)))
+    assert [e.reason for e in plan.events] == ["NoFinalReport", "Running"]
+    told = refused_child(job, plan, "Job tune-train: denied", SETTINGS, LATER)
+    assert [e.reason for e in told.events] == ["NoFinalReport", "ChildRefused", "Running"]
+
+
 def test_a_cancel_after_the_end_is_acknowledged_and_changes_nothing_else():
     job = started(Stage.TRAIN)
     job = after(job, look(job, seen(Stage.TRAIN, make_child(job, Stage.TRAIN, complete=True))))
