@@ -1,4 +1,4 @@
-"""Every method has its example: each option of each objective is used in one, and the page of examples lists them all."""
+"""Every method has its example: each option of each objective is used in one, and the page lists all of them."""
 
 from __future__ import annotations
 
