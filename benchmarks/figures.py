@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
 
-MOST_RATIO, MOST_MEMORY = 1.5, 400 * 2**20
+MOST_RATIO, MOST_MEMORY = 1.5, 400 * 10**6
 QUIET_SECONDS = 60.0
 
 

@@ -63,7 +63,7 @@ def main() -> None:
         disturb(soak, begun, arguments.minutes * 60)
         disturbed = time.monotonic() - begun
         follow(soak, begun, arguments.limit * 60)
-        problems = judge(soak, undisturbed)
+        problems = judge(soak, undisturbed, arguments.at_once)
         text = report(soak, disturbed, problems, arguments.at_once)
         print(text)
         (Path(__file__).parent / "soak.md").write_text(text)
@@ -176,7 +176,7 @@ def look(soak: Soak, begun: float) -> None:
             soak.finished.setdefault(name, time.monotonic() - begun)
 
 
-def judge(soak: Soak, undisturbed: Manifest) -> list[str]:
+def judge(soak: Soak, undisturbed: Manifest, at_once: int) -> list[str]:
     """What is wrong; empty = everything ended right."""
     found, now = [], jobs()
     for name in soak.jobs:
@@ -193,7 +193,8 @@ def judge(soak: Soak, undisturbed: Manifest) -> list[str]:
     made = {child: len(uids) for child, uids in soak.children.items() if child.rpartition("-")[0] in soak.jobs}
     found += [f"Job {child} was made {times} times" for child, times in made.items() if times > 1]
     missing = {f"{name}-{stage}" for name in soak.jobs for stage in ("prepare", "train")} - made.keys()
-    return found + [f"Job {child} was never seen" for child in sorted(missing)]
+    found += [f"Job {child} was never seen" for child in sorted(missing)]
+    return found + ([f"{soak.most_running} jobs ran at once"] if soak.most_running > at_once else [])
 
 
 def final(status: Manifest) -> str | None:

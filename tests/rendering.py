@@ -30,7 +30,8 @@ VALUES: list[dict[str, Any]] = [
     {
         "replicas": 3,
         "leaderElection": {"enabled": True, "leaseDurationSeconds": 30},
-        "settings": {"shutdownSeconds": 45.5},
+        "settings": {"shutdownSeconds": 45.5, "kueue": True, "createClaims": True},
+        "admissionPolicies": {"secrets": {"enabled": True}},
         "metrics": {
             "serviceMonitor": {"enabled": True, "interval": "1m", "labels": {"release": "prometheus"}},
             "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from finetune_api.crd import job_crd, runtime_crd
 from judges import pydantic_verdict
 from manifests import INVALID, expected_message, job, read, runtime
 
-Path = tuple[str, ...]
+Path = tuple[str | int, ...]
 ODD: list[Any] = [None, 0, -1, 1, 1.0, 2.0, 0.5, 1.5, 1e-320, 1e30, 2**53, 2**63, True, False, "", "1", "max", "a\n"]
 ODD += [[], {}, [None], [{}], {"type": "DPO"}, {"type": "Full"}, {"unknown": 1}]
 WORDS: dict[str, list[Any]] = {
@@ -99,10 +100,11 @@ def _schema(crd: dict[str, Any]) -> dict[str, Any]:
 
 
 def fields(schema: dict[str, Any], path: Path = ()) -> list[tuple[Path, dict[str, Any]]]:
-    """Every field of a spec with its path, blocks included."""
+    """Every field of a spec with its path, blocks and the first of a list of blocks included."""
     found = []
     for name, field in schema.get("properties", {}).items():
         found += [((*path, name), field), *fields(field, (*path, name))]
+        found += fields(field.get("items", {}), (*path, name, 0))
     return found
 
 
@@ -134,7 +136,7 @@ def _changes(schema: dict[str, Any]) -> st.SearchStrategy[tuple[Path, Any]]:
 
     def values(field: tuple[Path, dict[str, Any]]) -> st.SearchStrategy[tuple[Path, Any]]:
         path, form = field
-        fitting = _fitting(path[-1], form)
+        fitting = _fitting(str(path[-1]), form)
         share = 3 * len(ODD) // len(fitting) if fitting else 0
         return st.tuples(st.just(path), st.sampled_from(fitting * share + ODD))
 
@@ -144,11 +146,13 @@ def _changes(schema: dict[str, Any]) -> st.SearchStrategy[tuple[Path, Any]]:
 def _applied(manifest: dict[str, Any], changes: list[tuple[Path, Any]]) -> dict[str, Any]:
     made = copy.deepcopy(manifest)
     for path, value in changes:
-        node = made["spec"]
-        for step in path[:-1]:
-            if not isinstance(node.get(step), dict):
-                node[step] = {}
-            node = node[step]
+        node: Any = made["spec"]
+        for step, below in pairwise(path):
+            block = [{}] if isinstance(below, int) else {}
+            there = node[step] if isinstance(node, list) else node.get(step)
+            if not isinstance(there, type(block)) or there == []:
+                there = node[step] = block
+            node = there
         node[path[-1]] = copy.deepcopy(value)
     return made
 
@@ -174,6 +178,21 @@ def bases() -> list[dict[str, Any]]:
 def edits(manifest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """The manifest with at most one field of its spec replaced."""
     return st.builds(_applied, st.just(manifest), st.lists(_changes(_schema(job_crd())), max_size=1))
+
+
+def edits_of_a_cancelled_job(manifest: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """The manifest with a field changed that has a transition rule of its own, and at most one other."""
+    changes: list[tuple[Path, Any]] = [(("cancel",), value) for value in (False, None)]
+    changes += [(("managedBy",), value) for value in ("finetune.dev/operator", "a.b/c/d", None)]
+    return _with_one_more(manifest, changes, _schema(job_crd()))
+
+
+def _with_one_more(
+    manifest: dict[str, Any], changes: list[tuple[Path, Any]], schema: dict[str, Any]
+) -> st.SearchStrategy[dict[str, Any]]:
+    """The manifest with one of `changes`, and at most one of any kind."""
+    both = st.builds(lambda one, more: [one, *more], st.sampled_from(changes), st.lists(_changes(schema), max_size=1))
+    return st.builds(_applied, st.just(manifest), both)
 
 
 def jobs() -> st.SearchStrategy[dict[str, Any]]:
@@ -202,14 +221,28 @@ def _together() -> st.SearchStrategy[dict[str, Any]]:
 @cache
 def _good_changes(number: int) -> list[tuple[Path, Any]]:
     """The changes of one base that leave it valid."""
-    base, schema = bases()[number], _schema(job_crd())
-    all_changes = [(path, value) for path, form in fields(schema) for value in (*_fitting(path[-1], form), *ODD)]
-    return [change for change in all_changes if pydantic_verdict(_applied(base, [change])).accepted]
+    base, every = bases()[number], _all_changes(_schema(job_crd()))
+    return [change for change in every if pydantic_verdict(_applied(base, [change])).accepted]
+
+
+def _all_changes(schema: dict[str, Any]) -> list[tuple[Path, Any]]:
+    """Each field and whatever it may become."""
+    return [(path, value) for path, form in fields(schema) for value in (*_fitting(str(path[-1]), form), *ODD)]
 
 
 def job_rules() -> list[str]:
     """The sentences of all rules that a new FineTuneJob may break."""
     return sorted({rule["message"] for rule in validations(job_crd()) if "oldSelf" not in rule["rule"]})
+
+
+def transition_rules() -> list[str]:
+    """The sentences of all rules that a change of a FineTuneJob may break."""
+    return sorted({rule["message"] for rule in validations(job_crd()) if "oldSelf" in rule["rule"]})
+
+
+def runtime_rules() -> list[str]:
+    """The sentences of all rules that a FineTuneRuntime may break."""
+    return sorted({rule["message"] for rule in validations(runtime_crd())})
 
 
 def validations(node: Any) -> Iterator[dict[str, str]]:
@@ -236,7 +269,18 @@ def _fixtures() -> dict[str, list[dict[str, Any]]]:
 
 def runtimes() -> st.SearchStrategy[dict[str, Any]]:
     """FineTuneRuntimes, about half of them valid."""
-    models = [{"name": "org/model", "source": "hf://org/model", "limits": {"lora": {"maxRank": 64}}}]
-    bases = [runtime(), runtime(models=models, default=True), runtime(access={"claims": {"read": ["a", "b"]}})]
+    bases = [runtime(), _runtime_with_a_model(), runtime(access={"claims": {"read": ["a", "b"]}})]
     changes = st.lists(_changes(_schema(runtime_crd())), max_size=2)
     return st.builds(_applied, st.sampled_from(bases), changes)
+
+
+def runtimes_breaking(rule: str) -> st.SearchStrategy[dict[str, Any]]:
+    """FineTuneRuntimes that break `rule`, unless a further change mends that."""
+    base, schema = _runtime_with_a_model(), _schema(runtime_crd())
+    changes = [change for change in _all_changes(schema) if rule in pydantic_verdict(_applied(base, [change])).rules]
+    return _with_one_more(base, changes, schema)
+
+
+def _runtime_with_a_model() -> dict[str, Any]:
+    models = [{"name": "org/model", "source": "hf://org/model", "limits": {"lora": {"maxRank": 64}}}]
+    return runtime(models=models, default=True)

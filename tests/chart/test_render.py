@@ -243,6 +243,36 @@ def test_no_object_of_our_own_kinds(values) -> None:
     assert not {each["kind"] for each in rendered(values)} & KINDS.keys()
 
 
+OF_CHILDREN = {"jobs", "services", "network-policies", "claims"}
+"""One policy for each kind that the operator makes."""
+
+
+@pytest.mark.parametrize(
+    ("values", "policies"),
+    [
+        ({}, OF_CHILDREN),
+        ({"admissionPolicies": {"secrets": {"enabled": True}}}, {*OF_CHILDREN, "secrets"}),
+        ({"admissionPolicies": {"children": {"enabled": False}}}, set()),
+    ],
+    ids=["default", "secrets too", "none"],
+)
+def test_the_policy_of_children_is_on_by_default_and_that_of_secrets_off(values, policies) -> None:
+    objects = rendered(values)
+    names = {each["metadata"]["name"] for each in of_kind(objects, "ValidatingAdmissionPolicy")}
+    assert names == {f"finetune-operator-{policy}" for policy in policies}
+    bindings = of_kind(objects, "ValidatingAdmissionPolicyBinding")
+    assert {binding["spec"]["policyName"] for binding in bindings} == names
+    assert all(binding["spec"]["validationActions"] == ["Deny"] for binding in bindings)
+
+
+@every_value_set
+def test_every_object_bears_the_labels_by_which_it_is_found(values) -> None:
+    """Uninstalling is judged by them, too: what lacks them would be left without anybody's notice."""
+    labels = {"app.kubernetes.io/instance": "finetune-operator", "app.kubernetes.io/managed-by": "Helm"}
+    for each in rendered(values):
+        assert labels.items() <= each["metadata"]["labels"].items(), (each["kind"], each["metadata"]["name"])
+
+
 def test_two_releases_do_not_meet() -> None:
     def named(release: str) -> set[tuple[str, str]]:
         return {(each["kind"], each["metadata"]["name"]) for each in rendered({"crds": {"enabled": False}}, release)}

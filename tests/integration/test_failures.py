@@ -222,6 +222,12 @@ FINAL = {
         "CheckpointInvalid",
         "pvc://a does not exist any more",
     ),
+    "unread": (
+        FailureCode.DATA_UNREACHABLE,
+        {"uri": "pvc://a", "problem": "no such file"},
+        "DataUnreachable",
+        "pvc://a could not be read: no such file",
+    ),
     "skewed": (
         FailureCode.CONFIG_UNREADABLE,
         {"field": "x", "problem": "y"},
@@ -242,6 +248,16 @@ def test_a_cause_that_the_trainer_names_is_final_with_its_sentence(world, name) 
     assert world.condition(name, "DataReady")["reason"] == reason
     (attempt,) = world.status(name)["attempts"]
     assert (attempt["reason"], attempt["exitCode"]) == (code.value, int(failure.exit_code))
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_trains(world) -> None:
+    args = {"uri": "pvc://finetune-outputs", "problem": "Permission denied"}
+    locked = failing(Failure(code=FailureCode.OUTPUT_NOT_WRITABLE, args=args))
+    world.apply("locked", script("locked", prepare=locked), backoffLimit=0)
+    failed = world.wait("locked", "Failed", reason="PublishFailed")
+    assert "pvc://finetune-outputs cannot be written: Permission denied" in failed["message"]
+    assert world.condition("locked", "DataReady")["reason"] == "OutputNotWritable"
+    assert set(world.children("locked")) == {"locked-prepare"}
 
 
 def test_an_exit_code_that_nobody_knows_is_no_fault_of_the_user(world) -> None:

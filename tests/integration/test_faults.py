@@ -3,6 +3,7 @@ cannot recover from shows in /healthz."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -40,7 +41,7 @@ def test_nothing_is_lost_through_any_fault(ground, capsys) -> None:
     wait_for(lambda: ground.problems() == [], "/healthz", seconds=30)
 
 
-def test_a_watcher_that_cannot_go_on_ends_the_operator_and_the_next_one_misses_nothing(ground) -> None:
+def test_a_watcher_that_cannot_go_on_ends_the_operator_and_the_next_one_misses_nothing(ground, capsys) -> None:
     """kopf's watcher gives up when the rest of a list that it reads in pages is gone."""
     for name in ("first", "second"):
         ground.world.apply(name)
@@ -60,6 +61,10 @@ def test_a_watcher_that_cannot_go_on_ends_the_operator_and_the_next_one_misses_n
         ground.world.apply("meanwhile")
         assert process.wait(timeout=60) == 1
     ground.operator.process = None
+    begun = time.monotonic()
     ground.operator.start()
+    ground.world.wait("meanwhile", "Accepted", seconds=60)
+    with capsys.disabled():
+        print(f"\nexpired-list-token: recovered in {time.monotonic() - begun:.1f} s from the next start", end="")
     ground.world.wait("meanwhile", "Complete", seconds=60)
     wait_for(lambda: ground.problems() == [], "/healthz", seconds=30)

@@ -20,9 +20,20 @@ from judges import (
     verdict_of,
 )
 from manifests import job
-from specs import bases, breaking, edits, job_rules, jobs, runtimes
+from specs import (
+    bases,
+    breaking,
+    edits,
+    edits_of_a_cancelled_job,
+    job_rules,
+    jobs,
+    runtime_rules,
+    runtimes,
+    runtimes_breaking,
+    transition_rules,
+)
 
-ANY_JOBS, JOBS_PER_RULE, RUNTIMES = 2400, 60, 400
+ANY_JOBS, PER_RULE, RUNTIMES, EDITS = 2400, 60, 400, 60
 OFTEN = 20
 """Times that each rule must be seen broken."""
 MINORITY = 0.3
@@ -54,6 +65,12 @@ class Verdicts:
         """Share of the rarer verdict."""
         return min(self.accepted[True], self.accepted[False]) / self.total
 
+    def table(self, what: str, rules: list[str]) -> str:
+        """How many were accepted and refused, and how often each rule was broken, the rarest first."""
+        head = f"{self.accepted[True]} {what} accepted, {self.accepted[False]} refused; how often each rule was broken:"
+        rarest_first = sorted(rules, key=lambda rule: self.broken[rule])
+        return "\n".join(["", head, *(f"{self.broken[rule]:6d}  {rule}" for rule in rarest_first)])
+
 
 def _judge(api: Any, strategy: Any, examples: int, seen: Verdicts) -> None:
     """Hold both judges against each other on `examples` generated manifests."""
@@ -73,45 +90,56 @@ def test_jobs_are_judged_alike_and_every_rule_is_broken_often(api, capsys) -> No
     seen = Verdicts()
     _judge(api, jobs(), ANY_JOBS, seen)
     for rule in job_rules():
-        _judge(api, breaking(rule), JOBS_PER_RULE, seen)
-    lines = [f"{seen.broken[rule]:6d}  {rule}" for rule in sorted(job_rules(), key=lambda rule: seen.broken[rule])]
+        _judge(api, breaking(rule), PER_RULE, seen)
     with capsys.disabled():
-        print(f"\n{seen.accepted[True]} jobs accepted, {seen.accepted[False]} refused; how often each rule was broken:")
-        print("\n".join(lines))
+        print(seen.table("jobs", job_rules()))
     assert seen.total >= ANY_JOBS
     assert seen.minority >= MINORITY
     assert min(seen.broken[rule] for rule in job_rules()) >= OFTEN
 
 
-def test_runtimes_are_judged_alike(api) -> None:
-    seen = Verdicts()
+def test_runtimes_are_judged_alike_and_every_rule_is_broken_often(api, capsys) -> None:
+    seen, targeted = Verdicts(), Verdicts()
     _judge(api, runtimes(), RUNTIMES, seen)
+    for rule in runtime_rules():
+        _judge(api, runtimes_breaking(rule), PER_RULE, targeted)
+    seen.broken.update(targeted.broken)
+    with capsys.disabled():
+        print(seen.table("runtimes", runtime_rules()))
     assert seen.total >= RUNTIMES
     assert seen.minority >= MINORITY
+    assert min(seen.broken[rule] for rule in runtime_rules()) >= OFTEN
 
 
-def test_edits_of_a_started_job_are_judged_alike(api, namespace) -> None:
-    seen: Counter[bool] = Counter()
+def test_edits_of_a_started_job_are_judged_alike_and_every_rule_is_broken_often(api, namespace, capsys) -> None:
+    seen = Verdicts()
     for number, manifest in enumerate(bases()):
-        manifest["metadata"]["name"] = f"started-{number}"
         manifest["spec"]["managedBy"] = "example.com/tests"  # or an operator would write beside us
-        _same_verdicts_on_edits(api, namespace, manifest, seen)
-    assert seen[True] >= 15, "few edits are allowed, but some must be for the comparison to prove much"
+        spec = {**manifest["spec"], "cancel": True}
+        cancelled = {**manifest, "metadata": {"name": f"cancelled-{number}"}, "spec": spec}
+        manifest["metadata"]["name"] = f"started-{number}"
+        _same_verdicts_on_edits(api, namespace, manifest, edits, seen)
+        _same_verdicts_on_edits(api, namespace, cancelled, edits_of_a_cancelled_job, seen)
+    with capsys.disabled():
+        print(seen.table("edits", transition_rules()))
+    assert seen.accepted[True] >= 15, "few edits are allowed, but some must be for the comparison to prove much"
+    assert min(seen.broken[rule] for rule in transition_rules()) >= OFTEN
 
 
-def _same_verdicts_on_edits(api: Api, namespace: str, manifest: dict[str, Any], seen: Counter[bool]) -> None:
+def _same_verdicts_on_edits(api: Api, namespace: str, manifest: dict[str, Any], strategy: Any, seen: Verdicts) -> None:
     old, where = _start(api, namespace, manifest)
     manifest["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
 
-    @settings(thorough, max_examples=60)
-    @given(edits(manifest))
+    @settings(thorough, max_examples=EDITS)
+    @given(strategy(manifest))
     def compare(edited: dict[str, Any]) -> None:
         server = verdict_of(api.put(f"{where}?dryRun=All&fieldValidation=Strict", as_kubectl_sends(edited)))
         ours = pydantic_verdict(edited)
         broken = frozenset(broken_by_change(job_from(old), job_from(edited))) if ours.accepted else frozenset()
         assert server.accepted == (ours.accepted and not broken), (server, ours, broken)
         assert broken <= server.rules
-        seen[server.accepted] += 1
+        seen.accepted[server.accepted] += 1
+        seen.broken.update(broken)
 
     compare()
 

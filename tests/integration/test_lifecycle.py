@@ -6,7 +6,7 @@ import json
 import threading
 
 from finetune_api.names import CONFIG_ANNOTATION
-from finetune_api.report import Failure, FailureCode
+from finetune_api.report import EarlyStop, Failure, FailureCode
 from finetune_api.status import DataError, DataStatus
 from finetune_api.trainer import TrainerConfig
 from kubelet import Behaviour, wait_for
@@ -78,7 +78,11 @@ def test_dpo_waits_for_the_checkpoint_that_it_continues(world) -> None:
     world.api.post(world.jobs, manifest).must()
     refused = world.wait("dpo", "Accepted", "False", "CheckpointNotFound")
     assert "there is no FineTuneJob sft" in refused["message"]
-    world.apply("sft")
+    hold = threading.Event()
+    world.apply("sft", script("sft", train=[Behaviour((progress(1),), until=hold, word=published("sft"))]))
+    refused = world.wait("dpo", "Accepted", "False", "CheckpointNotReady")
+    assert "FineTuneJob sft has not published it yet; published steps: none" in refused["message"]
+    hold.set()
     world.wait("sft", "Complete")
     world.wait("dpo", "Complete")
     config = _trainer_config(world.children("dpo")["dpo-train"])
@@ -110,6 +114,15 @@ def test_exit_zero_without_a_word_is_complete_and_says_so(world) -> None:
     silent = Behaviour(silent=True, seconds=0.2)
     world.apply("mute", script("mute", train=[silent]))
     world.wait("mute", "Complete", reason="NoFinalReport")
+
+
+def test_an_early_stop_is_complete_with_its_own_reason(world) -> None:
+    stop = EarlyStop(metric="loss", step=2, evaluations=2, best_step=1, best_value=0.5)
+    word = {**published("early", step=2), "early_stop": stop}
+    world.apply("early", script("early", train=[Behaviour((progress(1), progress(2)), word=word)]))
+    told = world.wait("early", "Complete", reason="EarlyStopped")
+    assert told["message"].startswith("stopped early after step 2 of 4: loss did not improve in 2 evaluations")
+    assert world.status("early")["phase"] == "Completed"
 
 
 def test_a_report_for_another_job_is_not_believed(world) -> None:

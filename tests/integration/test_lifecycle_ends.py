@@ -102,9 +102,9 @@ def test_a_failed_publish_keeps_its_reason_when_retries_are_over(world) -> None:
     full = Failure(code=FailureCode.STORAGE_FULL, args={"uri": "pvc://finetune-outputs/x"})
     word = {"checkpoints": published("full", step=2)["checkpoints"]}
     world.apply("full", script("full", train=[failing(full, word=word)]), backoffLimit=0)
-    failed = world.wait("full", "Failed")
-    assert failed["reason"] in ("PublishFailed", "StorageFull")
+    failed = world.wait("full", "Failed", reason="StorageFull")
     assert "no space is left at pvc://finetune-outputs/x" in failed["message"]
+    assert world.condition("full", "Published")["reason"] == "UploadFailed"
     assert [c["step"] for c in world.status("full")["checkpoints"]] == [2], "usable by fromCheckpoint"
 
 

@@ -108,6 +108,11 @@ def test_a_service_account_that_appears_later(world, own_runtime) -> None:
         ({"validationFile": "hf://datasets/them/data/a"}, 'add "hf://datasets/them/"'),
         ({"model": "them/model"}, 'add "hf://them/" to its spec.access.uriPrefixes.read'),
         ({"model": "hf://them/model"}, 'add "hf://them/" to its spec.access.uriPrefixes.read'),
+        ({"fromHfModel": "them/model"}, 'add "hf://them/" to its spec.access.uriPrefixes.read'),
+        (
+            {"hfTokenSecretRef": {"name": "passwords", "key": "token"}},
+            'add "passwords" to its spec.access.secrets',
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -30,7 +30,7 @@ STATUS_LIMIT = 256 * 1024
 
 def send(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, **headers: str) -> None:
     handler.send_response(status)
-    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+    for name, value in {"Content_Length": str(len(body)), **headers}.items():
         handler.send_header(name.replace("_", "-"), value)
     handler.end_headers()
     handler.wfile.write(body)
@@ -81,6 +81,7 @@ HOSTILE: dict[str, Answer] = {
     "of-another-job": sent(lambda report: text_of(report, job_uid="another")),
     "reused-address": sent(lambda report: text_of(report, pod_uid="another")),
     "gzip-bomb": sent(lambda _: BOMB, Content_Encoding="gzip"),
+    "two-lengths": lambda handler, report: send(handler, text_of(report), **{"Content-Length": "60000"}),
     "too-short": sent(lambda report: text_of(report), Content_Length="60000"),
     "error": sent(text_of, 500),
     "header-flood": floods_headers,

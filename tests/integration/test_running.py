@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import Counter
 from typing import Any
 
-from kubelet import wait_for
+from kubelet import Behaviour, wait_for
 from manifests import ROOT
-from world import World, script
+from world import World, progress, published, script
 
 
 def events(world: World, name: str) -> list[dict[str, Any]]:
@@ -71,6 +72,30 @@ def test_a_job_that_waits_is_told_of_once(world) -> None:
     world.claim("finetune-late")
     world.wait("waits", "Complete")
     assert len([event for event in events(world, "waits") if event["reason"] == "Accepted"]) == 1
+
+
+def test_nothing_is_written_while_nothing_changes(world) -> None:
+    """Polled, looked at and listed again and again: a job that waits, one that trains on the spot, one that is over."""
+    over = threading.Event()
+    standing = Behaviour((progress(2),), until=over, word=published("stands"))
+    world.apply("waits", trainingFile="pvc://finetune-late/train.jsonl")
+    world.apply("stands", script("stands", train=[standing]))
+    world.apply("done")
+    world.wait("waits", "Accepted", "False", reason="ClaimNotFound")
+    world.wait("done", "Complete")
+    wait_for(lambda: world.status("stands").get("progress", {}).get("step") == 2, "its progress")
+
+    def versions() -> list[str]:
+        return [world.get(name)["metadata"]["resourceVersion"] for name in ("waits", "stands", "done")]
+
+    def quiet() -> bool:
+        before = versions()
+        time.sleep(3.0)  # ten polls and three resyncs
+        return versions() == before
+
+    wait_for(quiet, "three seconds without a write", 30)
+    over.set()
+    world.wait("stands", "Complete")
 
 
 def test_the_first_job_needs_nothing_but_its_file(plane, api, operator, kubelet, namespace) -> None:

@@ -20,6 +20,10 @@ def test_refused_by_pydantic_with_its_message(path) -> None:
         assert expected_message(path) in pydantic_verdict(new).refusals
 
 
+def test_there_are_many_of_them() -> None:
+    assert len(INVALID) > 60
+
+
 def test_every_rule_has_a_fixture() -> None:
     expected = {expected_message(path) for path in INVALID}
     messages = {rule["message"] for crd in (job_crd(), runtime_crd()) for rule in validations(crd)}

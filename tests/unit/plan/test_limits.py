@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from builders import NOW, before_start, make_job, make_runtime
 from finetune_operator.plan.decide import decide
 from finetune_operator.plan.quantity import amount
 from finetune_operator.settings import Settings
+from manifests import ROOT
 
 LIMITS: dict[str, Any] = {
     "lora": {
@@ -96,3 +98,20 @@ def test_the_job_stays_within_its_model(spec, expected):
 )
 def test_quantities_are_numbers(quantity, value):
     assert float(amount(quantity)) == float(value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "limits"),
+    [({}, {"lora": {"supported": False}}), ({"hyperparameters": {"batchSize": 65}}, LIMITS)],
+    ids=["training not supported", "batch size"],
+)
+def test_the_page_for_those_who_come_from_together_has_the_sentence(spec, limits):
+    """Its cells leave names and numbers out as dots."""
+    page = (ROOT / "docs" / "together.md").read_text()
+    cells = re.findall(r"\| Accepted=False, LimitExceeded \| (.*) \|", page)
+    assert len(cells) == 2
+    models = [{"name": "tiny", "source": "hf://org/tiny", "limits": limits}]
+    said = message({"model": "tiny", **spec}, {"models": models})
+    assert said is not None
+    sentences = [re.escape(cell).replace(r"\.\.\.", ".+") for cell in cells]
+    assert [bool(re.fullmatch(sentence, said)) for sentence in sentences].count(True) == 1
