@@ -101,6 +101,8 @@ class Poller:
             line = lines[pod.uid] = before.get(pod.uid) or _Line(key, job_uid, pod, self._clock())
             line.pod = pod
             if _askable(pod) and not line.scheduled:
+                if not line.body:  # the wait for a node or an image was no silence
+                    line.since, line.stale = self._clock(), False
                 self._schedule(line, asyncio.get_running_loop().time())
         for uid in before.keys() - lines.keys():
             before[uid].closed = True

@@ -267,6 +267,24 @@ def test_a_silent_pod_wakes_its_job_once_and_again_when_it_speaks():
     asyncio.run(story())
 
 
+def test_a_pod_that_took_long_to_run_has_not_been_silent_meanwhile():
+    """The wait for a node or an image is no silence: the patience begins when the pod can be asked."""
+    patience = SETTINGS.patience_seconds
+
+    async def story() -> None:
+        async with asking(answering("garbage")) as pods:
+            pods.follow(replace(POD, running=False))
+            await asyncio.sleep(patience)
+            begun = datetime.now(UTC)
+            pods.follow()
+            silence = (await pods.until(lambda: pods.follow().silences))[POD.uid]
+            assert datetime.fromisoformat(silence.since) >= begun.replace(microsecond=0)
+            await pods.until(lambda: pods.woken)
+            assert (datetime.now(UTC) - begun).total_seconds() >= patience
+
+    asyncio.run(story())
+
+
 def test_pods_that_hang_delay_each_other_and_nobody_else():
     """Two pods are asked at a time, four hang for ever, and twenty answer all the same."""
     settings = Settings(poll_period_seconds=0.05, poll_timeout_seconds=0.5, concurrent_polls=2)
