@@ -109,6 +109,14 @@ def test_a_new_job_and_a_changed_spec_wake_it_but_its_own_status_does_not():
     assert watch.roster.versions() == {}
 
 
+def test_the_end_of_a_job_that_is_told_late_is_not_that_of_its_successor():
+    """kopf tells of each object in its order, but of two objects, though of one name, in any."""
+    watch, _ = watching()
+    tell(watch, job_manifest(uid="second"), "ADDED", version="2")
+    tell(watch, job_manifest(uid="first"), "DELETED")
+    assert watch.roster.versions() == {("team", "tune"): ("second", "2")}
+
+
 def test_a_queue_given_or_taken_away_wakes_a_job_and_other_labels_do_not():
     watch, queue = watching()
     tell(watch, job_manifest())
@@ -262,6 +270,24 @@ def test_a_busy_job_that_the_watch_tells_of_late_is_no_difference_that_stays():
         listing.items[0]["metadata"]["resourceVersion"] = str(2 * turn + 1)
         asyncio.run(resync.once())
         assert resync.longest_difference() == 0.0
+
+
+def test_what_the_watch_tells_while_the_list_is_read_is_no_difference():
+    """The list may be the older of the two: should no other be answered, nothing must look missed."""
+    resync, watch, _, listing, clock = resyncing()
+    tell(watch, job_manifest(), version="1")
+
+    async def read_before_the_change(*_: Any, **__: Any) -> list[dict[str, Any]]:
+        changed = job_manifest()
+        changed["metadata"]["resourceVersion"] = "2"
+        await watch.job_event(event={"type": "MODIFIED", "object": changed})
+        return [job_manifest()]
+
+    cluster: Any = listing
+    cluster.list = read_before_the_change
+    asyncio.run(resync.once())
+    clock.now = 200.0
+    assert resync.longest_difference() == 0.0
 
 
 def test_a_difference_that_the_watch_has_told_of_ends_though_no_list_is_answered():
