@@ -117,6 +117,7 @@ def test_a_pods_report_is_heard_and_the_question_names_the_job():
         (answering(GOOD.model_copy(update={"job_uid": "another"})), Fault.FOREIGN),
         (answering(GOOD.model_copy(update={"pod_uid": "another"})), Fault.FOREIGN),
         (answering(GOOD.model_copy(update={"pod_uid": None})), Fault.FOREIGN),
+        (answering(""), Fault.MALFORMED),
         (answering("not JSON"), Fault.MALFORMED),
         (answering("[" * 60_000), Fault.MALFORMED),
         (answering(GOOD.model_dump_json()[:-1] + ',"unknown":1}'), Fault.MALFORMED),
