@@ -125,7 +125,7 @@ class Parts:
 async def _work(parts: Parts, settings: Settings, leader: Leader | None, stopping: asyncio.Event) -> None:
     """Look at jobs until SIGTERM; then end the looks under way, and nothing is half done."""
     async with open_session() as session, asyncio.TaskGroup() as group:
-        pace = Pace(parts.queue.add, settings.status_writes_per_second, time.monotonic)
+        pace = Pace(parts.queue.add, settings.status_writes_per_second, time.monotonic, parts.queue.depth)
         poller = Poller(session, pace, parts.queue.add, settings, _now)
         parts.resync.hears = poller.hears
         announcer = Announcer(parts.cluster, parts.queue.depth)

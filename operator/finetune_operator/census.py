@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -107,8 +107,7 @@ class Census:
             if entry.gpus is not None:
                 self._charge(entry)
                 held[entry.gpus.runtime] += entry.gpus.number
-                gpus = Gpus(entry.gpus.runtime, entry.gpus.number, self._clock())
-                self._jobs[key] = _holding(entry, gpus)
+                self._jobs[key] = replace(entry, gpus=replace(entry.gpus, since=self._clock()))
         for runtime in self._runtimes:
             GPUS.labels(runtime).set(held[runtime])
 
@@ -129,10 +128,6 @@ class Census:
             return None
         self._runtimes.add(resolved.runtime.name)
         return Gpus(resolved.runtime.name, size.nodes * size.gpus, self._clock())
-
-
-def _holding(entry: Entry, gpus: Gpus) -> Entry:
-    return Entry(entry.phase, entry.stale, entry.reported, entry.disruptions, entry.restarts, gpus)
 
 
 def _count(before: Entry, now: Entry, status: Manifest) -> None:

@@ -56,7 +56,7 @@ class Watch:
         manifest = event["object"]
         key = key_of(manifest)
         if event["type"] == "DELETED":
-            self.roster.gone(key)
+            self.roster.gone(key, manifest["metadata"]["uid"])
             await self.queue.add(key)
         elif self.roster.saw(manifest):
             if event["type"] is not None:  # None = listed when the watch began

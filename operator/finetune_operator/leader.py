@@ -123,7 +123,8 @@ class Leader:
         if state != self._seen[0]:
             self._seen = (state, self._clock())
         promised = max(float(spec.get("leaseDurationSeconds") or 0), self._election.lease_duration_seconds)
-        return not holder or self._clock() - self._seen[1] > promised
+        # Ours, if the answer to our taking it was lost: each process has an identity of its own.
+        return holder in ("", self._identity) or self._clock() - self._seen[1] > promised
 
     async def _create(self) -> bool:
         metadata = {"namespace": self._election.namespace, "name": self._election.name}

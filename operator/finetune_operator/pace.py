@@ -18,10 +18,13 @@ NEVER = float("-inf")
 class Pace:
     """Grants writes that bring nothing but progress, `per_second` of them, evenly spread."""
 
-    def __init__(self, wake: Wake, per_second: float, clock: Callable[[], float]) -> None:
-        """`wake` is called for the job whose turn it is; `clock` counts seconds."""
-        self._wake, self._clock = wake, clock
-        self._gap = 1.0 / per_second
+    def __init__(
+        self, wake: Wake, per_second: float, clock: Callable[[], float], waiting_jobs: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`wake` is called for the job whose turn it is; `clock` counts seconds; `waiting_jobs` tells how many jobs
+        wait for a look: behind more than a second's worth no turn is given, or all of them would come at once."""
+        self._wake, self._clock, self._waiting_jobs = wake, clock, waiting_jobs
+        self._gap, self._most = 1.0 / per_second, per_second
         self._next = clock()
         self._waiting: set[Key] = set()
         self._granted: set[Key] = set()
@@ -72,8 +75,10 @@ class Pace:
                 continue
             if self._clock() < self._next:
                 continue
-            key = min(self._waiting, key=lambda waiting: self._written.get(waiting, NEVER))
             self._next = self._clock() + self._gap
+            if self._waiting_jobs() > self._most:
+                continue
+            key = min(self._waiting, key=lambda waiting: self._written.get(waiting, NEVER))
             self._waiting.discard(key)
             self._granted.add(key)
             await self._wake(key)

@@ -53,7 +53,7 @@ class _Line:
     pod: Pod
     since: datetime
     """When it was first to be asked, or gave its newest report."""
-    body: bytes = b""
+    body: bytes | None = None
     """Its newest report as it was sent: parsed again when it is wanted, because that is seldom and bytes are small."""
     urgent: bytes = b""
     """Digest of the part of that report that cannot wait."""
@@ -101,12 +101,14 @@ class Poller:
             line = lines[pod.uid] = before.get(pod.uid) or _Line(key, job_uid, pod, self._clock())
             line.pod = pod
             if _askable(pod) and not line.scheduled:
+                if line.body is None:  # the wait for a node or an image was no silence
+                    line.since, line.stale = self._clock(), False
                 self._schedule(line, asyncio.get_running_loop().time())
         for uid in before.keys() - lines.keys():
             before[uid].closed = True
         self._lines[key] = lines
         return Told(
-            {uid: _heard(line) for uid, line in lines.items() if line.body},
+            {uid: _heard(line.body, line.since) for uid, line in lines.items() if line.body is not None},
             {uid: Silence(timestamp(line.since), line.fault, line.stale) for uid, line in lines.items() if line.fault},
         )
 
@@ -251,5 +253,5 @@ def _askable(pod: Pod) -> bool:
     return pod.running and pod.leads and pod.ip is not None and not pod.host_network
 
 
-def _heard(line: _Line) -> Heard:
-    return Heard(read_report(line.body), timestamp(line.since))
+def _heard(body: bytes, since: datetime) -> Heard:
+    return Heard(read_report(body), timestamp(since))

@@ -57,9 +57,12 @@ class Resync:
         told = self._roster.versions()
         for key in before.keys() - listed.keys():
             if told.get(key) == before[key]:  # not made anew since the list was begun
-                self._roster.gone(key)
+                self._roster.gone(key, before[key][0])
         self._differences = {
-            key: self._difference(key, told.get(key)) for key, version in listed.items() if told.get(key) != version
+            key: self._difference(key, told.get(key))
+            for key, version in listed.items()
+            # What the watch has told meanwhile may be newer than the list.
+            if version != told.get(key) == before.get(key)
         }
         silent = (key for key in self._roster.unfinished() if not self.hears(key))
         for key in {*silent, *self._differences}:

@@ -67,8 +67,11 @@ class Roster:
         """What `news` has kept, once. It may be behind: only a write that fails then may rest on it."""
         return self._new.pop(key, None)
 
-    def gone(self, key: Key) -> None:
-        """Forget a deleted job."""
+    def gone(self, key: Key, uid: str) -> None:
+        """Forget a deleted job, unless the watch has told of its successor already."""
+        known = self._known.get(key)
+        if known is not None and known.uid != uid:
+            return
         self._known.pop(key, None)
         self._new.pop(key, None)
         if self._census is not None:

@@ -82,7 +82,7 @@ def retold(status: JobStatus, pod: Pod, report: Report, at: str, n_checkpoints: 
     many = {
         "data": data,
         "metrics": _finite(report.metrics) or status.metrics,
-        "history": _history(status, report, at),
+        "history": _history(status, report, at, over=pod.ended is not None),
         "checkpoints": offered(checkpoints, spaced(n_checkpoints, total)) if total else checkpoints,
         "warnings": tuple(_printable(warning) for warning in report.warnings) or status.warnings,
     }
@@ -96,13 +96,13 @@ def _size(status: JobStatus) -> int:
     return len(told) + 5 * sum(told.count(mark) for mark in "<>&")
 
 
-def _history(status: JobStatus, report: Report, at: str) -> History | None:
-    """At most once a minute, because curves are most of what a status weighs; the last word's at once.
+def _history(status: JobStatus, report: Report, at: str, *, over: bool) -> History | None:
+    """At most once a minute, because curves are most of what a status weighs; that of a pod that has ended at once.
 
     The minute of the stored report tells when that was, so that a restarted operator knows it too.
     """
     before = status.progress.last_report_time if status.progress and status.history else None
-    if before is not None and before[:TO_THE_MINUTE] == at[:TO_THE_MINUTE] and not report.finished:
+    if before is not None and before[:TO_THE_MINUTE] == at[:TO_THE_MINUTE] and not over:
         return status.history
     return joined(status.history, report.history)
 

@@ -178,6 +178,24 @@ def test_a_lost_answer_costs_nothing() -> None:
     run(story())
 
 
+def test_who_has_taken_the_lease_without_being_told_does_not_wait_for_its_own_end() -> None:
+    async def story() -> float:
+        server = Server()
+        before, after = candidates(server, 2)
+        await before.acquire()
+        await before.release()
+        server.deaf = True
+        started = asyncio.get_running_loop().time()
+        acquiring = asyncio.create_task(after.acquire())
+        await asyncio.sleep(0.05)
+        assert (server.holder, acquiring.done()) == ("op-1", False)
+        server.deaf = False
+        await acquiring
+        return asyncio.get_running_loop().time() - started
+
+    assert run(story()) < 0.3
+
+
 def test_a_lease_taken_by_another_or_removed_is_lost() -> None:
     async def story(change: dict[str, Any] | None) -> None:
         server = Server()

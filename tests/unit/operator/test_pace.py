@@ -105,3 +105,28 @@ def test_a_job_that_was_looked_at_or_is_gone_needs_no_waking():
         await asyncio.sleep(0.05)
 
     assert sorted(paced(100, story)) == [JOBS[0], JOBS[3], JOBS[4], JOBS[5]]
+
+
+def test_no_turns_pile_up_behind_jobs_that_wait_for_a_worker():
+    """After a minute of an API server that hangs, all of them would be written at once."""
+
+    async def story() -> tuple[int, int]:
+        queued: list[Key] = []
+
+        async def wake(key: Key) -> None:
+            queued.append(key)
+
+        pace = Pace(wake, 100, asyncio.get_running_loop().time, lambda: 10 * len(queued))
+        task = asyncio.create_task(pace.run())
+        for number in range(100):
+            pace.wants(("team", str(number)))
+        await asyncio.sleep(0.4)
+        stuck = len(queued)
+        queued.clear()
+        await until(queued, 5)
+        task.cancel()
+        return stuck, sum(pace.may_write(("team", str(number))) for number in range(100))
+
+    stuck, granted = asyncio.run(story())
+    assert stuck == 11, "each stands for ten, and a second's worth may wait"
+    assert granted <= stuck + 11

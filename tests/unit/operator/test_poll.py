@@ -117,6 +117,7 @@ def test_a_pods_report_is_heard_and_the_question_names_the_job():
         (answering(GOOD.model_copy(update={"job_uid": "another"})), Fault.FOREIGN),
         (answering(GOOD.model_copy(update={"pod_uid": "another"})), Fault.FOREIGN),
         (answering(GOOD.model_copy(update={"pod_uid": None})), Fault.FOREIGN),
+        (answering(""), Fault.MALFORMED),
         (answering("not JSON"), Fault.MALFORMED),
         (answering("[" * 60_000), Fault.MALFORMED),
         (answering(GOOD.model_dump_json()[:-1] + ',"unknown":1}'), Fault.MALFORMED),
@@ -263,6 +264,24 @@ def test_a_silent_pod_wakes_its_job_once_and_again_when_it_speaks():
             speaks.set()
             await pods.until(lambda: len(pods.woken) == 2)
             assert pods.follow().silences == {}
+
+    asyncio.run(story())
+
+
+def test_a_pod_that_took_long_to_run_has_not_been_silent_meanwhile():
+    """The wait for a node or an image is no silence: the patience begins when the pod can be asked."""
+    patience = SETTINGS.patience_seconds
+
+    async def story() -> None:
+        async with asking(answering("garbage")) as pods:
+            pods.follow(replace(POD, running=False))
+            await asyncio.sleep(patience)
+            begun = datetime.now(UTC)
+            pods.follow()
+            silence = (await pods.until(lambda: pods.follow().silences))[POD.uid]
+            assert datetime.fromisoformat(silence.since) >= begun.replace(microsecond=0)
+            await pods.until(lambda: pods.woken)
+            assert (datetime.now(UTC) - begun).total_seconds() >= patience
 
     asyncio.run(story())
 

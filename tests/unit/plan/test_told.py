@@ -67,7 +67,10 @@ def test_the_history_is_taken_up_at_most_once_a_minute_and_with_the_last_word():
     assert (same_minute.history, same_minute.progress.step) == (curve(1), 2)
     next_minute = heard(same_minute, "2026-01-02T03:05:01Z", progress=make_progress(3), history=curve(1, 2, 3))
     assert next_minute.history == curve(1, 2, 3)
-    last = heard(next_minute, "2026-01-02T03:05:02Z", progress=make_progress(4), history=curve(4), finished=True)
+    told = report_for(POD, Stage.TRAIN, progress=make_progress(4), history=curve(4), finished=True)
+    for_ever_last = retold(next_minute, POD, told, "2026-01-02T03:05:02Z", 2)
+    assert for_ever_last.history == curve(1, 2, 3), "a pod that runs may call each of its words the last"
+    last = retold(next_minute, replace(POD, ended=NOW_TEXT), told, "2026-01-02T03:05:02Z", 2)
     assert last.history == curve(1, 2, 3, 4), "another pod's points stay"
 
 
