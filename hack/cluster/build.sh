@@ -2,10 +2,12 @@
 # shellcheck shell=bash
 
 build() {
-  install_packages containerd=containerd runc=runc etcd=etcd-server /usr/lib/cni/bridge=containernetworking-plugins \
+  install_packages containerd=containerd runc=runc /usr/lib/cni/bridge=containernetworking-plugins \
     iptables=iptables ip=iproute2 conntrack=conntrack openssl=openssl gcc=gcc python3=python3
   command -v go >/dev/null || die "Go is needed to build Kubernetes; install it and try again"
   built kubelet k8s.io/kubernetes "v$KUBERNETES_VERSION" || step "Kubernetes $KUBERNETES_VERSION (about 6 min)" build_kubernetes
+  built etcd go.etcd.io/etcd/server/v3 "$ETCD_VERSION" ||
+    step "etcd $ETCD_VERSION" compile etcd "$ETCD_VERSION" go.etcd.io/etcd/server/v3
   go_install coredns github.com/coredns/coredns "$COREDNS_VERSION"
   go_install helm helm.sh/helm/v3/cmd/helm "$HELM_VERSION"
   go_install kubeconform github.com/yannh/kubeconform/cmd/kubeconform "$KUBECONFORM_VERSION"
@@ -40,13 +42,16 @@ go_install() {
   step "$name $version" env GOBIN="$BIN" CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "$package@$version"
 }
 
+# The go.mod of MODULE@VERSION.
+module_file() { go mod download -json "$1" | sed -n 's/.*"GoMod": "\(.*\)",/\1/p'; }
+
 # k8s.io/kubernetes replaces its staging modules by folders that its published module lacks. A wrapper module points
 # them at the published ones instead.
 build_kubernetes() {
   local version=$KUBERNETES_VERSION src=$ROOT/src/kubernetes mod symbols=k8s.io/component-base/version c
   local commands=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl)
   mkdir -p "$src" "$BIN"
-  mod=$(go mod download -json "k8s.io/kubernetes@v$version" | sed -n 's/.*"GoMod": "\(.*\)",/\1/p')
+  mod=$(module_file "k8s.io/kubernetes@v$version")
   {
     printf 'module local-cluster\ngo 1.24.0\nrequire k8s.io/kubernetes v%s\n' "$version"
     sed -n "s#^\s*\(k8s\.io/[^ ]*\) => \./staging.*#replace \1 => \1 v0.${version#1.}#p" "$mod"
@@ -64,21 +69,26 @@ build_kubernetes() {
   )
 }
 
-# For the tests of queues. `go install` would ask the proxy for a list of versions; a wrapper module asks for this one
-# alone, and is where the tests ask Go for the folder with its CRDs.
+# For the tests of queues, which also ask Go in the wrapper module for the folder with its CRDs.
 build_kueue() {
   command -v go >/dev/null || die "Go is needed to build Kueue; install it and try again"
-  built kueue sigs.k8s.io/kueue "$KUEUE_VERSION" || step "Kueue $KUEUE_VERSION (about 5 min)" compile_kueue
+  built kueue sigs.k8s.io/kueue "$KUEUE_VERSION" ||
+    step "Kueue $KUEUE_VERSION (about 5 min)" compile kueue "$KUEUE_VERSION" sigs.k8s.io/kueue /cmd/kueue
 }
 
-compile_kueue() {
-  local src=$ROOT/src/kueue
+# compile NAME VERSION MODULE [COMMAND]: what `go install` would not, because the module replaces others, or because it
+# would ask the proxy for a list of versions. A wrapper module asks for this version alone.
+compile() {
+  local name=$1 version=$2 module=$3 command=${4:-} src=$ROOT/src/$1
   mkdir -p "$src" "$BIN"
-  printf 'module local-kueue\ngo 1.22.4\nrequire sigs.k8s.io/kueue %s\n' "$KUEUE_VERSION" >"$src/go.mod"
-  printf 'package tools\nimport _ "sigs.k8s.io/kueue/cmd/kueue"\n' >"$src/tools.go"
+  {
+    printf 'module local-%s\nrequire %s %s\n' "$name" "$module" "$version"
+    grep '^go ' "$(module_file "$module@$version")"   # it decides how Go itself behaves in the binary
+  } >"$src/go.mod"
+  printf 'package tools\nimport _ "%s"\n' "$module$command" >"$src/tools.go"
   (
     cd "$src"
-    CGO_ENABLED=0 nice go build -mod=mod -trimpath -ldflags '-s -w' -o "$BIN/" sigs.k8s.io/kueue/cmd/kueue \
-      >"$ROOT/build-kueue.log" 2>&1 || { tail -n 20 "$ROOT/build-kueue.log" >&2; exit 1; }
+    CGO_ENABLED=0 nice go build -mod=mod -trimpath -ldflags '-s -w' -o "$BIN/$name" "$module$command" \
+      >"$ROOT/build-$name.log" 2>&1 || { tail -n 20 "$ROOT/build-$name.log" >&2; exit 1; }
   )
 }

@@ -3,6 +3,7 @@
 
 # --- versions: each is a Go module, built from source and verified against Go's checksum database
 KUBERNETES_VERSION=1.34.4
+ETCD_VERSION=v3.6.16   # Debian's 3.4 cannot tell how far a watch is: the API server then reads every list from it anew
 COREDNS_VERSION=v1.12.4
 HELM_VERSION=v3.19.0
 KUBECONFORM_VERSION=v0.8.0
