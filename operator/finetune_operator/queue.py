@@ -23,6 +23,8 @@ SOON_SECONDS = 0.1
 """The first retry of what failed because something has changed meanwhile."""
 LONGEST_ASKED_SECONDS = 120.0
 """Of what a server asks us to wait."""
+PATIENCE_SECONDS = 30.0
+"""How long a key whose time has come lets those go first that have just been asked for."""
 SPARE_TIMERS = 64
 """Overtaken timers that may be kept whatever the number of keys. Without a bound each look at a job would leave one
 until the deadline or time to live that it waits for, days ahead."""
@@ -49,8 +51,10 @@ class RetryLater(Exception):
 
 @dataclass
 class _Keys:
-    ready: dict[Key, float] = field(default_factory=dict)
-    """Waiting for a worker, since when; in the order of arrival."""
+    asked: dict[Key, float] = field(default_factory=dict)
+    """Added, and waiting for a worker, since when; in the order of arrival."""
+    ripe: dict[Key, float] = field(default_factory=dict)
+    """Waiting likewise, because their time has come or they were added while they were worked on."""
     busy: set[Key] = field(default_factory=set)
     again: dict[Key, float] = field(default_factory=dict)
     """Added while busy, since when."""
@@ -74,7 +78,7 @@ class WorkQueue:
     async def add(self, key: Key) -> None:
         """Work on `key` as soon as a worker is free."""
         async with self._changed:
-            self._add(key)
+            self._add(key, self._keys.asked)
             self._changed.notify_all()
 
     async def add_after(self, key: Key, seconds: float) -> None:
@@ -101,12 +105,12 @@ class WorkQueue:
 
     def oldest_age(self) -> float:
         """Seconds that the longest-waiting key has been ready; 0 if none waits."""
-        waiting = [*self._keys.ready.values(), *self._keys.again.values()]
+        waiting = [*self._keys.asked.values(), *self._keys.ripe.values(), *self._keys.again.values()]
         return max(0.0, self._clock() - min(waiting)) if waiting else 0.0
 
     def depth(self) -> int:
         """Keys that wait for a worker."""
-        return len(self._keys.ready) + len(self._keys.again)
+        return len(self._keys.asked) + len(self._keys.ripe) + len(self._keys.again)
 
     async def _worker(self, work: Work) -> None:
         while True:
@@ -124,12 +128,20 @@ class WorkQueue:
         async with self._changed:
             while True:
                 self._ripen()
-                if self._keys.ready and not self._closed:
-                    key = next(iter(self._keys.ready))
-                    del self._keys.ready[key]
+                lane = self._lane()
+                if lane and not self._closed:
+                    key = next(iter(lane))
+                    del lane[key]
                     self._keys.busy.add(key)
                     return key
                 await self._wait()
+
+    def _lane(self) -> dict[Key, float]:
+        """Of the keys that wait, those of which the first is next: jobs that are new or changed before news of those
+        that run. When a thousand are applied at once, all have begun sooner, and no news waits for long."""
+        asked, ripe = self._keys.asked, self._keys.ripe
+        patient = not ripe or self._clock() - next(iter(ripe.values())) < PATIENCE_SECONDS
+        return asked if asked and patient else ripe
 
     async def _wait(self) -> None:
         """Until something is added or the next timer is due."""
@@ -149,11 +161,11 @@ class WorkQueue:
                 if outcome is not None:
                     self._schedule(key, outcome)
             since = self._keys.again.pop(key, None)
-            if since is not None:
-                self._keys.due.pop(key, None)
-                self._keys.ready[key] = since
-            if key not in self._keys.ready:
+            if since is None:
                 self._keys.told.pop(key, None)
+            else:
+                self._keys.due.pop(key, None)
+                self._keys.ripe[key] = since
             self._changed.notify_all()
 
     def _failed(self, key: Key, error: BaseException) -> None:
@@ -171,17 +183,21 @@ class WorkQueue:
             LOG.error("%s/%s: the look failed; next in %.1f s", *key, seconds, exc_info=error)
         self._schedule(key, seconds)
 
-    def _add(self, key: Key) -> None:
-        self._keys.due.pop(key, None)
-        target = self._keys.again if key in self._keys.busy else self._keys.ready
-        target.setdefault(key, self._clock())
-        self._keys.told[key] = self._clock()
+    def _add(self, key: Key, lane: dict[Key, float]) -> None:
+        keys, now = self._keys, self._clock()
+        keys.due.pop(key, None)
+        if key in keys.busy:
+            keys.again.setdefault(key, now)
+        elif key not in keys.asked:
+            lane[key] = keys.ripe.pop(key, now)
+        keys.told[key] = now
 
     def _schedule(self, key: Key, seconds: float) -> None:
-        moment = self._clock() + seconds
-        if key in self._keys.ready or key in self._keys.again or self._keys.due.get(key, moment + 1) <= moment:
+        keys, moment = self._keys, self._clock() + seconds
+        waits = key in keys.asked or key in keys.ripe or key in keys.again
+        if waits or keys.due.get(key, moment + 1) <= moment:
             return
-        self._keys.due[key] = moment
+        keys.due[key] = moment
         heapq.heappush(self._timers, (moment, key))
         if len(self._timers) > 2 * len(self._keys.due) + SPARE_TIMERS:
             self._timers = [(moment, key) for key, moment in self._keys.due.items()]
@@ -192,4 +208,4 @@ class WorkQueue:
         while self._timers and self._timers[0][0] <= self._clock():
             moment, key = heapq.heappop(self._timers)
             if self._keys.due.get(key) == moment:
-                self._add(key)
+                self._add(key, self._keys.ripe)

@@ -27,6 +27,9 @@ class Known:
     """It is being deleted."""
     started: bool
     final: bool
+    settled: bool
+    """It is final, says so of what it asks for now, and nothing is to be done in time: thousands may lie about when the
+    operator starts, and those that run must not wait for them."""
     parent: str | None
     """The job of fromCheckpoint."""
     queue: str | None
@@ -47,14 +50,15 @@ class Roster:
         self._census = census
 
     def saw(self, manifest: Manifest) -> bool:
-        """Note a job. Returns whether it is new or what it asks for has changed: a status change is our own writing."""
+        """Note a job. Returns whether it is to be looked at: it is new, and not long settled, or what it asks for has
+        changed. A status change is our own writing."""
         key, now = key_of(manifest), _known(manifest)
         before = self._known.get(key)
         self._known[key] = now
         self._new.pop(key, None)
         if self._census is not None:
             self._census.saw(key, manifest)
-        return before is None or before.asked != now.asked
+        return not now.settled if before is None else before.asked != now.asked
 
     def news(self, manifest: Manifest) -> None:
         """Keep a job as an event has just told of it, until it is looked at, if it has not started."""
@@ -101,15 +105,17 @@ def key_of(manifest: Manifest) -> Key:
 
 def _known(manifest: Manifest) -> Known:
     metadata, status = manifest["metadata"], manifest.get("status") or {}
-    checkpoint = (manifest.get("spec") or {}).get("fromCheckpoint")
+    spec, generation = manifest.get("spec") or {}, metadata.get("generation", 0)
     final = any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in _conditions(status))
+    told, checkpoint = status.get("observedGeneration", 0) == generation, spec.get("fromCheckpoint")
     return Known(
         uid=metadata["uid"],
         version=metadata["resourceVersion"],
-        generation=metadata.get("generation", 0),
+        generation=generation,
         going="deletionTimestamp" in metadata,
         started="startTime" in status,
         final=final,
+        settled=final and told and spec.get("ttlSecondsAfterFinished") is None,
         parent=checkpoint.split(":", 1)[0] if isinstance(checkpoint, str) else None,
         queue=metadata.get("labels", {}).get(names.QUEUE_LABEL),
     )

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from finetune_operator.queue import Key, RetryLater, WorkQueue
+from finetune_operator.queue import PATIENCE_SECONDS, Key, RetryLater, WorkQueue
 
 A, B = ("team", "a"), ("team", "b")
 
@@ -259,6 +259,55 @@ def test_the_oldest_age_is_that_of_the_key_that_waits_longest():
         assert queue.oldest_age() == 40.0
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("passes", "order"),
+    [(0.0, ["new", "newer", "news"]), (PATIENCE_SECONDS, ["new", "news", "newer"])],
+)
+def test_what_is_asked_for_goes_before_what_its_time_brings_unless_that_has_waited_for_long(passes, order):
+    async def story() -> list[str]:
+        now, done = 100.0, []
+        queue = WorkQueue(lambda: now)
+
+        async def work(key: Key) -> None:
+            nonlocal now
+            done.append(key[1])
+            if key[1] == "new":
+                now += passes
+                await queue.add(("ns", "newer"))
+
+        await queue.add_after(("ns", "news"), 0.0)
+        await queue.add(("ns", "new"))
+        async with running(queue, work, workers=1):
+            await until(lambda: len(done) == 3)
+        assert (queue.depth(), queue.oldest_age()) == (0, 0.0)
+        return done
+
+    assert asyncio.run(story()) == order
+
+
+def test_what_waits_because_its_time_has_come_may_be_asked_for_too():
+    async def story() -> list[str]:
+        done: list[str] = []
+        queue = WorkQueue(lambda: 100.0)
+
+        async def work(key: Key) -> None:
+            done.append(key[1])
+            if key[1] == "first":
+                for name in ("a", "b"):
+                    await queue.add_after(("ns", name), 0.0)
+            elif key[1] == "a":
+                await queue.add(("ns", "c"))
+                await queue.add(("ns", "b"))
+
+        await queue.add(("ns", "first"))
+        async with running(queue, work, workers=1):
+            await until(lambda: len(done) == 4)
+            await asyncio.sleep(0.02)
+        return done
+
+    assert asyncio.run(story()) == ["first", "a", "c", "b"]
 
 
 def test_a_closed_queue_ends_what_is_under_way_and_begins_nothing():

@@ -61,6 +61,24 @@ def test_a_new_job_and_a_changed_spec_wake_it_but_its_own_status_does_not():
     assert watch.roster.versions() == {}
 
 
+def test_a_job_that_has_been_over_for_long_is_not_looked_at_when_the_operator_starts():
+    watch, queue = watching()
+    told = {**FINAL, "observedGeneration": 1}
+    for name, fields, generation in (
+        ("settled", {}, 1),
+        ("goes-in-time", {"ttlSecondsAfterFinished": 60}, 1),
+        ("changed-meanwhile", {"cancel": True}, 2),
+    ):
+        manifest = job_manifest(name, uid=name, status=told, **fields)
+        manifest["metadata"]["generation"] = generation
+        tell(watch, manifest, None)
+    assert queue.taken() == ["goes-in-time", "changed-meanwhile"]
+    later = job_manifest("settled", uid="settled", status=told, ttlSecondsAfterFinished=60)
+    later["metadata"]["generation"] = 2
+    tell(watch, later, version="2")
+    assert queue.taken() == ["settled"]
+
+
 def test_the_end_of_a_job_that_is_told_late_is_not_that_of_its_successor():
     """kopf tells of each object in its order, but of two objects, though of one name, in any."""
     watch, _ = watching()
@@ -156,4 +174,4 @@ def test_only_the_newest_deleted_pods_are_kept():
     for number in range(3000):
         departed.remember(child("Pod", uid=str(number)))
     kept = departed.of("u", "train")
-from builders import NOW_TEXT, job_manifest
+    assert (len(kept), kept[-1].uid) == (1024, "2999")
