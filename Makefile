@@ -66,7 +66,7 @@ test-parity: setup ## step by step the same numbers as TRL, on the CPU
 	$(PY) -m pytest tests/parity
 
 test-integration: setup cluster-build kueue-build ## the contract, the chart and whole lifecycles on a real API server
-	$(PY) -m pytest tests/integration tests/chart
+	$(PY) -m pytest tests/integration tests/chart -n auto --maxprocesses 4 --dist loadfile
 
 test-e2e: setup ## real pods of the real images on a real node
 	$(PY) -m pytest tests/e2e

@@ -109,8 +109,7 @@ async def history(plane: ControlPlane, namespace: str) -> AsyncIterator[History]
         tasks = []
         for kind, group in KINDS.items():
             path = f"{group}/namespaces/{namespace}/{kind}"
-            async with session.get(path) as answer:
-                version = (await answer.json())["metadata"]["resourceVersion"]
+            version = await _version(session, path)
             tasks.append(asyncio.create_task(_watch(session, path, version, kind, made)))
         try:
             yield made
@@ -120,6 +119,17 @@ async def history(plane: ControlPlane, namespace: str) -> AsyncIterator[History]
             ended = await asyncio.gather(*tasks, return_exceptions=True)
             broken = [e for e in ended if isinstance(e, Exception)]
             assert not broken, broken
+
+
+async def _version(session: aiohttp.ClientSession, path: str) -> str:
+    """That of a collection now. Of a kind that has just been installed the API server may say to ask again."""
+    async with asyncio.timeout(30):
+        while True:
+            async with session.get(path) as answer:
+                listed = await answer.json()
+            if answer.status == 200:
+                return str(listed["metadata"]["resourceVersion"])
+            await asyncio.sleep(0.1)
 
 
 async def _watch(session: aiohttp.ClientSession, path: str, version: str, kind: str, history: History) -> None:
