@@ -83,7 +83,7 @@ async def sweep(life: str, plane: ControlPlane, account: Any, namespace: str) ->
             expected = normal(await whole.live(made(whole)), whole)
             assert ENDS[life] in json.dumps(expected["conditions"])
             calls = len(whole.death.calls)
-            deaths = [Death(at) for at in range(1, calls + 1)] + [Death(at, after=True) for at in after(life, calls)]
+            deaths = [Death(at, after=side) for at in range(1, calls + 1) for side in (False, True)]
             runs = [run(f"{life}-{'after' if d.after else 'before'}-{d.at}", d) for d in deaths]
             for each, final in zip(runs, await side_by_side([r.live(made(r)) for r in runs]), strict=True):
                 where = f"died {'after' if each.death.after else 'before'} call {each.death.at} of {calls}"
@@ -95,12 +95,6 @@ async def sweep(life: str, plane: ControlPlane, account: Any, namespace: str) ->
     finally:
         await operators.close()
         await admins.close()
-
-
-def after(life: str, calls: int) -> range:
-    """The calls after which the operator dies too. What is there after one is there before the next, so that only the
-    last makes a difference; the plainest life is swept on both sides all the same."""
-    return range(1 if life == "well" else calls, calls + 1)
 
 
 def made(run: Run) -> dict[str, Any]:
