@@ -261,7 +261,7 @@ async def clear(bench: Bench, *namespaces: str) -> None:
     """Delete what the clients have made, before the operator comes."""
     for namespace in namespaces:
         bench.plane.run("kubectl", "delete", "finetunejobs,jobs", "--all", "--namespace", namespace, "--wait=false")
-        for resource in (FINETUNE_JOBS, JOBS):
+        for resource in (FINETUNE_JOBS, JOBS, PODS):
             await bench.until(lambda r=resource, n=namespace: bench.count(r, n), 0, f"{resource.plural} deleted")  # type: ignore[misc]
 
 
