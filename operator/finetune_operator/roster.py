@@ -47,6 +47,8 @@ class Roster:
     def __init__(self, census: Census | None = None) -> None:
         self._known: dict[Key, Known] = {}
         self._new: dict[Key, Manifest] = {}
+        self._heirs: dict[Key, Key] = {}
+        """Of each job that waits for a checkpoint, whose it is: every event asks, and few jobs continue another."""
         self._census = census
 
     def saw(self, manifest: Manifest) -> bool:
@@ -56,6 +58,9 @@ class Roster:
         before = self._known.get(key)
         self._known[key] = now
         self._new.pop(key, None)
+        self._heirs.pop(key, None)
+        if now.parent is not None and not now.started and not now.final:
+            self._heirs[key] = (key[0], now.parent)
         if self._census is not None:
             self._census.saw(key, manifest)
         return not now.settled if before is None else before.asked != now.asked
@@ -78,6 +83,7 @@ class Roster:
             return
         self._known.pop(key, None)
         self._new.pop(key, None)
+        self._heirs.pop(key, None)
         if self._census is not None:
             self._census.gone(key)
 
@@ -91,7 +97,7 @@ class Roster:
 
     def waiting_for(self, parent: Key) -> list[Key]:
         """Jobs that wait for a checkpoint of `parent`."""
-        return [key for key in self.waiting() if key[0] == parent[0] and self._known[key].parent == parent[1]]
+        return [key for key, awaited in self._heirs.items() if awaited == parent]
 
     def versions(self) -> dict[Key, tuple[str, str]]:
         """uid and resourceVersion of each job."""
