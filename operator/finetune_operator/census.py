@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from finetune_api.attempt import AttemptReason
 from finetune_api.job import job_from
 from finetune_api.status import ConditionType, Phase, Reason, Resolved
 from finetune_operator.metrics import (
@@ -31,6 +32,15 @@ Manifest = dict[str, Any]
 Key = tuple[str, str]
 FINAL = (Phase.COMPLETED, Phase.FAILED, Phase.CANCELLED)
 OTHER = "Other"
+DISRUPTED = (
+    AttemptReason.EVICTED,
+    AttemptReason.PREEMPTED,
+    AttemptReason.NODE_LOST,
+    AttemptReason.POD_VANISHED,
+    AttemptReason.STOPPED,
+    AttemptReason.PEER_LOST,
+)
+"""Why a pod ends without its fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,8 @@ class Entry:
     """When a running job was last heard."""
     disruptions: int
     restarts: int
+    ended: frozenset[str]
+    """Pods whose end the status has told of; none of a job that is final."""
     gpus: Gpus | None
 
 
@@ -81,6 +93,7 @@ class Census:
             reported=(status.get("progress") or {}).get("lastReportTime") if running else None,
             disruptions=status.get("disruptions", 0),
             restarts=status.get("restarts", 0),
+            ended=frozenset(a["pod"] for a in _ends(status)) if phase not in FINAL else frozenset(),
             gpus=self._gpus(manifest) if running and _is_true(status, ConditionType.RUNNING) else None,
         )
         if before is not None:
@@ -132,7 +145,8 @@ class Census:
 
 def _count(before: Entry, now: Entry, status: Manifest) -> None:
     """Count what has changed from one sight of a job to the next."""
-    DISRUPTIONS.inc(max(0, now.disruptions - before.disruptions))
+    for reason in _lost_to(before, now, status):
+        DISRUPTIONS.labels(reason).inc()
     RESTARTS.inc(max(0, now.restarts - before.restarts))
     if now.phase in FINAL and before.phase not in FINAL:
         FINISHED.labels(now.phase.value, _reason(status)).inc()
@@ -140,6 +154,18 @@ def _count(before: Entry, now: Entry, status: Manifest) -> None:
         if started and ended:
             lasted = datetime.fromisoformat(ended) - datetime.fromisoformat(started)
             JOB_DURATION.labels(now.phase.value).observe(lasted.total_seconds())
+
+
+def _lost_to(before: Entry, now: Entry, status: Manifest) -> list[str]:
+    """Why pods were disrupted since: as many reasons as there were disruptions."""
+    number = max(0, now.disruptions - before.disruptions)
+    fresh = [a.get("reason") for a in _ends(status) if a["pod"] not in before.ended]
+    told = [reason for reason in fresh if reason in DISRUPTED][-number:] if number else []
+    return [*told, *[OTHER] * (number - len(told))]
+
+
+def _ends(status: Manifest) -> list[Manifest]:
+    return [a for a in status.get("attempts") or () if isinstance(a, dict) and a.get("pod") and a.get("endTime")]
 
 
 def _phase(status: Manifest) -> Phase:

@@ -24,7 +24,9 @@ JOB_DURATION = Histogram(
     ["result"],
     buckets=(MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, 24 * HOUR, 72 * HOUR, 168 * HOUR),
 )
-DISRUPTIONS = Counter("finetune_operator_disruptions_total", "Pods of jobs lost to preemption, eviction or a drain.")
+DISRUPTIONS = Counter(
+    "finetune_operator_disruptions_total", "Pods of jobs lost to preemption, eviction or a drain.", ["reason"]
+)
 RESTARTS = Counter("finetune_operator_restarts_total", "Pods of jobs that failed and were made again.")
 GPUS = Gauge("finetune_operator_gpus", "GPUs that running training pods hold.", ["runtime"])
 GPU_SECONDS = Counter("finetune_operator_gpu_seconds_total", "GPU time of running training pods.", ["runtime"])

@@ -122,12 +122,38 @@ def test_gpu_time_is_counted_while_training_pods_run_and_never_twice() -> None:
     assert value("gpu_seconds_total", runtime="h200") - before == 21
 
 
-def test_disruptions_restarts_silence_and_lag() -> None:
+def attempt(pod: str, reason: str | None) -> dict[str, Any]:
+    return {"pod": pod, **({"endTime": NOW_TEXT, "reason": reason} if reason else {})}
+
+
+def test_a_disruption_is_counted_with_the_reason_of_the_pod_that_has_ended_since() -> None:
+    census, _ = counting()
+    before = {reason: value("disruptions_total", reason=reason) for reason in ("Evicted", "NodeLost", "Other")}
+    earlier = [attempt("a", "Preempted"), attempt("b", None)]
+    census.saw(KEY, running(disruptions=1, attempts=earlier))
+    later = [
+        earlier[0],
+        attempt("b", "Evicted"),
+        attempt("c", "Internal"),
+        attempt("d", "NodeLost"),
+        attempt("e", None),
+    ]
+    census.saw(KEY, running(disruptions=3, restarts=1, attempts=later))
+    assert {r: value("disruptions_total", reason=r) - n for r, n in before.items()} == {
+        "Evicted": 1,
+        "NodeLost": 1,
+        "Other": 0,
+    }
+    census.saw(KEY, running(disruptions=5, restarts=1, attempts=later))
+    assert value("disruptions_total", reason="Other") - before["Other"] == 2, "more than the status keeps attempts of"
+
+
+def test_restarts_silence_and_lag() -> None:
     census, clock = counting()
-    disruptions, restarts = value("disruptions_total"), value("restarts_total")
-    census.saw(KEY, running(disruptions=2, restarts=1))
-    census.saw(KEY, running(disruptions=4, restarts=2))
-    assert (value("disruptions_total") - disruptions, value("restarts_total") - restarts) == (2, 1)
+    restarts = value("restarts_total")
+    census.saw(KEY, running(restarts=1))
+    census.saw(KEY, running(restarts=2))
+    assert value("restarts_total") - restarts == 1
     silent = conditions(Running=("True", "Running"), ProgressStale=("True", "NoReport"))
     progress = {"display": "1/2", "step": 1, "totalSteps": 2, "percentage": 50, "lastReportTime": NOW_TEXT}
     census.saw(KEY, running(conditions=silent, progress=progress))
