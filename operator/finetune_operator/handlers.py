@@ -224,7 +224,8 @@ def _engine_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.watching.server_timeout = 600
     settings.watching.inactivity_timeout = 70
-    settings.watching.chunk_size = 500
+    # A page of jobs is parsed whole: of full statuses 35 kB as JSON, several times that as objects.
+    settings.watching.chunk_size = 100
     # A handler only puts a key on the queue, so that nothing needs time to finish when the operator ends.
     settings.queueing.idle_timeout = 1.0
     settings.queueing.exit_timeout = 0.1

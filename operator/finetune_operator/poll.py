@@ -123,10 +123,6 @@ class Poller:
         lately = self._clock() - timedelta(seconds=LATELY_PERIODS * self._period)
         return bool(lines) and all(line.body and line.fault is None and line.since >= lately for line in lines)
 
-    def followed(self) -> int:
-        """Pods that are asked."""
-        return sum(_askable(line.pod) for lines in self._lines.values() for line in lines.values())
-
     async def run(self) -> None:
         """Ask until cancelled."""
         loop = asyncio.get_running_loop()
