@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SYSTEM_NAMESPACE = "finetune-system"
+SYSTEM_NAMESPACE, RELEASE = "finetune-system", "finetune-operator"
 
 
 def cluster() -> None:
@@ -32,7 +32,10 @@ def operator(*values: str) -> None:
     for part, prefix in (("operator", "image"), ("trainer", "trainerImage")):
         repository, _, tag = output("hack/images.sh", "tag", part).rpartition(":")
         settings += [f"{prefix}.repository={repository}", f"{prefix}.tag={tag}"]
-    chart = ["helm", "upgrade", "--install", "finetune-operator", "charts/finetune-operator"]
+    # A run that was ended in the middle leaves helm's lock behind, which nobody else takes away.
+    locks = f"owner=helm,name={RELEASE},status in (pending-install,pending-upgrade,pending-rollback)"
+    run("kubectl", "-n", SYSTEM_NAMESPACE, "delete", "secret", "-l", locks, quiet=True)
+    chart = ["helm", "upgrade", "--install", RELEASE, "charts/finetune-operator"]
     where = ["--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
     run(*chart, *where, *(word for value in settings for word in ("--set", value)), quiet=True)
     run("kubectl", "-n", SYSTEM_NAMESPACE, "get", "pods")

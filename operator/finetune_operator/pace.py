@@ -61,6 +61,10 @@ class Pace:
         self.looked(key, wrote=False)
         self._written.pop(key, None)
 
+    def waiting(self) -> int:
+        """Jobs whose progress waits for its turn."""
+        return len(self._waiting)
+
     async def run(self) -> None:
         """Wake jobs in their turn until cancelled."""
         while True:

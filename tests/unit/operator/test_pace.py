@@ -82,6 +82,7 @@ def test_a_look_for_another_reason_may_write_only_when_nobody_waits():
     async def story(pace: Pace, woken: list[Key]) -> None:
         assert pace.may_write(JOBS[0]), "nobody waits"
         assert not pace.may_write(JOBS[1]), "the budget of this moment is spent"
+        assert pace.waiting() == 1
         await until(woken, 1)
         assert woken == [JOBS[1]]
         assert pace.may_write(JOBS[1]), "its turn has come"
