@@ -103,7 +103,7 @@ def _container(
 
 
 def _resources(size: Size, devices: dict[str, int]) -> Manifest:
-    """Memory is requested and limited alike; CPU is requested only, so that a pod may use what is idle."""
+    """Memory is requested and limited alike; CPU is requested only, so that what is idle is not denied to a pod."""
     memory, gpus = {"memory": str(size.memory)}, {name: str(count) for name, count in devices.items() if count}
     return {"requests": {"cpu": str(size.cpu), **memory, **gpus}, "limits": {**memory, **gpus}}
 
@@ -128,6 +128,10 @@ def _environment(platform: PodTemplate, offline: bool, more: list[Manifest]) -> 
         **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     }
     pod_uid = {"name": names.POD_UID_ENV, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
-    ours: list[Manifest] = [*({"name": name, "value": value} for name, value in fixed.items()), pod_uid, *more]
+    # As many threads as it asks for CPUs (rounded up), not as its node has: pods that share a node would hinder each
+    # other tenfold, and a sum over other threads differs in its last bits, so that a resumed run would differ too.
+    requested = {"containerName": CONTAINER, "resource": "requests.cpu"}
+    threads = {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": requested}}
+    ours: list[Manifest] = [*({"name": name, "value": value} for name, value in fixed.items()), pod_uid, threads, *more]
     taken = {entry["name"] for entry in ours}
     return [*(entry for entry in platform.env if entry.get("name") not in taken), *ours]

@@ -73,6 +73,12 @@ def test_what_the_runtime_adds_never_replaces_what_is_fixed():
     assert spec["securityContext"]["runAsNonRoot"] is True
 
 
+def test_it_computes_with_as_many_threads_as_it_asks_for_cpus():
+    _, container = pod_of(child())
+    (threads,) = [e["valueFrom"] for e in container["env"] if e["name"] == "OMP_NUM_THREADS"]
+    assert threads == {"resourceFieldRef": {"containerName": container["name"], "resource": "requests.cpu"}}
+
+
 def test_only_the_output_can_be_written():
     spec, container = pod_of(child(validationFile="configmap://rows/eval.jsonl"))
     sources = {v["name"]: v for v in spec["volumes"]}
