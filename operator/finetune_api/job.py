@@ -149,7 +149,8 @@ class Resources(ApiModel):
     gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
     """GPUs of each pod; 0 = train on the CPU."""
     cpu: Cpu | None = None
-    """CPU request of each pod; there is no CPU limit. PyTorch computes on the CPU with that many threads, rounded up."""
+    """CPU request of each pod; there is no CPU limit. What is computed on the CPU takes that many threads, rounded
+    up."""
     memory: Memory | None = None
     """Memory of each pod: request and limit."""
 
