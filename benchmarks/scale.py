@@ -2,7 +2,8 @@
 
 The operator runs as shipped, with the rights of its role. It is compared, in the same run, with a client that uses the
 same library and concurrency and makes the same four writes for each job (FineTuneJob, status, Job, status) without
-thinking, and with the bare creation of Jobs.
+thinking, and with the bare creation of Jobs. Each of the three begins on a control plane of its own: one that has just
+deleted thousands of objects is a slower one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ from finetune_operator.client import (  # noqa: E402
     FINETUNE_JOBS,
     JOBS,
     METADATA_ONLY,
-    PODS,
     RUNTIMES,
     Cluster,
     Manifest,
@@ -74,12 +74,13 @@ AUDIT = {
 
 @dataclass
 class Bench:
-    """One control plane, and two users of it."""
+    """One control plane, and its users."""
 
     plane: ControlPlane
     cluster: Cluster
     figures: Figures
     folder: Path
+    operator: OperatorProcess
     asked: Counter[str] = field(default_factory=Counter)
     read_to: int = 0
 
@@ -117,6 +118,9 @@ class Bench:
             await asyncio.sleep(0 if now == wanted else every)
 
 
+Work = Callable[[Bench], Awaitable[None]]
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="A thousand jobs at once.")
@@ -125,57 +129,59 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
     figures = Figures(given.jobs, given.finished)
-    with tempfile.TemporaryDirectory() as folder:
-        policy = Path(folder) / "audit.json"
-        policy.write_text(json.dumps(AUDIT))
-        flags = (f"--audit-policy-file={policy}", f"--audit-log-path={folder}/audit.log")
-        with control_plane(Path(folder) / "plane", *flags) as plane:
-            asyncio.run(measure(plane, figures, Path(folder)))
-            text = report(figures, json.loads(plane.kubectl("get", "--raw", "/version"))["gitVersion"], AT_ONCE)
+    versions = [on_its_own(work, figures) for work in (bare_jobs, plain_client, at_once)]
+    text = report(figures, versions[0], AT_ONCE)
     given.output.write_text(text)
     print(text)
     if problems := problems_of(figures):
         sys.exit("; ".join(problems))
 
 
-async def measure(plane: ControlPlane, figures: Figures, folder: Path) -> None:
-    """Everything, in turn."""
+def on_its_own(work: Work, figures: Figures) -> str:
+    """Do `work` on a fresh control plane; returns the version of Kubernetes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        policy = folder / "audit.json"
+        policy.write_text(json.dumps(AUDIT))
+        flags = (f"--audit-policy-file={policy}", f"--audit-log-path={folder}/audit.log")
+        with control_plane(folder / "plane", *flags) as plane:
+            asyncio.run(measure(plane, figures, folder, work))
+            return str(json.loads(plane.kubectl("get", "--raw", "/version"))["gitVersion"])
+
+
+async def measure(plane: ControlPlane, figures: Figures, folder: Path, work: Work) -> None:
+    """One of them, with everything installed."""
     cluster = await Cluster.connect(str(plane.kubeconfig), in_cluster=False)
-    bench = Bench(plane, cluster, figures, folder)
     try:
-        operator = await install(bench)
-        await bare_jobs(bench)
-        await plain_client(bench)
-        await clear(bench, "bare", "plain")
-        operator.start()
+        operator = await install(plane, cluster, folder)
         try:
-            await at_once(bench, operator)
+            await work(Bench(plane, cluster, figures, folder, operator))
         finally:
-            operator.stop()
+            if operator.process is not None:
+                operator.stop()
     finally:
         await cluster.close()
 
 
-async def install(bench: Bench) -> OperatorProcess:
-    """CRDs, the shipped role, namespaces with what the jobs name, a runtime."""
-    plane = bench.plane
+async def install(plane: ControlPlane, cluster: Cluster, folder: Path) -> OperatorProcess:
+    """CRDs, the shipped role, namespaces with what the jobs name, a runtime; the operator is not started."""
     plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
     plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
     chart = str(ROOT / "charts" / "finetune-operator")
     where = ["--namespace", SYSTEM, "--create-namespace", "--set", "crds.enabled=false"]
     installed = plane.run("helm", "upgrade", "--install", "finetune-operator", chart, *where)
     assert installed.returncode == 0, installed.stderr
-    await bench.cluster.create(RUNTIMES, runtime_manifest())
+    await cluster.create(RUNTIMES, runtime_manifest())
     for namespace in ("bare", "plain", "scale", "finished"):
         plane.kubectl("create", "namespace", namespace)
         for claim in ("finetune-data", "finetune-models"):
             spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-            await bench.cluster.create(CLAIMS, {"metadata": {"name": claim, "namespace": namespace}, "spec": spec})
+            await cluster.create(CLAIMS, {"metadata": {"name": claim, "namespace": namespace}, "spec": spec})
     token = plane.kubectl("create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration", "4h").strip()
-    kubeconfig = plane.kubeconfig_for(token, bench.folder / "operator.kubeconfig")
-    settings = bench.folder / "settings.yaml"
+    kubeconfig = plane.kubeconfig_for(token, folder / "operator.kubeconfig")
+    settings = folder / "settings.yaml"
     settings.write_text(json.dumps({"healthPort": 0, "createDefaultRuntime": False}))
-    return OperatorProcess(kubeconfig, settings, bench.folder / "operator.log")
+    return OperatorProcess(kubeconfig, settings, folder / "operator.log")
 
 
 def templates() -> tuple[str, str, str]:
@@ -225,7 +231,6 @@ async def bare_jobs(bench: Bench) -> None:
     await bench.each(bench.figures.jobs, create, "bare Jobs")
     bench.figures.bare = time.monotonic() - begun
     print(f"  {bench.figures.bare:.1f} s", flush=True)
-    await settled(bench, "bare")
 
 
 async def plain_client(bench: Bench) -> None:
@@ -249,25 +254,12 @@ async def plain_client(bench: Bench) -> None:
     await bench.each(bench.figures.jobs, write, "the plain client")
     bench.figures.plain = max(ends) - begun
     print(f"  {bench.figures.plain:.1f} s to the last Job", flush=True)
-    await settled(bench, "plain")
 
 
-async def settled(bench: Bench, namespace: str) -> None:
-    """Wait until the Job controller has made every pod: nobody's work is left for the next."""
-    await bench.until(lambda: bench.count(PODS, namespace), bench.figures.jobs, f"pods in {namespace}")
-
-
-async def clear(bench: Bench, *namespaces: str) -> None:
-    """Delete what the clients have made, before the operator comes."""
-    for namespace in namespaces:
-        bench.plane.run("kubectl", "delete", "finetunejobs,jobs", "--all", "--namespace", namespace, "--wait=false")
-        for resource in (FINETUNE_JOBS, JOBS, PODS):
-            await bench.until(lambda r=resource, n=namespace: bench.count(r, n), 0, f"{resource.plural} deleted")  # type: ignore[misc]
-
-
-async def at_once(bench: Bench, operator: OperatorProcess) -> None:
+async def at_once(bench: Bench) -> None:
     """All jobs at once: until the last child Job, until all run, and a minute of running."""
-    figures = bench.figures
+    figures, operator = bench.figures, bench.operator
+    operator.start()
     operator.wait_for_log("Initial authentication has finished", 60)
     await asyncio.sleep(5)
     figures.memory["idle"] = memory(operator)
@@ -295,7 +287,7 @@ async def at_once(bench: Bench, operator: OperatorProcess) -> None:
         figures.memory[f"{figures.jobs} running"] = memory(operator)
         stored = bench.plane.kubectl("get", "finetunejob", "scale-0", "--namespace", "scale", "-o", "json")
         figures.status_bytes = len(json.dumps(json.loads(stored)["status"], separators=(",", ":")))
-        await finished_beside(bench, operator)
+        await finished_beside(bench)
 
 
 @asynccontextmanager
@@ -320,9 +312,9 @@ async def in_phase(bench: Bench, phase: str) -> int:
     return len(page["items"] or ())
 
 
-async def finished_beside(bench: Bench, operator: OperatorProcess) -> None:
+async def finished_beside(bench: Bench) -> None:
     """Jobs that are over, with full statuses, beside those that run: the operator starts anew among them all."""
-    figures, sample = bench.figures, make_job(SAMPLE)
+    figures, operator, sample = bench.figures, bench.operator, make_job(SAMPLE)
     pod = make_pod(make_child(sample, Stage.TRAIN))
     begun = decide(sample, before_start(), Settings(), NOW).status
     said = full_report(JOB_UID, pod.uid, SAMPLE, 4600)
@@ -339,25 +331,20 @@ async def finished_beside(bench: Bench, operator: OperatorProcess) -> None:
         await bench.cluster.apply_status(FINETUNE_JOBS, with_status(job, status))
 
     print("the operator starts among the running jobs", flush=True)
-    await anew(bench, operator, figures.jobs)
+    operator.stop()
+    operator.start()
+    await watched(bench, figures.jobs)
     figures.memory[f"{figures.jobs} running, started among them"] = memory(operator)
     operator.stop()
     await bench.each(figures.finished, finish, "finished jobs")
     print("and among the finished ones too", flush=True)
     operator.start()
-    await watched(bench, operator, figures.jobs)
+    await watched(bench, figures.jobs)
     figures.memory[f"{figures.jobs} running, {figures.finished} finished, started among them"] = memory(operator)
     figures.memory["at its highest"] = memory(operator, "VmHWM")
 
 
-async def anew(bench: Bench, operator: OperatorProcess, jobs: int) -> None:
-    """Another operator; wait until it has looked at every running job and a minute has passed."""
-    operator.stop()
-    operator.start()
-    await watched(bench, operator, jobs)
-
-
-async def watched(bench: Bench, operator: OperatorProcess, jobs: int) -> None:
+async def watched(bench: Bench, jobs: int) -> None:
     """Wait until the operator has looked at every running job, and a minute longer."""
     before = requests(bench)["get finetunejobs"]
 
@@ -366,8 +353,8 @@ async def watched(bench: Bench, operator: OperatorProcess, jobs: int) -> None:
 
     await bench.until(looks, jobs, "looked at")
     await asyncio.sleep(QUIET_SECONDS)
-    assert operator.process is not None
-    assert operator.process.poll() is None
+    assert bench.operator.process is not None
+    assert bench.operator.process.poll() is None
 
 
 def memory(operator: OperatorProcess, which: str = "VmRSS") -> int:

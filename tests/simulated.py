@@ -24,6 +24,9 @@ from finetune_operator.plan.state import timestamp
 Manifest = dict[str, Any]
 Key = tuple[str, str, str]
 
+CAUSES = {3: FailureCode.STOPPED, 11: FailureCode.DATA_INVALID, 15: FailureCode.DIVERGED}
+"""What a trainer says that ends so."""
+
 
 class OperatorDied(BaseException):
     """The operator's process ended at this write."""
@@ -151,8 +154,8 @@ class World:
             said |= {"checkpoints": (_checkpoint(),), "output": OutputStatus(adapter_uri="pvc://finetune-models/a")}
         else:
             said |= {"recovery": Recovery(step=step, time=timestamp(self.now)), "resumed_from_step": step - 10}
-        if code in (11, 15):
-            said |= {"failure": Failure(code=FailureCode.DATA_INVALID if code == 11 else FailureCode.DIVERGED)}
+        if code in CAUSES:
+            said |= {"failure": Failure(code=CAUSES[code])}
         return Report(**said).model_dump_json()
 
 

@@ -22,7 +22,7 @@ from finetune_api import names
 from finetune_api.data import MAX_CHAT_TEMPLATE, DataOptions, Duplicates, ExtraColumns, Overlong
 from finetune_api.method import MethodType, TrainOnInputs
 from finetune_api.report import Failure, FailureCode
-from finetune_api.trainer import JobIdentity, Stage, TrainerConfig
+from finetune_api.trainer import ExitCode, JobIdentity, Stage, TrainerConfig
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.out.console import Console
 from finetune_trainer.out.progress import Reporter
@@ -115,7 +115,7 @@ def _prepare(given: argparse.Namespace) -> int:
         from finetune_trainer.prepare import prepare
 
         prepare(config, reporter.update)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 
     return _in_pod(given.config, Stage.PREPARE, run, stopping)
 
@@ -169,7 +169,11 @@ def _stop_on(*signals: signal.Signals) -> Event:
 
 
 def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], object], stopping: Event) -> int:
-    """Run a stage with its progress served, and leave its last word."""
+    """Run a stage with its progress served, and leave its last word.
+
+    A pod that is deleted takes its last word with it, and the operator may be away: so work that is done, but of which
+    nobody has heard when the pod must go, ends as stopped. The pod that takes its place finds it done and tells of it.
+    """
     try:
         config = TrainerConfig.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -186,8 +190,10 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
     except RunFailed as end:
         failure = end.failure
         print(failure.sentence, file=sys.stderr)
-    reporter.last_word(failure, stopping.is_set())
-    return failure.exit_code if failure else 0
+    heard = reporter.last_word(failure, stopping.is_set())
+    if failure is not None:
+        return failure.exit_code
+    return ExitCode.DONE if heard or not stopping.is_set() else ExitCode.STOPPED
 
 
 def _unreadable(path: Path, stage: Stage, error: OSError | ValidationError) -> int:

@@ -13,7 +13,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import Report
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import ConditionType, JobStatus, Resolved
-from finetune_api.trainer import Stage
+from finetune_api.trainer import ExitCode, Stage
 from finetune_operator.plan.admit import runtime_of
 from finetune_operator.plan.attempts import Tally, count
 from finetune_operator.plan.lifetime import with_running_time
@@ -87,8 +87,10 @@ class Look:
         return self.reports.get(pod.uid) if pod is not None else None
 
     def _finished(self, pod: Pod) -> bool:
+        """Whether its last word is that all is done: it may have been stopped while it waited to be heard."""
         report = self.report(pod)
-        return pod.exit_code == 0 and report is not None and report.finished and report.failure is None
+        well = pod.exit_code in (ExitCode.DONE, ExitCode.STOPPED)
+        return well and report is not None and report.finished and report.failure is None
 
 
 def stage_of(status: JobStatus) -> Stage:

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from builders import NOW, before_start, make_child, make_job, make_pod, make_recovery, make_runtime, report_for
+from finetune_api.report import Failure, FailureCode
 from finetune_api.status import Attempt, ConditionType, JobStatus
 from finetune_api.trainer import Stage
 from finetune_operator.plan.decide import decide, ours
@@ -119,7 +120,8 @@ def test_a_job_whose_time_is_out_saves_and_ends():
     plan = look(job, observed)
     (held,) = plan.suspend
     assert held.mark == "DeadlineExceeded: ran for 100 s, all that activeDeadlineSeconds allows"
-    report = report_for(pod, Stage.TRAIN, finished=True, recovery=make_recovery(12))
+    stopped = Failure(code=FailureCode.STOPPED, args={"step": "12"})
+    report = report_for(pod, Stage.TRAIN, finished=True, failure=stopped, recovery=make_recovery(12))
     dead = replace(pod, running=False, ended=at(29), exit_code=3, last_word=report.model_dump_json())
     plan = look(after(job, plan), seen(Stage.TRAIN, replace(held, halted=True), dead))
     assert plan.status.active_seconds == 99, "of whole seconds one may be missing, and the stop stands"

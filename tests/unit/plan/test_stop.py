@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from builders import NOW_TEXT, before_start, failed_report, make_child, make_job, make_pod, make_recovery, report_for
-from finetune_api.report import FailureCode
+from finetune_api.report import Failure, FailureCode
 from finetune_api.status import Attempt, ConditionType, Phase, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.attempts import MAX_FREE
@@ -224,13 +224,18 @@ def test_too_many_stops_from_outside_end_the_job_and_name_who_did_it(reason, wor
     assert words in held.mark
 
 
-def test_work_that_was_done_before_the_stop_is_done():
-    """Of a held Job's pods the Job controller counts none, so the pod's own last word stands."""
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_work_that_was_done_before_the_stop_is_done(exit_code):
+    """Of a held Job's pods the Job controller counts none, so the pod's own last word stands; 3 where it was stopped
+    before anybody had heard of it."""
     job = cancelling(started(Stage.TRAIN))
     child = make_child(job, Stage.TRAIN, halted=True, **HELD)
-    pod = make_pod(child, ended=LATER_TEXT, exit_code=0)
+    pod = make_pod(child, ended=LATER_TEXT, exit_code=exit_code)
     word = report_for(pod, Stage.TRAIN, finished=True).model_dump_json()
     assert said(look(job, seen(Stage.TRAIN, child, replace(pod, last_word=word))))["Complete"][0] == "True"
+    unfinished = report_for(pod, Stage.TRAIN, finished=True, failure=Failure(code=FailureCode.STOPPED))
+    cut = replace(pod, last_word=unfinished.model_dump_json())
+    assert said(look(job, seen(Stage.TRAIN, child, cut)))["Failed"] == ("True", "Cancelled")
     assert said(look(job, seen(Stage.TRAIN, child, pod)))["Failed"] == ("True", "Cancelled"), "no word, no proof"
 
 

@@ -106,6 +106,32 @@ def test_prepare_ends_at_once_on_sigterm(tiny_model, tmp_path, pod, monkeypatch,
     assert "stopped on request" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_what_is_done_but_was_not_heard_of_when_the_pod_must_go_is_told_by_the_next(
+    tiny_model, tmp_path, pod, monkeypatch, command, heard
+):
+    config = write_config(tiny_model, tmp_path)
+    assert entry.main(["prepare", str(config)]) == 0
+    last_word, reports = progress.Reporter.last_word, []
+
+    def asked_to_end(reporter, failure, stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+        if heard:
+            reporter._last_fetched.set()
+        reports.append(reporter)
+        return last_word(reporter, failure, stopped)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Reporter, "last_word", asked_to_end)
+        assert entry.main([command, str(config)]) == (0 if heard else 3)
+        assert reports[0].report.failure is None
+    rows = metrics_rows(tmp_path / "out" / "metrics.jsonl") if command == "train" else []
+    assert entry.main([command, str(config)]) == 0
+    if command == "train":
+        assert metrics_rows(tmp_path / "out" / "metrics.jsonl") == rows, "nothing is trained again"
+
+
 class SlowImport(ModuleType):
     """A module in whose import the pod is asked to end, once."""
 

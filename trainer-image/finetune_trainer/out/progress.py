@@ -69,8 +69,8 @@ class Reporter:
         if self.report.finished:
             self._last_fetched.set()
 
-    def last_word(self, failure: Failure | None, stopped: bool, message: Path = Path(names.TERMINATION_LOG)) -> None:
-        """End the report: leave it as termination message and wait until it was fetched once.
+    def last_word(self, failure: Failure | None, stopped: bool, message: Path = Path(names.TERMINATION_LOG)) -> bool:
+        """End the report: leave it as termination message and wait until it was fetched once. Returns whether it was.
 
         Args:
             failure: why the run ended, None when it ended well.
@@ -84,6 +84,7 @@ class Reporter:
             self._last_fetched.wait(FETCH_SECONDS_AFTER_STOP if stopped else FETCH_SECONDS)
             self._server.shutdown()
             self._server.server_close()
+        return self._last_fetched.is_set()
 
 
 class _Handler(BaseHTTPRequestHandler):
