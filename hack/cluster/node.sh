@@ -41,6 +41,8 @@ state = "$ROOT/containerd/state"
 J
   start containerd containerd -c "$CONF/containerd.toml"
   await containerd 60 containerd_ctl version
+  # It answers before it has recovered the pods of an earlier run, and a kubelet that comes by then gives up.
+  await containerd 60 grep -q "Start streaming server" "$LOGS/containerd.log"
 }
 
 # What holds a pod's namespaces open. Upstream's image cannot be pulled here; the program is twenty words of C.
