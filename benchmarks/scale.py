@@ -1,4 +1,4 @@
-"""A thousand jobs at once on a real control plane: `make scale`, about half an hour; run it on a machine that is idle.
+"""A thousand jobs at once on a real control plane: `make scale`, ten minutes; run it on a machine that is idle.
 
 The operator runs as shipped, with the rights of its role. It is compared, in the same run, with a client that uses the
 same library and concurrency and makes the same four writes for each job (FineTuneJob, status, Job, status) without
