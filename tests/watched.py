@@ -34,13 +34,14 @@ class Recorder(WorkQueue):
     def __init__(self) -> None:
         super().__init__(lambda: 0.0)
         self.added: list[Key] = []
+        self.later: list[Key] = []
+        """Those that have time."""
 
     async def add(self, key: Key) -> None:
         self.added.append(key)
 
     async def add_after(self, key: Key, seconds: float) -> None:
-        assert seconds < 1, "a pod that begins or ends is told of at once"
-        self.added.append(key)
+        (self.added if seconds < 1 else self.later).append(key)
 
     def taken(self) -> list[str]:
         """Names added since the last time."""

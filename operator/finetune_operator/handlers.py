@@ -28,6 +28,9 @@ LOG = logging.getLogger(__name__)
 Handler = Callable[..., Coroutine[Any, Any, None]]
 OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 CHILD_SECONDS = 0.2
+LISTED_SECONDS = 3.0
+"""The same for children that a list tells of when a watch begins anew: most have no news, and a server that refuses
+watches for a while would have every job looked at as often as it is asked."""
 NAMESPACED = (names.JOB_PLURAL, "jobs", "pods")
 LOGIN_PAUSE_SECONDS = 2.0
 LAST_SECONDS = 10.0
@@ -78,7 +81,8 @@ class Watch:
             self.departed.remember(event["object"])
         if name:
             # A child tells of itself several times in a row: one look takes in all of it.
-            await self.queue.add_after((metadata["namespace"], name), CHILD_SECONDS)
+            seconds = LISTED_SECONDS if event["type"] is None else CHILD_SECONDS
+            await self.queue.add_after((metadata["namespace"], name), seconds)
 
     async def login(self, **_: Any) -> kopf.ConnectionInfo:
         """The same credentials as the client's, read again each time that the API server has refused the last ones.
@@ -224,6 +228,8 @@ def _engine_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.watching.server_timeout = 600
     settings.watching.inactivity_timeout = 70
+    # A watch that the server refuses again and again is asked for twice a second, with a list each time, not ten times.
+    settings.watching.reconnect_backoff = 0.5
     # A page of jobs is parsed whole: of full statuses 35 kB as JSON, several times that as objects.
     settings.watching.chunk_size = 100
     # A handler only puts a key on the queue, so that nothing needs time to finish when the operator ends.

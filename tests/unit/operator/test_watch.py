@@ -142,6 +142,16 @@ def test_a_child_wakes_its_job_and_a_deleted_pods_last_event_is_kept():
     assert watch.departed.of("u", "prepare") == []
 
 
+def test_a_child_that_a_list_tells_of_has_time():
+    """A server that refuses watches for a while has them listed again and again."""
+    watch, queue = watching()
+    for kind in ("Job", "Pod"):
+        asyncio.run(watch.child_event(event={"type": None, "object": child(kind)}))
+    assert (queue.taken(), len(queue.later)) == ([], 2)
+    asyncio.run(watch.child_event(event={"type": "ADDED", "object": child("Pod")}))
+    assert queue.taken() == ["tune"], "news is told of at once"
+
+
 def test_a_token_that_was_refused_may_be_shown_again_after_a_pause(monkeypatch):
     """kopf takes no credentials twice, and its watchers end where there are no others."""
     monkeypatch.setattr(handlers, "LOGIN_PAUSE_SECONDS", 0.05)
