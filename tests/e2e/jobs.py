@@ -33,7 +33,7 @@ def a_job(name: str, **spec: Any) -> Manifest:
     }
 
 
-def long_job(name: str, epochs: int = 8, **spec: Any) -> Manifest:
+def long_job(name: str, epochs: int = 20, **spec: Any) -> Manifest:
     """A job of a minute or more that saves its state after every step."""
     hyperparameters = {"batchSize": 4, "nEpochs": epochs, "learningRate": 1e-4}
     return a_job(name, hyperparameters=hyperparameters, checkpointing={"recoveryPeriodSeconds": 0}, **spec)
