@@ -153,6 +153,9 @@ class Run:
         running = [pod for pod in pods if pod.running and pod.uid in self.served]
         return Told({pod.uid: Heard(self.served[pod.uid], timestamp(_now())) for pod in running})
 
+    def recorded(self, _key: Key) -> None:
+        """As the poller does; these pods end without waiting for it."""
+
     def forget(self, _key: Key) -> None:
         """As the poller does; there is nothing to forget."""
 

@@ -32,6 +32,9 @@ class SilentPods:
     def follow(self, *_: Any) -> Told:
         return Told()
 
+    def recorded(self, _: Any) -> None:
+        """Nothing was taken."""
+
     def forget(self, _: Any) -> None:
         """Nothing was kept."""
 

@@ -45,6 +45,9 @@ POD_UID_ENV = "FINETUNE_POD_UID"
 PROGRESS_PORT = 8080
 PROGRESS_PATH, HEALTH_PATH = "/progress", "/healthz"
 PROGRESS_HEADER = "X-Finetune-Job"
+"""Of a question: the uid of the FineTuneJob that it is about."""
+RECORDED_HEADER = "X-Finetune-Recorded"
+"""Of a question: the uid of the pod, once its final report is in the status."""
 PROGRESS_BYTES = 64 * 1024
 RENDEZVOUS_PORT = 29500
 """Where the pod of index 0 waits for the others."""

@@ -4,6 +4,9 @@ A training pod runs code and data of users, so its answer is bounded in time and
 satisfy the schema to the letter. What does not is dropped and counted. Asking is a loop of its own beside the looks:
 a look only says which pods there are, and takes what was heard; it never waits for a pod. A pod that gave no answer
 is asked among its like from then on, so that pods that hang delay each other and nobody else.
+
+What was heard may still be lost with the operator, and the pod with all it knows. So a pod that has finished stays
+until it hears that its last report stands in the status: the question after that write says so.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from finetune_operator.settings import Settings
 
 LOG = logging.getLogger(__name__)
 LATELY_PERIODS = 3
+LEAVING_SECONDS = 1.0
+"""Period for a pod that is being deleted: its end, and so its job's, waits for us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,15 @@ class _Line:
     """`since` when its job was last woken for it."""
     stale: bool = False
     """Its job was woken because it has been silent for too long."""
-    scheduled: bool = False
+    finished: bool = False
+    """Its newest report is its last."""
+    taken: bool = False
+    """The newest look took its newest report."""
+    recorded: bool = False
+    """Its last report is in the status."""
+    due: float | None = None
+    """When it is asked next."""
+    asking: bool = False
     closed: bool = False
 
 
@@ -96,14 +109,16 @@ class Poller:
         Args:
             pods: those that our own Jobs control. One that does not run is not asked, but what it said is kept.
         """
-        before, lines = self._lines.get(key, {}), {}
+        before, lines, now = self._lines.get(key, {}), {}, asyncio.get_running_loop().time()
         for pod in pods:
             line = lines[pod.uid] = before.get(pod.uid) or _Line(key, job_uid, pod, self._clock())
-            line.pod = pod
-            if _askable(pod) and not line.scheduled:
+            line.pod, line.taken = pod, line.body is not None
+            if _askable(pod) and line.due is None and not line.asking:
                 if line.body is None:  # the wait for a node or an image was no silence
                     line.since, line.stale = self._clock(), False
-                self._schedule(line, asyncio.get_running_loop().time())
+                self._schedule(line, now)
+            elif line.due is not None:
+                self._schedule(line, now + self._period_of(line))
         for uid in before.keys() - lines.keys():
             before[uid].closed = True
         self._lines[key] = lines
@@ -111,6 +126,13 @@ class Poller:
             {uid: _heard(line.body, line.since) for uid, line in lines.items() if line.body is not None},
             {uid: Silence(timestamp(line.since), line.fault, line.stale) for uid, line in lines.items() if line.fault},
         )
+
+    def recorded(self, key: Key) -> None:
+        """What the newest look at the job took is in its status: a pod that waits for that is told at once."""
+        for line in self._lines.get(key, {}).values():
+            if line.finished and line.taken and not line.recorded and _askable(line.pod):
+                line.recorded = True
+                self._schedule(line, asyncio.get_running_loop().time())
 
     def forget(self, key: Key) -> None:
         """The job is final or gone."""
@@ -130,8 +152,10 @@ class Poller:
             while True:
                 self._more.clear()
                 while self._due and self._due[0][0] <= loop.time():
-                    _, _, line = heapq.heappop(self._due)
-                    group.create_task(self._turn(line))
+                    moment, _, line = heapq.heappop(self._due)
+                    if line.due == moment:  # else it was asked for sooner
+                        line.due, line.asking = None, True
+                        group.create_task(self._turn(line))
                 # Not wait_for: until Python 3.12 it may take a cancellation for the end of its time.
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(self._due[0][0] if self._due else None):
@@ -141,22 +165,28 @@ class Poller:
         """Ask one pod, and put it down for its next turn."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
+        outcome: BaseException | None = None
         async with self._lanes[line.fault is None]:
-            if line.closed or not _askable(line.pod):
-                line.scheduled = False
-                return
-            # Whatever one pod's answer makes us raise is its own matter: neither the operator's nor the other pods'.
-            (outcome,) = await asyncio.gather(self._ask(line), return_exceptions=True)
+            if _wanted(line):
+                # Whatever a pod's answer makes us raise is its own matter: neither the operator's nor other pods'.
+                (outcome,) = await asyncio.gather(self._ask(line), return_exceptions=True)
+        line.asking = False
         if isinstance(outcome, asyncio.CancelledError):
             raise outcome
         if isinstance(outcome, BaseException):
             LOG.error("%s/%s: asking pod %s failed", *line.key, line.pod.name, exc_info=outcome)
-        self._schedule(line, max(begun + self._period, loop.time()))
+        if _wanted(line):
+            self._schedule(line, max(begun + self._period_of(line), loop.time()))
+
+    def _period_of(self, line: _Line) -> float:
+        return min(self._period, LEAVING_SECONDS) if line.pod.leaving else self._period
 
     def _schedule(self, line: _Line, moment: float) -> None:
-        line.scheduled = True
-        heapq.heappush(self._due, (moment, next(self._order), line))
-        self._more.set()
+        """Put the pod down for a turn, unless one comes before that."""
+        if line.due is None or moment < line.due:
+            line.due = moment
+            heapq.heappush(self._due, (moment, next(self._order), line))
+            self._more.set()
 
     async def _ask(self, line: _Line) -> None:
         answer = await self._fetch(line)
@@ -178,6 +208,8 @@ class Poller:
             report: None = the same to the letter as before.
         """
         line.since, line.body = self._clock(), body
+        if report is not None:
+            line.finished, line.taken, line.recorded = report.finished, False, False
         urgent = urgent_part(report) if report is not None else line.urgent
         at_once = urgent != line.urgent or line.stale
         line.urgent, line.stale = urgent, False
@@ -199,6 +231,8 @@ class Poller:
         ip = line.pod.ip or ""
         url = f"http://{f'[{ip}]' if ':' in ip else ip}:{self._port}{names.PROGRESS_PATH}"
         headers = {names.PROGRESS_HEADER: line.job_uid, "Accept-Encoding": "identity"}
+        if line.recorded:
+            headers[names.RECORDED_HEADER] = line.pod.uid
         try:
             async with self._session.get(
                 url, headers=headers, timeout=self._timeout, allow_redirects=False
@@ -244,9 +278,13 @@ def _judged(body: bytes, line: _Line) -> Report | Fault | None:
     return report if about_us else Fault.FOREIGN
 
 
+def _wanted(line: _Line) -> bool:
+    return not line.closed and _askable(line.pod)
+
+
 def _askable(pod: Pod) -> bool:
-    """Only a pod that runs, in a network of its own, so that its address is its own."""
-    return pod.running and pod.leads and pod.ip is not None and not pod.host_network
+    """Only a pod whose trainer runs, in a network of its own, so that its address is its own."""
+    return (pod.running or pod.leaving) and pod.leads and pod.ip is not None and not pod.host_network
 
 
 def _heard(body: bytes, since: datetime) -> Heard:

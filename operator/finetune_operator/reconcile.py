@@ -139,6 +139,7 @@ class Reconciler:
         kind = news(job.status, plan.status)
         if kind is News.NONE:
             self.pace.looked(_key(job), wrote=False)
+            self.poller.recorded(_key(job))
             return None
         if kind is News.PROGRESS and not self.pace.may_write(_key(job)):
             return None
@@ -148,6 +149,7 @@ class Reconciler:
             return None
         STATUS_WRITES.labels(kind.value).inc()
         self.pace.looked(_key(job), wrote=True)
+        self.poller.recorded(_key(job))
         self.announcer.tell(job.metadata, plan.events, now)
         return written
 

@@ -114,8 +114,10 @@ def _prepare(given: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, stop)
         from finetune_trainer.prepare import prepare
 
-        prepare(config, reporter.update)
-        signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+        try:
+            prepare(config, reporter.update)
+        finally:
+            signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 
     return _in_pod(given.config, Stage.PREPARE, run, stopping)
 
@@ -171,8 +173,8 @@ def _stop_on(*signals: signal.Signals) -> Event:
 def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], object], stopping: Event) -> int:
     """Run a stage with its progress served, and leave its last word.
 
-    A pod that is deleted takes its last word with it, and the operator may be away: so work that is done, but of which
-    nobody has heard when the pod must go, ends as stopped. The pod that takes its place finds it done and tells of it.
+    A pod that is deleted takes its last word with it, and the operator may be away: so an end that is not recorded when
+    the pod must go is none. It is stopped, and the pod that takes its place finds the work done, or meets what failed.
     """
     try:
         config = TrainerConfig.model_validate_json(path.read_bytes())
@@ -190,10 +192,10 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
     except RunFailed as end:
         failure = end.failure
         print(failure.sentence, file=sys.stderr)
-    heard = reporter.last_word(failure, stopping.is_set())
-    if failure is not None:
-        return failure.exit_code
-    return ExitCode.DONE if heard or not stopping.is_set() else ExitCode.STOPPED
+    recorded = reporter.last_word(failure, stopping)
+    if stopping.is_set() and not recorded:
+        return ExitCode.STOPPED
+    return failure.exit_code if failure is not None else ExitCode.DONE
 
 
 def _unreadable(path: Path, stage: Stage, error: OSError | ValidationError) -> int:
@@ -204,7 +206,7 @@ def _unreadable(path: Path, stage: Stage, error: OSError | ValidationError) -> i
         field, problem = ".".join(map(str, first["loc"])) or field, first["msg"]
     failure = failed(FailureCode.CONFIG_UNREADABLE, field=field, problem=problem).failure
     nobody = JobIdentity(namespace="", name="", uid="")
-    Reporter(nobody, stage, os.environ.get(names.POD_UID_ENV)).last_word(failure, stopped=False)
+    Reporter(nobody, stage, os.environ.get(names.POD_UID_ENV)).last_word(failure, Event())
     return failure.exit_code
 
 

@@ -12,7 +12,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import Report
 from finetune_api.status import MAX_ATTEMPTS, Attempt, AttemptReason, JobStatus
 from finetune_api.trainer import NOT_RETRIED, Stage
-from finetune_operator.plan.failure import word_of
+from finetune_operator.plan.failure import announced, announced_failure, word_of
 from finetune_operator.plan.objects import FREE_EXITS, child_name
 from finetune_operator.plan.state import Pod
 
@@ -102,7 +102,7 @@ def _seen(
         start_time=pod.started or (known.start_time if known else None),
         end_time=pod.ended,
         exit_code=pod.exit_code if pod.ended else None,
-        reason=word_of(pod, report) if pod.ended else None,
+        reason=word_of(pod, report) if pod.ended else announced(report),
         resumed_from_step=resumed if resumed is not None else (known.resumed_from_step if known else None),
     )
     others = tuple(a for a in tally.attempts if a.pod not in {pod.name, *pod.peers})
@@ -118,16 +118,19 @@ def _seen(
 
 
 def _vanished(job: FineTuneJob, stage: Stage, tally: Tally, there: set[str], now: str) -> Tally:
-    """Attempts whose pod is not there any more and whose end nobody saw."""
+    """Attempts whose pod is not there any more and whose end nobody saw: what it had announced stands for it."""
     lost = [a for a in tally.attempts if a.end_time is None and of_stage(a, job, stage) and a.pod not in there]
-    if not lost:
-        return tally
-    ends = {a.pod: a.model_copy(update={"end_time": now, "reason": AttemptReason.POD_VANISHED.value}) for a in lost}
+    unseen = AttemptReason.POD_VANISHED.value
+    ends = {a.pod: a.model_copy(update={"end_time": now, "reason": a.reason or unseen}) for a in lost}
+    failed = [a for a in ends.values() if a.reason != AttemptReason.SUCCEEDED]
+    causes = [announced_failure(a) for a in failed]
+    retried = [cause for cause in causes if cause is not None and cause.exit_code not in NOT_RETRIED]
     return replace(
         tally,
         attempts=tuple(ends.get(a.pod, a) for a in tally.attempts),
-        disruptions=tally.disruptions + len(lost),
-        ended=(*tally.ended, *ends.values()),
+        restarts=tally.restarts + len(retried),
+        disruptions=tally.disruptions + causes.count(None),
+        ended=(*tally.ended, *failed),
     )
 
 

@@ -105,7 +105,7 @@ def phase_of(status: JobStatus) -> Phase:
         return Phase.QUEUED
     if not status.is_true(ConditionType.DATA_READY):
         return Phase.PREPARING
-    if published is not None and published.reason == Reason.UPLOADING:
+    if published is not None and (published.status is ConditionStatus.TRUE or published.reason == Reason.UPLOADING):
         return Phase.PUBLISHING
     return Phase.RUNNING if status.is_true(ConditionType.RUNNING) else Phase.PENDING
 

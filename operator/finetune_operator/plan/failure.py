@@ -87,6 +87,28 @@ def word_of(pod: Pod, report: Report | None) -> str:
     return (AttemptReason.POD_VANISHED if vanished else AttemptReason.NO_FINAL_REPORT).value
 
 
+def announced(report: Report | None) -> str | None:
+    """Why a pod is about to end, as it says itself: for the attempt's record, should nobody see the end."""
+    if report is None or not report.finished:
+        return None
+    return report.failure.code.value if report.failure is not None else AttemptReason.SUCCEEDED.value
+
+
+def announced_failure(attempt: Attempt) -> Failure | None:
+    """The failure that a pod had announced whose end nobody saw; None = no failure, or only a stop."""
+    unseen = attempt.end_time is not None and attempt.exit_code is None
+    if not unseen or attempt.reason is None or attempt.reason not in set(FailureCode):
+        return None
+    failure = Failure(code=FailureCode(attempt.reason))
+    return None if failure.exit_code in FREE_EXITS else failure
+
+
+def announced_reason(attempt: Attempt) -> Reason | None:
+    """What an announced failure makes of a job that has no retry left."""
+    failure = announced_failure(attempt)
+    return REASONS_OF_CODES.get(failure.code, REASONS.get(failure.exit_code)) if failure is not None else None
+
+
 def failure_of(pod: Pod, report: Report | None) -> Failure | None:
     """The cause that the trainer named, if it goes with the exit code: a pod that lies about it is not believed."""
     failure = report.failure if report is not None else None

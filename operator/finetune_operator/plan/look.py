@@ -74,13 +74,24 @@ class Look:
         return next((found for found in self.beside if found.owner is None or found.owner.uid != uid), None)
 
     @property
+    def published(self) -> bool:
+        """Whether a pod has told that all results are where they belong. Only that pod was sure to be the last."""
+        return self.status.is_true(ConditionType.PUBLISHED)
+
+    @property
     def done(self) -> bool:
-        """Whether the stage has done its work. Of a held Job's pods the Job controller counts none, not even a good
-        end that came before the stop: the pod's own last word stands for it."""
+        """Whether the stage has done its work.
+
+        Of a held Job's pods the Job controller counts none, not even a good end that came before the stop, and one that
+        was lost in its last second fails: the pod's own last word stands for it, or what was written of it.
+        """
         own = self.own
-        if own is None or not own.suspended or (own.queue is not None and not own.held):
-            return own is not None and own.complete
-        return own.complete or any(self._finished(pod) for pod in self.pods)
+        if own is None or own.complete:
+            return own is not None
+        told = self.published and not self.busy
+        if own.suspended and (own.held or own.queue is None):
+            return told or any(self._finished(pod) for pod in self.pods)
+        return told and own.failed
 
     def report(self, pod: Pod | None) -> Report | None:
         """What that pod said."""

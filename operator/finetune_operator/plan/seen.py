@@ -104,12 +104,14 @@ def pod(manifest: Manifest, *, gone: bool = False) -> Pod | None:
     going = gone or metadata.get("deletionTimestamp") is not None
     lost = node_lost(manifest) if not (end or over or gone) else None
     never_started = end.get("reason") in NEVER_STARTED
+    runs = "running" in state and status.get("phase") == "Running" and lost is None
     return Pod(
         name=metadata["name"],
         uid=metadata["uid"],
         job_uid=owner.uid,
         created=metadata["creationTimestamp"],
-        running="running" in state and status.get("phase") == "Running" and not going and lost is None,
+        running=runs and not going,
+        leaving=runs and going and not gone,
         ip=status.get("podIP"),
         host_network=spec.get("hostNetwork", False),
         # For a container that never started the kubelet writes 1970.

@@ -124,6 +124,8 @@ class Pod:
     created: str
     running: bool = False
     """The trainer runs and the pod is not being deleted."""
+    leaving: bool = False
+    """The trainer runs, and the pod is being deleted."""
     ip: str | None = None
     host_network: bool = False
     started: str | None = None

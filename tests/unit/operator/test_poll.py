@@ -212,6 +212,60 @@ def test_a_pod_is_asked_once_a_period_until_its_job_is_forgotten():
     asyncio.run(story())
 
 
+def test_a_pod_that_has_finished_is_told_at_once_that_its_last_report_is_recorded():
+    """Not when it was heard, and not for a report that the look before the write had not taken."""
+    settings = Settings(poll_period_seconds=0.3)
+    asked: list[str | None] = []
+    said = [GOOD]
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.headers.get(names.RECORDED_HEADER))
+        return web.Response(text=said[0].model_dump_json())
+
+    async def story() -> None:
+        async with asking(answer, settings) as pods:
+            pods.follow()
+            await pods.until(lambda: pods.follow().reports)
+            pods.poller.recorded(KEY)
+            said[0] = GOOD.model_copy(update={"finished": True})
+            await pods.until(lambda: len(pods.woken) == 2)
+            pods.poller.recorded(KEY)
+            so_far = len(asked)
+            await pods.until(lambda: len(asked) > so_far)
+            assert set(asked) == {None}, "the status may lack what was heard after the look"
+            assert pods.follow().reports[POD.uid].report.finished
+            begun = asyncio.get_running_loop().time()
+            pods.poller.recorded(KEY)
+            await pods.until(lambda: asked[-1] == POD.uid)
+            assert asyncio.get_running_loop().time() - begun < settings.poll_period_seconds / 2
+            so_far = len(asked)
+            pods.poller.recorded(KEY)
+            await asyncio.sleep(0.1)
+            assert len(asked) == so_far, "once is enough at once"
+            await pods.until(lambda: len(asked) > so_far)
+            assert asked[-1] == POD.uid, "the answer may have been lost"
+
+    asyncio.run(story())
+
+
+def test_a_pod_that_is_being_deleted_is_asked_sooner_because_it_waits_for_that():
+    asked: list[float] = []
+
+    async def answer(_: web.Request) -> web.Response:
+        asked.append(asyncio.get_running_loop().time())
+        return web.Response(text=GOOD.model_dump_json())
+
+    async def story() -> None:
+        async with asking(answer, Settings(poll_period_seconds=60)) as pods:
+            pods.follow()
+            await pods.until(lambda: asked)
+            pods.follow(replace(POD, running=False, leaving=True))
+            await pods.until(lambda: len(asked) == 3)
+            assert asked[2] - asked[1] >= 0.9
+
+    asyncio.run(story())
+
+
 def test_only_what_is_new_wakes_a_job_and_figures_wait_for_the_budget():
     said = [GOOD]
 

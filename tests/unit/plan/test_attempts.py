@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from builders import NOW_TEXT, make_child, make_job, make_pod, make_recovery, report_for
-from finetune_api.report import Report
+from finetune_api.report import Failure, FailureCode, Report
 from finetune_api.status import Attempt, JobStatus
 from finetune_api.trainer import Stage
 from finetune_operator.plan.attempts import Tally, count, of_stage, out_of_memory_twice
@@ -59,6 +59,30 @@ def test_an_end_counts_as_what_it_was(end, reason, restarts, disruptions):
     counted = tally(pod(1, **end))
     assert [a.reason for a in counted.attempts] == [reason]
     assert (counted.restarts, counted.disruptions) == (restarts, disruptions)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason", "restarts", "disruptions"),
+    [
+        (None, "Succeeded", 0, 0),
+        (FailureCode.DIVERGED, "Diverged", 0, 0),
+        (FailureCode.DATA_UNREACHABLE, "DataUnreachable", 1, 0),
+        (FailureCode.STOPPED, "Stopped", 0, 1),
+    ],
+)
+def test_an_end_that_nobody_saw_counts_as_what_was_announced(failure, reason, restarts, disruptions):
+    running = pod(1)
+    cause = Failure(code=failure) if failure is not None else None
+    report = report_for(running, Stage.TRAIN, finished=True, failure=cause)
+    before = tally(running, reports={running.uid: report})
+    assert [(a.reason, a.end_time) for a in before.attempts] == [(reason, None)]
+    assert (before.restarts, before.disruptions, before.ended) == (0, 0, ())
+    counted = tally(status=stored(before))
+    assert [(a.reason, a.end_time) for a in counted.attempts] == [(reason, NOW_TEXT)]
+    assert (counted.restarts, counted.disruptions) == (restarts, disruptions)
+    assert [a.reason for a in counted.ended] == ([] if failure is None else [reason])
+    seen_after_all = tally(replace(running, running=False, ended=NOW_TEXT, exit_code=137), status=stored(before))
+    assert [(a.reason, a.exit_code) for a in seen_after_all.attempts] == [("NoFinalReport", 137)]
 
 
 def test_a_pod_is_counted_once_however_often_it_is_seen():

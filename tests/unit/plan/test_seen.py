@@ -46,8 +46,11 @@ def test_a_running_pod_has_an_address():
     }
     pod = seen.pod(pod_manifest(status))
     assert (pod.running, pod.ip, pod.job_uid, pod.started) == (True, "10.0.0.7", "uid-of-job", "2026-01-01T00:00:05Z")
+    assert not pod.leaving
     going = seen.pod(pod_manifest(status, deletionTimestamp="2026-01-01T00:01:00Z"))
-    assert (going.running, going.ended) == (False, None)
+    assert (going.running, going.leaving, going.ended) == (False, True, None)
+    gone = seen.pod(pod_manifest(status, deletionTimestamp="2026-01-01T00:01:00Z"), gone=True)
+    assert (gone.running, gone.leaving, gone.ended) == (False, False, "2026-01-01T00:01:00Z")
 
 
 def test_an_ended_pod_has_exit_code_cause_and_last_word():

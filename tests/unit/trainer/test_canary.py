@@ -19,7 +19,7 @@ WRONG = "hf_WrongWrongWrongWrongWrongWrong1313"
 def told(tmp_path, monkeypatch):
     """What a pod says: each state of its report, and its termination message."""
     monkeypatch.setattr(names, "PROGRESS_PORT", 0)
-    monkeypatch.setattr(progress, "FETCH_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 0.0)
     word = tmp_path / "termination-log"
     word.touch()
     monkeypatch.setattr(progress.Reporter.last_word, "__defaults__", (word,))
@@ -27,7 +27,7 @@ def told(tmp_path, monkeypatch):
 
     def heard(self, **fields):
         update(self, **fields)
-        said.append(self.body().decode())
+        said.append(progress.fitted(self.report, names.PROGRESS_BYTES).decode())
 
     monkeypatch.setattr(progress.Reporter, "update", heard)
     before = signal.getsignal(signal.SIGTERM)

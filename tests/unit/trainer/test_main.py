@@ -24,10 +24,10 @@ from training import metrics_rows, preference_rows, trainer_config, write_jsonl
 
 @pytest.fixture
 def pod(monkeypatch):
-    """A free port, and nobody who fetches the last word."""
+    """A free port, and nobody who records the last word."""
     monkeypatch.setattr(names, "PROGRESS_PORT", 0)
-    monkeypatch.setattr(progress, "FETCH_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "FETCH_SECONDS_AFTER_STOP", 0.0)
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "WAIT_SECONDS_AFTER_STOP", 0.0)
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -106,30 +106,51 @@ def test_prepare_ends_at_once_on_sigterm(tiny_model, tmp_path, pod, monkeypatch,
     assert "stopped on request" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("command", ["prepare", "train"])
-def test_what_is_done_but_was_not_heard_of_when_the_pod_must_go_is_told_by_the_next(
-    tiny_model, tmp_path, pod, monkeypatch, command, heard
+def test_what_is_done_but_not_recorded_when_the_pod_must_go_is_told_by_the_next(
+    tiny_model, tmp_path, pod, monkeypatch, command, recorded
 ):
     config = write_config(tiny_model, tmp_path)
     assert entry.main(["prepare", str(config)]) == 0
     last_word, reports = progress.Reporter.last_word, []
 
-    def asked_to_end(reporter, failure, stopped):
+    def asked_to_end(reporter, failure, stopping):
         os.kill(os.getpid(), signal.SIGTERM)
-        if heard:
-            reporter._last_fetched.set()
+        if recorded:
+            reporter._recorded.set()
         reports.append(reporter)
-        return last_word(reporter, failure, stopped)
+        return last_word(reporter, failure, stopping)
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.Reporter, "last_word", asked_to_end)
-        assert entry.main([command, str(config)]) == (0 if heard else 3)
+        assert entry.main([command, str(config)]) == (0 if recorded else 3)
         assert reports[0].report.failure is None
     rows = metrics_rows(tmp_path / "out" / "metrics.jsonl") if command == "train" else []
     assert entry.main([command, str(config)]) == 0
     if command == "train":
         assert metrics_rows(tmp_path / "out" / "metrics.jsonl") == rows, "nothing is trained again"
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_failure_that_is_not_recorded_when_the_pod_must_go_is_met_again(
+    tiny_model, tmp_path, pod, monkeypatch, recorded
+):
+    """Also where the signal comes after the failure, while its last word waits."""
+    config = write_config(tiny_model, tmp_path)
+    (tmp_path / "train.jsonl").write_text("no JSON")
+    last_word = progress.Reporter.last_word
+
+    def asked_to_end(reporter, failure, stopping):
+        os.kill(os.getpid(), signal.SIGTERM)
+        if recorded:
+            reporter._recorded.set()
+        return last_word(reporter, failure, stopping)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Reporter, "last_word", asked_to_end)
+        assert entry.main(["prepare", str(config)]) == (11 if recorded else 3)
+    assert entry.main(["prepare", str(config)]) == 11
 
 
 class SlowImport(ModuleType):
@@ -189,7 +210,7 @@ def train_in_a_process(config, port, errors):
                 os.dup2(file.fileno(), 2)
                 sys.stderr = file
                 names.PROGRESS_PORT = port
-                progress.FETCH_SECONDS_AFTER_STOP = 30.0
+                progress.WAIT_SECONDS_AFTER_STOP = 30.0
                 os.environ[names.POD_UID_ENV] = "pod-7"
                 code = entry.main(["train", str(config)])
         finally:
@@ -197,10 +218,10 @@ def train_in_a_process(config, port, errors):
     return child
 
 
-def ask(port):
+def ask(port, **headers):
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{names.PROGRESS_PATH}",
-        headers={names.PROGRESS_HEADER: "0f1e2d3c-0000-0000-0000-000000000000"},
+        headers={names.PROGRESS_HEADER: "0f1e2d3c-0000-0000-0000-000000000000", **headers},
     )
     with urllib.request.urlopen(request, timeout=5) as answer:
         return Report.model_validate_json(answer.read())
@@ -226,6 +247,6 @@ def wait_for_end(port):
     while time.monotonic() < deadline:
         report = ask(port)
         if report.finished:
-            return report
+            return ask(port, **{names.RECORDED_HEADER: "pod-7"})
         time.sleep(0.05)
     raise AssertionError("no last word")

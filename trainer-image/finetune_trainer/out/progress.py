@@ -6,6 +6,7 @@ The operator asks; a pod needs no rights and knows no address. A question for an
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
@@ -19,7 +20,9 @@ from finetune_api.report import Failure, Report
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import JobIdentity, Stage
 
-FETCH_SECONDS, FETCH_SECONDS_AFTER_STOP = 30.0, 15.0
+WAIT_SECONDS, WAIT_SECONDS_AFTER_STOP = 30.0, 15.0
+"""How long the last word waits to be recorded, and how long from when the pod was asked to end."""
+TICK_SECONDS = 0.1
 SHUTDOWN_SECONDS = 0.05
 """How long the server may take to hear that it is to end."""
 CUT_ARGUMENT = 64
@@ -35,7 +38,7 @@ class Reporter:
         self._heard = heard
         self._report = Report(job_uid=job.uid, pod_uid=pod_uid, stage=stage)
         self._lock = Lock()
-        self._last_fetched = Event()
+        self._recorded = Event()
         self._server: ThreadingHTTPServer | None = None
 
     @property
@@ -60,31 +63,35 @@ class Reporter:
         Thread(target=serve, name="progress", daemon=True).start()
         return int(self._server.server_address[1])
 
-    def body(self) -> bytes:
-        """The report as it is sent: strict JSON, at most 64 KiB."""
-        return fitted(self.report, names.PROGRESS_BYTES)
+    def recorded(self) -> None:
+        """The operator says that the last word stands in the job's status."""
+        self._recorded.set()
 
-    def fetched(self) -> None:
-        """A client has read the report."""
-        if self.report.finished:
-            self._last_fetched.set()
+    def last_word(self, failure: Failure | None, stopping: Event, message: Path = Path(names.TERMINATION_LOG)) -> bool:
+        """End the report: leave it as termination message and wait until it is recorded. Returns whether it is.
 
-    def last_word(self, failure: Failure | None, stopped: bool, message: Path = Path(names.TERMINATION_LOG)) -> bool:
-        """End the report: leave it as termination message and wait until it was fetched once. Returns whether it was.
+        That it was fetched would not be enough: the operator may die before it writes what it has heard.
 
         Args:
             failure: why the run ended, None when it ended well.
-            stopped: the pod was asked to end, so that less time is left.
+            stopping: set when the pod is asked to end, so that less time is left.
             message: file that Kubernetes reads; it exists in a pod and nowhere else.
         """
         self.update(finished=True, failure=failure)
         if message.exists():
             message.write_bytes(fitted(self.report, names.TERMINATION_MESSAGE_BYTES))
         if self._server is not None:
-            self._last_fetched.wait(FETCH_SECONDS_AFTER_STOP if stopped else FETCH_SECONDS)
+            self._wait(stopping)
             self._server.shutdown()
             self._server.server_close()
-        return self._last_fetched.is_set()
+        return self._recorded.is_set()
+
+    def _wait(self, stopping: Event) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not self._recorded.wait(TICK_SECONDS) and time.monotonic() < deadline:
+            if stopping.is_set():
+                self._recorded.wait(WAIT_SECONDS_AFTER_STOP)
+                return
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -96,8 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == names.HEALTH_PATH:
             self._answer(HTTPStatus.OK, b"ok\n", "text/plain")
         elif self.path == names.PROGRESS_PATH and self._is_for_us():
-            self._answer(HTTPStatus.OK, self.reporter.body(), "application/json")
-            self.reporter.fetched()
+            report = self.reporter.report
+            self._answer(HTTPStatus.OK, fitted(report, names.PROGRESS_BYTES), "application/json")
+            if report.finished and self.headers.get(names.RECORDED_HEADER) == report.pod_uid:
+                self.reporter.recorded()
         else:
             self._answer(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain")
 

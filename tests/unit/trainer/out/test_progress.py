@@ -22,12 +22,13 @@ JOB = JobIdentity(namespace="ml", name="dpo", uid="uid-1")
 
 @pytest.fixture
 def reporter(monkeypatch):
-    monkeypatch.setattr(progress, "FETCH_SECONDS", 10.0)
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 10.0)
     return Reporter(JOB, Stage.TRAIN, "pod-1")
 
 
-def get(port, path="/progress", uid="uid-1"):
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={names.PROGRESS_HEADER: uid})
+def get(port, path="/progress", uid="uid-1", recorded=None):
+    headers = {names.PROGRESS_HEADER: uid, **({names.RECORDED_HEADER: recorded} if recorded is not None else {})}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
     with urllib.request.urlopen(request, timeout=5) as answer:
         return answer.status, answer.read()
 
@@ -45,8 +46,8 @@ def port(reporter, tmp_path):
     port = reporter.serve(0)
     yield port
     if not reporter.report.finished:
-        threading.Thread(target=lambda: time.sleep(0.05) or status_of(port)).start()
-        reporter.last_word(None, stopped=True, message=tmp_path / "none")
+        threading.Thread(target=lambda: time.sleep(0.05) or status_of(port, recorded="pod-1")).start()
+        assert reporter.last_word(None, threading.Event(), tmp_path / "none")
 
 
 def test_the_report_is_served_as_it_changes(reporter, port):
@@ -71,16 +72,22 @@ def test_a_question_for_another_job_or_path_finds_nothing(port, request_, code):
     assert status_of(port, **request_) == code
 
 
-def test_the_last_word_is_written_and_waits_until_it_was_fetched(reporter, port, tmp_path):
+def test_the_last_word_is_written_and_waits_until_it_is_recorded(reporter, port, tmp_path):
     message = tmp_path / "termination-log"
     message.touch()
     failure = Failure(code=FailureCode.DIVERGED, args={"step": "7", "learningRate": "0.1"})
-    ending = threading.Thread(target=reporter.last_word, args=(failure, False, message))
+    assert status_of(port, recorded="pod-1") == 200, "of what is not the end, nothing is to be recorded"
+    ending = threading.Thread(target=reporter.last_word, args=(failure, threading.Event(), message))
     ending.start()
     ending.join(0.3)
     assert ending.is_alive(), "nobody has fetched it"
     last = Report.model_validate_json(get(port)[1])
     assert (last.finished, last.failure) == (True, failure)
+    assert [status_of(port, recorded=told) for told in ("", "pod-2")] == [200, 200]
+    assert status_of(port, uid="uid-2", recorded="pod-1") == 404
+    ending.join(0.3)
+    assert ending.is_alive(), "it was fetched, and is not recorded"
+    assert status_of(port, recorded="pod-1") == 200
     ending.join(5)
     assert not ending.is_alive()
     assert Report.model_validate_json(message.read_bytes()) == last
@@ -88,15 +95,18 @@ def test_the_last_word_is_written_and_waits_until_it_was_fetched(reporter, port,
         get(port)
 
 
-@pytest.mark.parametrize(("stopped", "least", "most"), [(False, 0.3, 5), (True, 0.0, 0.25)])
-def test_nobody_is_waited_for_longer_than_that(reporter, monkeypatch, tmp_path, stopped, least, most):
-    monkeypatch.setattr(progress, "FETCH_SECONDS", 0.3)
-    monkeypatch.setattr(progress, "FETCH_SECONDS_AFTER_STOP", 0.0)
+@pytest.mark.parametrize(("stop_after", "least", "most"), [(None, 2.0, 9), (0.0, 0.2, 1.2), (0.5, 0.7, 1.7)])
+def test_nobody_is_waited_for_longer_than_that(reporter, monkeypatch, tmp_path, stop_after, least, most):
+    """And not that long once the pod is asked to end, before or while it waits."""
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 2.0)
+    monkeypatch.setattr(progress, "WAIT_SECONDS_AFTER_STOP", 0.2)
     reporter.serve(0)
+    stopping = threading.Event()
+    if stop_after is not None:
+        threading.Timer(stop_after, stopping.set).start()
     began = time.monotonic()
-    reporter.last_word(None, stopped, tmp_path / "none")
-    shutdown = 0.6
-    assert least <= time.monotonic() - began < most + shutdown
+    assert not reporter.last_word(None, stopping, tmp_path / "none")
+    assert least <= time.monotonic() - began < most
     assert not (tmp_path / "none").exists(), "a laptop has no termination log"
 
 
