@@ -27,6 +27,7 @@ from finetune_api.names import (
     PROGRESS_HEADER,
     PROGRESS_PATH,
     PROGRESS_PORT,
+    RECORDED_HEADER,
     STAGE_LABEL,
 )
 from finetune_api.report import Failure, FailureCode, Report
@@ -71,10 +72,22 @@ class Behaviour:
     """Whole statuses that others write, one after the other, when it has told all: its node is lost, it is evicted."""
     when_stopped: int = ExitCode.STOPPED
     """Its exit code when it is deleted while it works: it saves, or is done (0), or is killed without a word (137)."""
+    leaves: threading.Event | None = None
+    """When its work is done it serves its last report until that is recorded, as our trainer does, and this is set."""
 
 
 Script = Callable[[Stage, int], Behaviour]
 """What the pod does of that stage and attempt (from 0)."""
+
+
+@dataclass
+class Told:
+    """What has passed between a pod and the operator."""
+
+    finished: threading.Event = field(default_factory=threading.Event)
+    """The pod serves its last report."""
+    recorded: threading.Event = field(default_factory=threading.Event)
+    """It was told that this is in the status."""
 
 
 @dataclass
@@ -86,6 +99,7 @@ class _Pod:
     report: Report
     going: threading.Event = field(default_factory=threading.Event)
     """It is being deleted."""
+    told: Told = field(default_factory=Told)
     ended: bool = False
 
     @property
@@ -123,6 +137,10 @@ class Kubelet(threading.Thread):
         for thread in self._threads:
             thread.join()
         self._api.close()
+
+    def told(self, uid: str) -> Told:
+        """What has passed between that pod and the operator."""
+        return wait_for(lambda: self._pods.get(uid), f"pod {uid}").told
 
     def run(self) -> None:
         """Look again and again, as a watch would tell."""
@@ -227,18 +245,23 @@ def _work(pod: _Pod) -> None:
     while pod.behaviour.until is not None and not pod.behaviour.until.is_set():
         if pod.going.wait(PERIOD):
             return
+    if pod.behaviour.leaves is not None:
+        last = {**pod.behaviour.word, "finished": True, "failure": pod.behaviour.failure}
+        pod.report = pod.report.model_copy(update=last)
+        pod.told.finished.set()
+        while not (pod.told.recorded.is_set() and pod.behaviour.leaves.is_set()) and not pod.going.wait(PERIOD):
+            pass
 
 
 def _end(api: Api, pod: _Pod, started: str) -> None:
     """The exit code and the last word: stopped on request, failed, or done."""
-    failure, code = pod.behaviour.failure, pod.behaviour.exit_code
-    killed = pod.behaviour.killed_for
-    if pod.going.is_set():
+    failure, killed = pod.behaviour.failure, pod.behaviour.killed_for
+    code = int(failure.exit_code) if failure is not None else pod.behaviour.exit_code
+    if pod.going.is_set() and not pod.told.recorded.is_set():
         code = pod.behaviour.when_stopped
-        failure = Failure(code=FailureCode.STOPPED, args={"step": "1"}) if code == ExitCode.STOPPED else None
         killed = "Error" if code == KILLED else None
-    if failure is not None:
-        code = int(failure.exit_code)
+        if not pod.told.finished.is_set():  # else its last word stays what it was
+            failure = Failure(code=FailureCode.STOPPED, args={"step": "1"}) if code == ExitCode.STOPPED else None
     word = pod.report.model_copy(update={**pod.behaviour.word, "finished": True, "failure": failure})
     said = "" if pod.behaviour.silent or killed else json.dumps(word.to_json())
     end = {
@@ -283,6 +306,8 @@ def _serve(pod: _Pod) -> ThreadingHTTPServer:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+            if known and pod.report.finished and self.headers[RECORDED_HEADER] == pod.report.pod_uid:
+                pod.told.recorded.set()
 
         def log_message(self, format: str, *args: Any) -> None:
             """Silence."""

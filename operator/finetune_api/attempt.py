@@ -10,12 +10,15 @@ from pydantic import StringConstraints
 from finetune_api.base import ApiModel, Integer, Name, Time
 
 MAX_ATTEMPTS = 5
+MAX_MESSAGE = 2048
 
 
 class AttemptReason(StrEnum):
     """Why a pod ended, where it is not a FailureCode of the trainer or another word of the kubelet's."""
 
     SUCCEEDED = "Succeeded"
+    EARLY_STOPPED = "EarlyStopped"
+    """It succeeded before the last step: the evaluations had stopped improving."""
     STOPPED = "Stopped"
     """Exit code 3: it was asked to end, and saved."""
     HALTED = "Halted"
@@ -48,6 +51,8 @@ class Attempt(ApiModel):
     exit_code: Integer | None = None
     """How its process ended."""
     reason: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Why it ended."""
+    """Why it ended; while it still runs, why it is about to, as it says itself."""
+    message: Annotated[str, StringConstraints(max_length=MAX_MESSAGE)] | None = None
+    """The same in a sentence."""
     resumed_from_step: Integer | None = None
     """Step of the recovery state that it went on from; 0 = from the start."""

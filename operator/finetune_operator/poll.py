@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import Enum, auto
 
 import aiohttp
 from pydantic import ValidationError
@@ -49,6 +50,17 @@ class Told:
     """Running pods whose newest answer was no report."""
 
 
+class _Last(Enum):
+    """What has become of a pod's last report."""
+
+    UNSAID = auto()
+    SAID = auto()
+    TAKEN = auto()
+    """The newest look has it."""
+    RECORDED = auto()
+    """It stands in the status."""
+
+
 @dataclass(slots=True)
 class _Line:
     """The line to one pod."""
@@ -68,12 +80,9 @@ class _Line:
     """`since` when its job was last woken for it."""
     stale: bool = False
     """Its job was woken because it has been silent for too long."""
-    finished: bool = False
-    """Its newest report is its last."""
-    taken: bool = False
-    """The newest look took its newest report."""
-    recorded: bool = False
-    """Its last report is in the status."""
+    last: _Last = _Last.UNSAID
+    hurried: bool = False
+    """It was told at once that its last report is recorded: one that then says something else waits its turn."""
     due: float | None = None
     """When it is asked next."""
     asking: bool = False
@@ -112,7 +121,7 @@ class Poller:
         before, lines, now = self._lines.get(key, {}), {}, asyncio.get_running_loop().time()
         for pod in pods:
             line = lines[pod.uid] = before.get(pod.uid) or _Line(key, job_uid, pod, self._clock())
-            line.pod, line.taken = pod, line.body is not None
+            line.pod, line.last = pod, _Last.TAKEN if line.last is _Last.SAID else line.last
             if _askable(pod) and line.due is None and not line.asking:
                 if line.body is None:  # the wait for a node or an image was no silence
                     line.since, line.stale = self._clock(), False
@@ -130,9 +139,11 @@ class Poller:
     def recorded(self, key: Key) -> None:
         """What the newest look at the job took is in its status: a pod that waits for that is told at once."""
         for line in self._lines.get(key, {}).values():
-            if line.finished and line.taken and not line.recorded and _askable(line.pod):
-                line.recorded = True
-                self._schedule(line, asyncio.get_running_loop().time())
+            if line.last is _Last.TAKEN:
+                line.last = _Last.RECORDED
+                if not line.hurried and _wanted(line):
+                    line.hurried = True
+                    self._schedule(line, asyncio.get_running_loop().time())
 
     def forget(self, key: Key) -> None:
         """The job is final or gone."""
@@ -209,7 +220,7 @@ class Poller:
         """
         line.since, line.body = self._clock(), body
         if report is not None:
-            line.finished, line.taken, line.recorded = report.finished, False, False
+            line.last = _Last.SAID if report.finished else _Last.UNSAID
         urgent = urgent_part(report) if report is not None else line.urgent
         at_once = urgent != line.urgent or line.stale
         line.urgent, line.stale = urgent, False
@@ -231,7 +242,7 @@ class Poller:
         ip = line.pod.ip or ""
         url = f"http://{f'[{ip}]' if ':' in ip else ip}:{self._port}{names.PROGRESS_PATH}"
         headers = {names.PROGRESS_HEADER: line.job_uid, "Accept-Encoding": "identity"}
-        if line.recorded:
+        if line.last is _Last.RECORDED:
             headers[names.RECORDED_HEADER] = line.pod.uid
         try:
             async with self._session.get(

@@ -12,7 +12,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import Report
 from finetune_api.status import MAX_ATTEMPTS, Attempt, AttemptReason, JobStatus
 from finetune_api.trainer import NOT_RETRIED, Stage
-from finetune_operator.plan.failure import announced, announced_failure, word_of
+from finetune_operator.plan.failure import GOOD_ENDS, VANISHED, announced_exit, words_of
 from finetune_operator.plan.objects import FREE_EXITS, child_name
 from finetune_operator.plan.state import Pod
 
@@ -72,6 +72,12 @@ def out_of_memory_twice(tally: Tally, job: FineTuneJob, stage: Stage) -> bool:
     )
 
 
+def last_failure(attempts: tuple[Attempt, ...], job: FineTuneJob, stage: Stage) -> Attempt | None:
+    """The newest attempt of the stage that ended without success."""
+    ended = (a for a in reversed(attempts) if a.end_time is not None and of_stage(a, job, stage))
+    return next((attempt for attempt in ended if attempt.reason not in GOOD_ENDS), None)
+
+
 def of_stage(attempt: Attempt, job: FineTuneJob, stage: Stage) -> bool:
     """Whether the attempt's pod is one of that stage's Job; of a long name the API server keeps the beginning."""
     return attempt.pod.startswith(f"{child_name(job, stage)}-"[:KEPT_OF_NAME])
@@ -97,12 +103,14 @@ def _seen(
     status: JobStatus,
 ) -> Tally:
     resumed = report.resumed_from_step if report and report.resumed_from_step is not None else None
+    reason, message = words_of(pod, report, status.progress.total_steps if status.progress else None)
     attempt = Attempt(
         pod=pod.name,
         start_time=pod.started or (known.start_time if known else None),
         end_time=pod.ended,
         exit_code=pod.exit_code if pod.ended else None,
-        reason=word_of(pod, report) if pod.ended else announced(report),
+        reason=reason,
+        message=message,
         resumed_from_step=resumed if resumed is not None else (known.resumed_from_step if known else None),
     )
     others = tuple(a for a in tally.attempts if a.pod not in {pod.name, *pod.peers})
@@ -120,18 +128,22 @@ def _seen(
 def _vanished(job: FineTuneJob, stage: Stage, tally: Tally, there: set[str], now: str) -> Tally:
     """Attempts whose pod is not there any more and whose end nobody saw: what it had announced stands for it."""
     lost = [a for a in tally.attempts if a.end_time is None and of_stage(a, job, stage) and a.pod not in there]
-    unseen = AttemptReason.POD_VANISHED.value
-    ends = {a.pod: a.model_copy(update={"end_time": now, "reason": a.reason or unseen}) for a in lost}
-    failed = [a for a in ends.values() if a.reason != AttemptReason.SUCCEEDED]
-    causes = [announced_failure(a) for a in failed]
-    retried = [cause for cause in causes if cause is not None and cause.exit_code not in NOT_RETRIED]
+    ends = {a.pod: _unseen(a, now) for a in lost}
+    failed = [a for a in ends.values() if a.reason not in GOOD_ENDS]
+    exits = [announced_exit(a) for a in failed]
     return replace(
         tally,
         attempts=tuple(ends.get(a.pod, a) for a in tally.attempts),
-        restarts=tally.restarts + len(retried),
-        disruptions=tally.disruptions + causes.count(None),
+        restarts=tally.restarts + sum(code is not None and code not in NOT_RETRIED for code in exits),
+        disruptions=tally.disruptions + exits.count(None),
         ended=(*tally.ended, *failed),
     )
+
+
+def _unseen(attempt: Attempt, now: str) -> Attempt:
+    """The attempt with the end that nobody saw."""
+    vanished = {"reason": AttemptReason.POD_VANISHED.value, "message": f"pod {attempt.pod} {VANISHED}"}
+    return attempt.model_copy(update={"end_time": now, **({} if attempt.reason else vanished)})
 
 
 def _by_our_doing(tally: Tally, status: JobStatus) -> Tally:

@@ -152,7 +152,7 @@ def _cancelled_before_start(job: FineTuneJob, now: datetime) -> Plan:
 
 
 def _says(look: Look, says: list[Say], plan: Plan) -> Plan:
-    events = [outcome.end_event(look, attempt) for attempt in look.tally.ended]
+    events = [outcome.end_event(attempt) for attempt in look.tally.ended]
     old = look.job.status or JobStatus()
     says = [*no_more_suspended(old, says), *staleness(look), *says]
     return with_says(look.job, old, look.status, says, look.now, plan, *events)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from finetune_api.attempt import MAX_MESSAGE
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Failure, FailureCode, Report
+from finetune_api.report import EarlyStop, Failure, FailureCode, Report
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Attempt, AttemptReason, JobStatus, Reason
 from finetune_api.trainer import NOT_RETRIED, ExitCode
@@ -27,9 +28,9 @@ AFTER_RETRIES: dict[int, Reason] = {
     ExitCode.PUBLISH_FAILED: Reason.PUBLISH_FAILED,
 }
 REASONS = {**FINAL_AT_ONCE, **AFTER_RETRIES}
-REASONS_OF_CODES: dict[FailureCode, Reason] = {
-    FailureCode.STORAGE_FULL: Reason.STORAGE_FULL,
-    FailureCode.CONFIG_UNREADABLE: Reason.INTERNAL,
+REASONS_OF_CODES: dict[str, Reason] = {
+    FailureCode.STORAGE_FULL.value: Reason.STORAGE_FULL,
+    FailureCode.CONFIG_UNREADABLE.value: Reason.INTERNAL,
 }
 """Causes that the exit code alone does not tell."""
 DISRUPTIONS: dict[str, tuple[AttemptReason, str]] = {
@@ -64,15 +65,39 @@ STOPPERS = {
 }
 """Who stopped an attempt, and what helps against it."""
 EVICTED = "Evicted"
+VANISHED = "is gone, and nobody saw how it ended"
 MOVES = {AttemptReason.EVICTED: Reason.EVICTED, AttemptReason.PREEMPTED: Reason.EVICTED} | {
     AttemptReason.NODE_LOST: Reason.NODE_LOST
 }
+GOOD_ENDS = frozenset({AttemptReason.SUCCEEDED.value, AttemptReason.EARLY_STOPPED.value})
+
+
+def words_of(pod: Pod, report: Report | None, total_steps: int | None) -> tuple[str | None, str | None]:
+    """Why a pod ended, in a word and in a sentence: for the attempt's record.
+
+    Of a pod that still runs it is what it announces itself, for the case that nobody will see the end; None while it
+    is at work.
+    """
+    if pod.ended is not None and pod.exit_code != 0:
+        return word_of(pod, report), end_of(pod, report)[:MAX_MESSAGE]
+    if pod.ended is None and (report is None or not report.finished):
+        return None, None
+    if pod.ended is None and report is not None and report.failure is not None:
+        return report.failure.code.value, report.failure.sentence[:MAX_MESSAGE]
+    if report is not None and report.early_stop is not None:
+        return AttemptReason.EARLY_STOPPED.value, _early(report.early_stop, total_steps)
+    return AttemptReason.SUCCEEDED.value, None
+
+
+def _early(stop: EarlyStop, total_steps: int | None) -> str:
+    end = f"step {stop.step} of {total_steps}" if total_steps else f"step {stop.step}"
+    waited = f"{stop.evaluations} evaluation{'s' if stop.evaluations > 1 else ''}"
+    best = "none was finite" if stop.best_value is None else f"best {stop.best_value:g} at step {stop.best_step}"
+    return f"stopped early after {end}: {stop.metric} did not improve in {waited}, {best}"
 
 
 def word_of(pod: Pod, report: Report | None) -> str:
-    """Why the pod ended, in one word: for the attempt's record."""
-    if pod.exit_code == 0:
-        return AttemptReason.SUCCEEDED.value
+    """Why a pod ended without success, in one word."""
     if pod.cause == AttemptReason.OOM_KILLED:
         return AttemptReason.OOM_KILLED.value
     if pod.disrupted is not None:
@@ -87,26 +112,12 @@ def word_of(pod: Pod, report: Report | None) -> str:
     return (AttemptReason.POD_VANISHED if vanished else AttemptReason.NO_FINAL_REPORT).value
 
 
-def announced(report: Report | None) -> str | None:
-    """Why a pod is about to end, as it says itself: for the attempt's record, should nobody see the end."""
-    if report is None or not report.finished:
+def announced_exit(attempt: Attempt) -> int | None:
+    """The exit code of the failure that an attempt is recorded with; None = another end, or a stop."""
+    if attempt.reason is None or attempt.reason not in set(FailureCode):
         return None
-    return report.failure.code.value if report.failure is not None else AttemptReason.SUCCEEDED.value
-
-
-def announced_failure(attempt: Attempt) -> Failure | None:
-    """The failure that a pod had announced whose end nobody saw; None = no failure, or only a stop."""
-    unseen = attempt.end_time is not None and attempt.exit_code is None
-    if not unseen or attempt.reason is None or attempt.reason not in set(FailureCode):
-        return None
-    failure = Failure(code=FailureCode(attempt.reason))
-    return None if failure.exit_code in FREE_EXITS else failure
-
-
-def announced_reason(attempt: Attempt) -> Reason | None:
-    """What an announced failure makes of a job that has no retry left."""
-    failure = announced_failure(attempt)
-    return REASONS_OF_CODES.get(failure.code, REASONS.get(failure.exit_code)) if failure is not None else None
+    code = Failure(code=FailureCode(attempt.reason)).exit_code
+    return None if code in FREE_EXITS else int(code)
 
 
 def failure_of(pod: Pod, report: Report | None) -> Failure | None:
@@ -115,30 +126,31 @@ def failure_of(pod: Pod, report: Report | None) -> Failure | None:
     return failure if failure is not None and failure.exit_code == pod.exit_code else None
 
 
-def cause_of(pod: Pod | None, report: Report | None, fallback: str) -> tuple[Reason, str]:
-    """(reason, sentence) of a job whose last failed pod is `pod`.
+def cause_of(attempt: Attempt | None, fallback: str) -> tuple[Reason, str]:
+    """(reason, sentence) of a job whose last failed attempt this is.
 
     Args:
-        report: what that pod reported.
-        fallback: the Job controller's sentence, for when no pod is left to ask.
+        fallback: the sentence for when there is none.
     """
-    if pod is None:
+    if attempt is None:
         return Reason.BACKOFF_LIMIT_EXCEEDED, fallback
-    reason, sentence = _reason_of(pod, failure_of(pod, report)), end_of(pod, report)
+    reason, sentence = _reason_of(attempt), attempt.message or fallback
     if reason is Reason.BACKOFF_LIMIT_EXCEEDED:
         return reason, f"no retry is left (backoffLimit): {sentence}"
     return reason, sentence
 
 
-def _reason_of(pod: Pod, failure: Failure | None) -> Reason:
+def _reason_of(attempt: Attempt) -> Reason:
     """The cause, where there is one that a person can act on; else only that nothing is tried any more."""
-    if failure is not None and failure.code in REASONS_OF_CODES:
-        return REASONS_OF_CODES[failure.code]
-    if pod.exit_code in REASONS:
-        return REASONS[pod.exit_code]
-    if pod.exit_code in NOT_RETRIED:
+    if attempt.reason in REASONS_OF_CODES:
+        return REASONS_OF_CODES[attempt.reason]
+    exit_code = attempt.exit_code if attempt.exit_code is not None else announced_exit(attempt)
+    if exit_code in REASONS:
+        return REASONS[exit_code]
+    if exit_code in NOT_RETRIED:
         return Reason.INTERNAL
-    return Reason.OUT_OF_MEMORY if pod.cause == AttemptReason.OOM_KILLED else Reason.BACKOFF_LIMIT_EXCEEDED
+    oom = attempt.reason == AttemptReason.OOM_KILLED
+    return Reason.OUT_OF_MEMORY if oom else Reason.BACKOFF_LIMIT_EXCEEDED
 
 
 def end_of(pod: Pod, report: Report | None) -> str:
@@ -149,10 +161,12 @@ def end_of(pod: Pod, report: Report | None) -> str:
         return f"pod {pod.name} {how}{_quoted(pod)}{f'; {failure.sentence}' if failure else ''}"
     if failure is not None:
         return failure.sentence
+    if pod.exit_code in FREE_EXITS and report is not None and report.finished:
+        return f"pod {pod.name} was stopped before its end was recorded; the next one tells of it"
     if pod.cause is not None:
         return _by_node(pod, pod.cause)
     if pod.exit_code is None:
-        return f"pod {pod.name} is gone, and nobody saw how it ended"
+        return f"pod {pod.name} {VANISHED}"
     unknown = pod.exit_code in NOT_RETRIED and pod.exit_code not in REASONS
     what = ", which this operator does not know: the image is not of its version" if unknown else ""
     log = f"{what}; kubectl logs {pod.name} may tell more"

@@ -52,6 +52,8 @@ class Look:
     """Running pods whose newest answer was no report, by uid."""
     claims: frozenset[str]
     """The claim of the runtime's template, if it is there."""
+    published: bool
+    """A pod has told that all results are where they belong."""
     beside: tuple[Beside, ...]
     """Services and NetworkPolicies by the names of ours, whosever they are."""
 
@@ -74,34 +76,34 @@ class Look:
         return next((found for found in self.beside if found.owner is None or found.owner.uid != uid), None)
 
     @property
-    def published(self) -> bool:
-        """Whether a pod has told that all results are where they belong. Only that pod was sure to be the last."""
-        return self.status.is_true(ConditionType.PUBLISHED)
-
-    @property
     def done(self) -> bool:
         """Whether the stage has done its work.
 
-        Of a held Job's pods the Job controller counts none, not even a good end that came before the stop, and one that
-        was lost in its last second fails: the pod's own last word stands for it, or what was written of it.
+        Where no pod will come any more, what the last one has told stands for the Job controller's word: of a held
+        Job's pods it counts none, and one that was lost in its last second has failed.
         """
         own = self.own
-        if own is None or own.complete:
-            return own is not None
-        told = self.published and not self.busy
-        if own.suspended and (own.held or own.queue is None):
-            return told or any(self._finished(pod) for pod in self.pods)
-        return told and own.failed
+        if own is not None and own.complete:
+            return True
+        held = own is not None and own.suspended and (own.held or own.queue is None)
+        if held and any(self._finished(pod) for pod in self.pods):
+            return True
+        return self.published and not self.busy and (own is None or own.failed or held)
 
     def report(self, pod: Pod | None) -> Report | None:
         """What that pod said."""
         return self.reports.get(pod.uid) if pod is not None else None
 
     def _finished(self, pod: Pod) -> bool:
-        """Whether its last word is that all is done: it may have been stopped while it waited to be heard."""
+        """Whether it has ended, and its last word is that all is done."""
         report = self.report(pod)
-        well = pod.exit_code in (ExitCode.DONE, ExitCode.STOPPED)
-        return well and report is not None and report.finished and report.failure is None
+        return pod.ended is not None and report is not None and _says_done(pod, report)
+
+
+def _says_done(pod: Pod, report: Report) -> bool:
+    """Whether a pod tells that all is done, and its end does not belie it: it may be stopped while it still waits."""
+    believed = pod.ended is None or pod.exit_code in (ExitCode.DONE, ExitCode.STOPPED)
+    return believed and report.finished and report.failure is None
 
 
 def stage_of(status: JobStatus) -> Stage:
@@ -120,6 +122,7 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
     pods = speakers(every, nodes_of(job, stage, runtime))
     past = outlived(pods, {attempt.pod for attempt in status.attempts})
     reports: dict[str, Report] = {}
+    published = status.is_true(ConditionType.PUBLISHED)
     for pod in every:
         said = observed.reports.get(pod.uid)
         report = report_of(pod, said, job.metadata.uid or "")
@@ -128,6 +131,7 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
             at = said.at if said else pod.ended or timestamp(now)
             if pod.leads and pod.name not in past:
                 status = retold(status, pod, report, at, job.spec.checkpointing.n_checkpoints)
+                published = published or (stage is Stage.TRAIN and _says_done(pod, report))
     tally = count(job, status, stage, pods, reports, timestamp(now), stopped=_stopped(job, own))
     status = with_running_time(_with_tally(status, tally), status.attempts, tally.ended)
     return Look(
@@ -145,6 +149,7 @@ def look_at(job: FineTuneJob, status: JobStatus, observed: Observed, now: dateti
         now=now,
         silences=observed.silences,
         claims=observed.claims,
+        published=published,
         beside=observed.beside,
     )
 

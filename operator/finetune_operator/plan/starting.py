@@ -90,12 +90,12 @@ def _without_child(look: Look) -> str | None:
 def _told_why(look: Look) -> bool:
     """Whether an earlier look could not make the Job, and said so. Else nobody has tried: an operator that was away
     for longer than a job may wait begins with that."""
-    accepted, said = look.status.condition(ConditionType.ACCEPTED), look.status.condition(stage_condition(look))
+    accepted, said = look.status.condition(ConditionType.ACCEPTED), look.status.condition(_kind(look))
     conflict = accepted is not None and accepted.reason == Reason.NAME_CONFLICT
     return conflict or (said is not None and said.message.startswith((REFUSED, LEFT_OVER)))
 
 
-def stage_condition(look: Look) -> ConditionType:
+def _kind(look: Look) -> ConditionType:
     """The condition that the stage would make true."""
     return ConditionType.RUNNING if look.stage is Stage.TRAIN else ConditionType.DATA_READY
 
@@ -110,7 +110,7 @@ def _last_cause(look: Look) -> str:
     if look.own is not None:
         pending = next((pod.waiting for pod in look.pods if pod.ended is None and pod.waiting is not None), None)
         return (pending or waiting(look)).message
-    accepted, said = look.status.condition(ConditionType.ACCEPTED), look.status.condition(stage_condition(look))
+    accepted, said = look.status.condition(ConditionType.ACCEPTED), look.status.condition(_kind(look))
     refused = accepted is not None and accepted.reason == Reason.NAME_CONFLICT
     known = accepted if refused else said
     return known.message if known is not None else f"Job {child_name(look.job, look.stage)} was never made"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from finetune_api import names
 from finetune_api.status import Reason
 from finetune_operator.plan import queueing
-from finetune_operator.plan.attempts import MAX_FREE, out_of_memory_twice
+from finetune_operator.plan.attempts import MAX_FREE, last_failure, out_of_memory_twice
 from finetune_operator.plan.failure import cause_of, killed_for_memory, too_often
 from finetune_operator.plan.lifetime import allowance, ran
 from finetune_operator.plan.look import Look
@@ -100,8 +100,8 @@ def given_up(look: Look) -> Stop | None:
     if out_of_memory_twice(look.tally, look.job, look.stage):
         return Stop(Reason.OUT_OF_MEMORY, killed_for_memory(look.job, look.runtime, look.status))
     if look.status.restarts > look.job.spec.backoff_limit:
-        pod = next((p for p in reversed(look.pods) if p.ended and p.exit_code != 0), None)
-        return Stop(*cause_of(pod, look.report(pod), f"more than {look.job.spec.backoff_limit} failures"))
+        last = last_failure(look.status.attempts, look.job, look.stage)
+        return Stop(*cause_of(last, f"more than {look.job.spec.backoff_limit} failures"))
     if look.status.disruptions >= MAX_FREE:
         return Stop(Reason.BACKOFF_LIMIT_EXCEEDED, too_often(look.status.disruptions, look.status.attempts))
     return None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,78 +13,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from builders import JOB_UID, make_checkpoint, make_child, make_job, make_pod, make_progress, report_for
+from builders import JOB_UID, make_checkpoint, make_progress
 from finetune_api import names
-from finetune_api.report import Report
 from finetune_api.status import JobWarning
-from finetune_api.trainer import Stage
 from finetune_operator.metrics import REPORTS
-from finetune_operator.pace import Pace
-from finetune_operator.plan.state import Fault, Pod
-from finetune_operator.poll import Poller, Told, open_session
-from finetune_operator.queue import Key
+from finetune_operator.plan.state import Fault
+from finetune_operator.poll import Told
 from finetune_operator.settings import Settings
-
-KEY = ("team", "tune")
-CHILD = make_child(make_job(), Stage.TRAIN)
-POD = make_pod(CHILD, ip="127.0.0.1")
-GOOD = report_for(POD, Stage.TRAIN, progress=make_progress(7))
-SETTINGS = Settings(poll_period_seconds=0.1, poll_timeout_seconds=0.5, progress_stale_seconds=0.1)
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass
-class Asking:
-    """A poller at work, and what it has done."""
-
-    poller: Poller
-    pace: Pace
-    woken: list[Key]
-    """Jobs with news that cannot wait."""
-
-    def follow(self, *pods: Pod, key: Key = KEY) -> Told:
-        return self.poller.follow(key, JOB_UID, pods or (POD,))
-
-    async def until(self, condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-        async with asyncio.timeout(seconds):
-            while not (value := condition()):
-                await asyncio.sleep(0.002)
-        return value
-
-
-@asynccontextmanager
-async def asking(answer: Answer, settings: Settings = SETTINGS) -> AsyncIterator[Asking]:
-    """A poller whose pods, at whatever address of loopback, answer as `answer` says."""
-    application = web.Application()
-    application.router.add_get(names.PROGRESS_PATH, answer)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "0.0.0.0", 0).start()
-    woken: list[Key] = []
-
-    async def wake(key: Key) -> None:
-        woken.append(key)
-
-    async with open_session() as session:
-        pace = Pace(wake, 10, asyncio.get_running_loop().time)
-        poller = Poller(session, pace, wake, settings, lambda: datetime.now(UTC), port=runner.addresses[0][1])
-        task = asyncio.create_task(poller.run())
-        try:
-            yield Asking(poller, pace, woken)
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            await runner.cleanup()
-
-
-def answering(body: str | bytes | Report, status: int = 200, **headers: str) -> Answer:
-    raw = body.model_dump_json() if isinstance(body, Report) else body
-
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=raw.encode() if isinstance(raw, str) else raw, status=status, headers=headers)
-
-    return answer
+from polling import GOOD, KEY, POD, SETTINGS, answering, asking
 
 
 def counted(outcome: str) -> float:
@@ -208,60 +143,6 @@ def test_a_pod_is_asked_once_a_period_until_its_job_is_forgotten():
             pods.follow(replace(POD, ip="127.0.3.1"), key=("team", "other"))
             await pods.until(lambda: len(sent.get("127.0.3.1", ())) >= 5, 30)
             assert len(asked) <= so_far + 1
-
-    asyncio.run(story())
-
-
-def test_a_pod_that_has_finished_is_told_at_once_that_its_last_report_is_recorded():
-    """Not when it was heard, and not for a report that the look before the write had not taken."""
-    settings = Settings(poll_period_seconds=0.3)
-    asked: list[str | None] = []
-    said = [GOOD]
-
-    async def answer(request: web.Request) -> web.Response:
-        asked.append(request.headers.get(names.RECORDED_HEADER))
-        return web.Response(text=said[0].model_dump_json())
-
-    async def story() -> None:
-        async with asking(answer, settings) as pods:
-            pods.follow()
-            await pods.until(lambda: pods.follow().reports)
-            pods.poller.recorded(KEY)
-            said[0] = GOOD.model_copy(update={"finished": True})
-            await pods.until(lambda: len(pods.woken) == 2)
-            pods.poller.recorded(KEY)
-            so_far = len(asked)
-            await pods.until(lambda: len(asked) > so_far)
-            assert set(asked) == {None}, "the status may lack what was heard after the look"
-            assert pods.follow().reports[POD.uid].report.finished
-            begun = asyncio.get_running_loop().time()
-            pods.poller.recorded(KEY)
-            await pods.until(lambda: asked[-1] == POD.uid)
-            assert asyncio.get_running_loop().time() - begun < settings.poll_period_seconds / 2
-            so_far = len(asked)
-            pods.poller.recorded(KEY)
-            await asyncio.sleep(0.1)
-            assert len(asked) == so_far, "once is enough at once"
-            await pods.until(lambda: len(asked) > so_far)
-            assert asked[-1] == POD.uid, "the answer may have been lost"
-
-    asyncio.run(story())
-
-
-def test_a_pod_that_is_being_deleted_is_asked_sooner_because_it_waits_for_that():
-    asked: list[float] = []
-
-    async def answer(_: web.Request) -> web.Response:
-        asked.append(asyncio.get_running_loop().time())
-        return web.Response(text=GOOD.model_dump_json())
-
-    async def story() -> None:
-        async with asking(answer, Settings(poll_period_seconds=60)) as pods:
-            pods.follow()
-            await pods.until(lambda: asked)
-            pods.follow(replace(POD, running=False, leaving=True))
-            await pods.until(lambda: len(asked) == 3)
-            assert asked[2] - asked[1] >= 0.9
 
     asyncio.run(story())
 

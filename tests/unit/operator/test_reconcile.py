@@ -10,14 +10,14 @@ from typing import Any, cast
 import pytest
 
 from builders import JOB_UID, job_manifest
-from deaths import KEY, LOOKS, Death, SilentPods, facts, fresh_world, live, operator, reconciler, status_of
+from deaths import KEY, LOOKS, Death, facts, fresh_world, live, operator, reconciler, status_of
 from finetune_api.status import JobStatus, Phase
 from finetune_api.trainer import Stage
 from finetune_operator.client import FINETUNE_JOBS, Refused, Unavailable
 from finetune_operator.queue import RetryLater
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import NetworkPolicySettings, Settings
-from simulated import OperatorDied, SimulatedCluster, World
+from simulated import SimulatedCluster, World
 
 SCRIPTS = {
     "all goes well": ({Stage.PREPARE: [0], Stage.TRAIN: [0]}, "Succeeded"),
@@ -389,30 +389,3 @@ def test_the_second_of_two_operators_makes_no_second_child():
     ends = asyncio.run(both())
     assert [type(end) for end in ends if isinstance(end, BaseException)] == [RetryLater]
     assert world.created == ["tune-prepare"]
-
-
-class Waiting(SilentPods):
-    """A pod that waits until its last report is in the status."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.told_at: list[str] = []
-
-    def recorded(self, key: Any) -> None:
-        assert key == KEY
-        self.told_at.append(status_of(self.world).phase)
-
-
-def test_pods_are_told_of_what_is_written_and_only_then():
-    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
-    pods: Any = Waiting(world)
-    death = Death(at=2, after=False)
-    dying = replace(operator(world, death), poller=pods)
-    with pytest.raises(OperatorDied):
-        asyncio.run(dying.look(KEY))
-    assert pods.told_at == ["Preparing"], "the write that begins the job; it died before the next"
-    quiet = replace(reconciler(world, SimulatedCluster(world, lambda: None, lambda: None)), poller=pods)
-    asyncio.run(quiet.look(KEY))
-    pods.told_at.clear()
-    asyncio.run(quiet.look(KEY))
-    assert pods.told_at == ["Preparing"], "nothing is new: what was taken stands there already"

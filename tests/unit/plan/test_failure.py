@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from builders import NOW_TEXT, failed_report, make_child, make_job, make_pod
+from builders import NOW_TEXT, failed_report, make_child, make_job, make_pod, report_for
 from finetune_api.report import FailureCode
-from finetune_api.status import Reason
+from finetune_api.status import Attempt, Reason
 from finetune_api.trainer import Stage
-from finetune_operator.plan.failure import DISRUPTIONS, cause_of, end_of, failure_of, follow_up, word_of
+from finetune_operator.plan.failure import DISRUPTIONS, cause_of, end_of, failure_of, follow_up, word_of, words_of
 
 CHILD = make_child(make_job(), Stage.TRAIN)
 LOW = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 20Mi. "
@@ -59,7 +59,8 @@ def test_an_end_has_a_word_a_sentence_and_a_cause(end, word, words, reason):
     pod = dead(**end)
     assert word_of(pod, None) == word
     assert words in end_of(pod, None)
-    told, sentence = cause_of(pod, None, "not used")
+    attempt = Attempt(pod=pod.name, end_time=pod.ended, exit_code=pod.exit_code, reason=word, message=end_of(pod, None))
+    told, sentence = cause_of(attempt, "not used")
     assert told == reason
     assert words in sentence
     assert sentence.startswith("no retry is left") is (told is Reason.BACKOFF_LIMIT_EXCEEDED)
@@ -81,9 +82,17 @@ def test_a_cause_that_does_not_go_with_the_exit_code_is_not_believed():
     pod = dead(exit_code=1)
     lie = failed_report(pod, Stage.TRAIN, FailureCode.DIVERGED)
     assert failure_of(pod, lie) is None
-    assert cause_of(pod, lie, "")[0] is Reason.BACKOFF_LIMIT_EXCEEDED
     assert word_of(pod, lie) == "NoFinalReport"
 
 
 def test_without_a_pod_the_job_controller_has_the_word():
-    assert cause_of(None, None, "its words") == (Reason.BACKOFF_LIMIT_EXCEEDED, "its words")
+    assert cause_of(None, "its words") == (Reason.BACKOFF_LIMIT_EXCEEDED, "its words")
+
+
+def test_a_pod_that_had_to_go_before_its_end_was_recorded_is_no_mystery():
+    pod = dead(exit_code=3)
+    done = report_for(pod, Stage.TRAIN, finished=True)
+    assert words_of(pod, done, 20) == (
+        "Stopped",
+        f"pod {pod.name} was stopped before its end was recorded; the next one tells of it",
+    )

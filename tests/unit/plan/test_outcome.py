@@ -25,11 +25,10 @@ from finetune_api.status import (
     DataStatus,
     OutputStatus,
     Phase,
-    Reason,
 )
 from finetune_api.trainer import Stage
 from finetune_operator.plan.decide import decide, refused_child
-from finetune_operator.plan.state import Observed, Waiting
+from finetune_operator.plan.state import Observed
 from finetune_operator.settings import NetworkPolicySettings, Settings
 from lives import LATER, LATER_TEXT, SETTINGS, after, cancelling, look, message, said, seen, started
 
@@ -83,94 +82,6 @@ def test_an_early_stop_is_complete_with_its_own_reason_and_says_what_was_best():
     assert message(plan, ConditionType.PUBLISHED) == "published at pvc://finetune-models/out/adapter"
     assert plan.status.phase is Phase.COMPLETED
     assert plan.status.progress.display == "12/20"
-
-
-STOPPED_EARLY = EarlyStop(metric="rewardAccuracy", step=12, evaluations=2, best_step=6, best_value=0.8125)
-
-
-@pytest.mark.parametrize(("stop", "reason"), [(None, "Succeeded"), (STOPPED_EARLY, "EarlyStopped")])
-def test_what_a_pod_has_told_stands_though_nobody_saw_it_end(stop, reason):
-    """The same final status, whether the pod is still there when its Job is complete or not."""
-    job = started(Stage.TRAIN)
-    child = make_child(job, Stage.TRAIN)
-    pod = make_pod(child)
-    output = OutputStatus(adapter_uri="pvc://finetune-models/out/adapter")
-    last = report_for(pod, Stage.TRAIN, finished=True, early_stop=stop, progress=make_progress(12), output=output)
-    told = look(job, seen(Stage.TRAIN, child, pod, reports=heard(last)))
-    assert (said(told)["Published"], said(told)["Running"][0]) == (("True", "Published"), "False")
-    assert "Complete" not in said(told)
-    assert told.status.phase is Phase.PUBLISHING
-    assert [(a.reason, a.end_time) for a in told.status.attempts][1:] == [("Succeeded", None)]
-    between = look(after(job, told), seen(Stage.TRAIN, child))
-    job, over = after(job, between), replace(child, complete=True)
-    ended = replace(pod, running=False, ended=LATER_TEXT, exit_code=0, last_word=last.model_dump_json())
-    unseen, watched = look(job, seen(Stage.TRAIN, over)), look(after(job, told), seen(Stage.TRAIN, over, ended))
-    assert said(unseen) == said(watched)
-    assert said(unseen)["Complete"] == ("True", reason)
-    assert message(unseen, ConditionType.COMPLETE) == message(watched, ConditionType.COMPLETE)
-    assert (unseen.status.disruptions, unseen.status.restarts) == (0, 0)
-    assert [a.reason for a in unseen.status.attempts] == ["Succeeded"] * 2
-
-
-def test_what_is_published_is_complete_though_its_job_was_held_and_its_pod_is_gone():
-    job = started(Stage.TRAIN)
-    child = make_child(job, Stage.TRAIN)
-    pod = make_pod(child)
-    last = report_for(pod, Stage.TRAIN, finished=True, progress=make_progress(20))
-    job = cancelling(after(job, look(job, seen(Stage.TRAIN, child, pod, reports=heard(last)))))
-    holding = look(job, seen(Stage.TRAIN, child, replace(pod, running=False, leaving=True), reports=heard(last)))
-    (held,) = holding.suspend
-    assert "Complete" not in said(holding)
-    over = look(after(job, holding), seen(Stage.TRAIN, replace(held, halted=True)))
-    assert said(over)["Complete"] == ("True", "Succeeded")
-
-
-def test_what_is_published_is_complete_though_its_pod_was_lost_in_its_last_second():
-    job = started(Stage.TRAIN)
-    child = make_child(job, Stage.TRAIN)
-    pod = make_pod(child)
-    last = report_for(pod, Stage.TRAIN, finished=True, progress=make_progress(20))
-    job = after(job, look(job, seen(Stage.TRAIN, child, pod, reports=heard(last))))
-    killed = replace(pod, running=False, ended=LATER_TEXT, exit_code=137)
-    over = look(job, seen(Stage.TRAIN, replace(child, failed=True), killed))
-    assert said(over)["Complete"] == ("True", "Succeeded")
-    assert "Failed" not in said(over)
-
-
-def test_the_pod_that_takes_the_place_of_one_that_was_done_is_told_of():
-    """A done pod was lost before it could end: its results stand, and the next one says whether it waits or runs."""
-    job = started(Stage.TRAIN)
-    child = make_child(job, Stage.TRAIN)
-    first, second = make_pod(child), make_pod(child, "bbbbb", waiting=Waiting(Reason.UNSCHEDULABLE, "no room"))
-    last = report_for(first, Stage.TRAIN, finished=True, progress=make_progress(20))
-    job = after(job, look(job, seen(Stage.TRAIN, child, first, reports=heard(last))))
-    waits = look(job, seen(Stage.TRAIN, child, second))
-    assert (said(waits)["Running"], said(waits)["Published"][0]) == (("False", "Unschedulable"), "True")
-    runs = look(after(job, waits), seen(Stage.TRAIN, child, replace(second, waiting=None, running=True)))
-    assert (said(runs)["Running"][0], said(runs)["Published"][0]) == ("True", "True")
-
-
-@pytest.mark.parametrize(
-    ("stage", "code", "args", "reason", "words"),
-    [
-        (Stage.PREPARE, FailureCode.DATA_INVALID, {"count": "2", "file": "t"}, "DataInvalid", "2 "),
-        (Stage.TRAIN, FailureCode.DIVERGED, {"step": "4", "learningRate": "1"}, "Diverged", "at step 4"),
-        (Stage.TRAIN, FailureCode.STORAGE_FULL, {"uri": "u"}, "StorageFull", "no space is left at u"),
-    ],
-)
-def test_the_cause_that_a_pod_has_told_stands_though_nobody_saw_it_end(stage, code, args, reason, words):
-    job = started(stage)
-    child = make_child(job, stage)
-    pod = make_pod(child)
-    told = look(job, seen(stage, child, pod, reports=heard(failed_report(pod, stage, code, **args))))
-    assert "Failed" not in said(told)
-    assert said(told)["DataReady" if stage is Stage.PREPARE else "Running"][1] in ("Checking", "Running")
-    over = look(after(job, told), seen(stage, replace(child, failed=True, failed_message="exit code 1x, rule 2")))
-    assert said(over)["Failed"] == ("True", reason)
-    assert words in message(over, ConditionType.FAILED)
-    assert "ends: " not in message(over, ConditionType.FAILED)
-    assert [a.reason for a in over.status.attempts][-1] == code.value
-    assert over.status.disruptions == 0
 
 
 def test_success_without_a_last_word_invents_nothing():

@@ -252,7 +252,8 @@ def judge_conditions(status: JobStatus, suspend: bool, busy: bool, told: object)
     is_true = status.is_true
     failed = status.condition(ConditionType.FAILED)
     assert not (is_true(ConditionType.COMPLETE) and is_true(ConditionType.FAILED)), told
-    assert is_true(ConditionType.COMPLETE) == is_true(ConditionType.PUBLISHED), told
+    assert is_true(ConditionType.PUBLISHED) or not is_true(ConditionType.COMPLETE), told
+    assert not (is_true(ConditionType.PUBLISHED) and is_true(ConditionType.FAILED)), told
     assert is_true(ConditionType.FAILED) == is_true(ConditionType.STALLED), told
     assert (status.completion_time is not None) == status.is_final, told
     assert not (status.is_final and status.active_since), told
