@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import itertools
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
+import pytest
+
+from builders import NOW_TEXT, make_progress, report_for
+from deaths import KEY, SilentPods, fresh_world, not_woken, reconciler, status_of
+from finetune_api.trainer import Stage
+from finetune_operator.client import Conflict
 from finetune_operator.pace import Pace
-from finetune_operator.queue import Key
+from finetune_operator.plan.state import Heard, Pod
+from finetune_operator.poll import Told
+from finetune_operator.queue import Key, RetryLater
+from simulated import SimulatedCluster
 
 JOBS = [("team", name) for name in "abcdef"]
 
@@ -130,3 +142,41 @@ def test_no_turns_pile_up_behind_jobs_that_wait_for_a_worker():
     stuck, granted = asyncio.run(story())
     assert stuck == 11, "each stands for ten, and a second's worth may wait"
     assert granted <= stuck + 11
+
+
+class Speaking(SilentPods):
+    """Pods that run say how far they are."""
+
+    step = 1
+
+    def follow(self, _key: Key, _job: str, pods: Iterable[Pod]) -> Told:
+        told = {p.uid: report_for(p, Stage.TRAIN, progress=make_progress(self.step)) for p in pods if p.running}
+        return Told({uid: Heard(report, NOW_TEXT) for uid, report in told.items()})
+
+
+def test_numbers_whose_write_met_a_conflict_wait_for_their_next_turn():
+    """Anything else is tried again soon; numbers alone are not worth the requests of another look at once."""
+    world = fresh_world({Stage.PREPARE: [0], Stage.TRAIN: [0]})
+    pods: Any = Speaking()
+    conflicts = False
+
+    def write() -> None:
+        if conflicts:
+            raise Conflict("somebody was quicker")
+
+    cluster: Any = SimulatedCluster(world, write, lambda: None)
+    looks = replace(reconciler(world, cluster), poller=pods, pace=Pace(not_woken, 10, itertools.count().__next__))
+    while not any(p["status"]["phase"] == "Running" and "train" in p["metadata"]["name"] for p in world.of("pods")):
+        asyncio.run(looks.look(KEY))
+        world.step()
+    conflicts = True
+    with pytest.raises(RetryLater):
+        asyncio.run(looks.look(KEY))
+    conflicts = False
+    asyncio.run(looks.look(KEY))
+    conflicts, pods.step = True, 2
+    asyncio.run(looks.look(KEY))
+    assert looks.pace.waiting() == 1
+    conflicts = False
+    asyncio.run(looks.look(KEY))
+    assert status_of(world).progress.step == 2
