@@ -147,13 +147,10 @@ class Reconciler:
             written = await write_status(job.metadata, plan.status, self.cluster)
         except NotFound:
             return None
-        except Conflict:
-            if kind is not News.PROGRESS:
-                raise
-            # Numbers have time until the job's next turn; a look at once would only cost requests.
-            self.pace.looked(_key(job), wrote=True)
-            self.pace.wants(_key(job))
-            return None
+        except Conflict as error:
+            if kind is News.PROGRESS:  # numbers have time; a look at once would only cost requests
+                raise RetryLater(str(error)) from error
+            raise
         STATUS_WRITES.labels(kind.value).inc()
         self.pace.looked(_key(job), wrote=True)
         self.poller.recorded(_key(job))
