@@ -27,6 +27,8 @@ class ExitCode(IntEnum):
     DONE = 0
     STOPPED = 3
     """Stopped on request (SIGTERM); the newest complete state stands."""
+    PEER_LOST = 4
+    """Another of the processes that train as one has ended."""
     BAD_CONFIG = 10
     DATA_INVALID = 11
     MODEL_UNAVAILABLE = 13

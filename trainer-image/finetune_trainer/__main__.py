@@ -23,7 +23,8 @@ from finetune_api.data import MAX_CHAT_TEMPLATE, DataOptions, Duplicates, ExtraC
 from finetune_api.method import MethodType, TrainOnInputs
 from finetune_api.report import Failure, FailureCode
 from finetune_api.trainer import ExitCode, JobIdentity, Stage, TrainerConfig
-from finetune_trainer.failures import RunFailed, failed
+from finetune_trainer.failures import PeerLost, RunFailed, failed
+from finetune_trainer.launch import has_to_be_launched, is_first, launch, leave, speaks_for_its_pod
 from finetune_trainer.out.console import Console
 from finetune_trainer.out.progress import Reporter
 
@@ -125,9 +126,15 @@ def _prepare(given: argparse.Namespace) -> int:
 def _train(given: argparse.Namespace) -> int:
     """Signals are heard before the slow imports begin: a first process of a container has no default for them."""
     stopping = _stop_on(signal.SIGTERM)
-    from finetune_trainer.run.train import train
 
-    return _in_pod(given.config, Stage.TRAIN, lambda config, reporter: train(config, reporter, stopping), stopping)
+    def run(config: TrainerConfig, reporter: Reporter) -> None:
+        from finetune_trainer.run.train import train
+        from finetune_trainer.step.ranks import meeting
+
+        with meeting() as ranks:
+            train(config, reporter, stopping, ranks)
+
+    return leave(_in_pod(given.config, Stage.TRAIN, run, stopping))
 
 
 def _local(given: argparse.Namespace) -> int:
@@ -181,19 +188,25 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
     except (OSError, ValidationError) as error:
         print(f"{path} is no trainer configuration: {error}", file=sys.stderr)
         return _unreadable(path, stage, error)
-    reporter = Reporter(config.job, stage, os.environ.get(names.POD_UID_ENV), Console(LOG_PERIOD))
-    reporter.serve()
+    if stage is Stage.TRAIN and has_to_be_launched(config):
+        # Until there are processes that could save anything: from then on the agent takes the signal.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.STOPPED))
+        return launch(config, path)
+    leads = is_first()
+    reporter = Reporter(config.job, stage, os.environ.get(names.POD_UID_ENV), Console(LOG_PERIOD) if leads else None)
+    if leads:
+        reporter.serve()
     failure: Failure | None = None
     try:
-        if config.nodes > 1:
-            problem = f"it is {config.nodes}, and this version of the trainer trains on one node: set it to 1"
-            raise failed(FailureCode.CONFIG_INVALID, field="resources.nodes", problem=problem)
         run(config, reporter)
+    except PeerLost as lost:
+        print(f"another process of this training has ended: {lost}", file=sys.stderr)
+        return ExitCode.PEER_LOST
     except RunFailed as end:
         failure = end.failure
         print(failure.sentence, file=sys.stderr)
-    recorded = reporter.last_word(failure, stopping)
-    if stopping.is_set() and not recorded:
+    recorded = reporter.last_word(failure, stopping) if speaks_for_its_pod() else True
+    if leads and stopping.is_set() and not recorded:
         return ExitCode.STOPPED
     return failure.exit_code if failure is not None else ExitCode.DONE
 

@@ -18,6 +18,10 @@ class RunFailed(Exception):
         self.failure = failure
 
 
+class PeerLost(Exception):
+    """Another of the processes that train as one has ended, or does not answer: no cause, but its consequence."""
+
+
 def failed(code: FailureCode, **args: object) -> RunFailed:
     """A `RunFailed` for `code`, its values as text and cut to what a report may carry."""
     return RunFailed(Failure(code=code, args={name: plain(str(value))[:MAX_ARGUMENT] for name, value in args.items()}))

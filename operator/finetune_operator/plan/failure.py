@@ -8,7 +8,7 @@ from finetune_api.report import EarlyStop, Failure, FailureCode, Report
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Attempt, AttemptReason, JobStatus, Reason
 from finetune_api.trainer import NOT_RETRIED, ExitCode
-from finetune_operator.plan.objects import FREE_EXITS, PEER_LOST
+from finetune_operator.plan.objects import FREE_EXITS
 from finetune_operator.plan.queueing import PREEMPTED
 from finetune_operator.plan.seen import NEVER_STARTED
 from finetune_operator.plan.size import size_of
@@ -105,7 +105,7 @@ def word_of(pod: Pod, report: Report | None) -> str:
     if pod.cause is not None:
         return pod.cause[:64]
     if pod.exit_code in FREE_EXITS:
-        return (AttemptReason.PEER_LOST if pod.exit_code == PEER_LOST else AttemptReason.STOPPED).value
+        return (AttemptReason.PEER_LOST if pod.exit_code == ExitCode.PEER_LOST else AttemptReason.STOPPED).value
     if (failure := failure_of(pod, report)) is not None:
         return failure.code.value
     vanished = pod.exit_code is None

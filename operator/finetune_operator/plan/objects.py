@@ -10,8 +10,7 @@ from finetune_operator.plan.pod import CONTAINER, pod_template
 from finetune_operator.plan.size import size_of
 from finetune_operator.plan.state import Manifest
 
-PEER_LOST = 4
-FREE_EXITS = (int(ExitCode.STOPPED), PEER_LOST)
+FREE_EXITS = (int(ExitCode.STOPPED), int(ExitCode.PEER_LOST))
 """Exit codes that are retried without counting: the trainer was asked to stop, or lost a peer that was."""
 
 

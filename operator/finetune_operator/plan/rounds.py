@@ -10,8 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from finetune_api.status import Reason
-from finetune_api.trainer import NOT_RETRIED
-from finetune_operator.plan.objects import PEER_LOST
+from finetune_api.trainer import NOT_RETRIED, ExitCode
 from finetune_operator.plan.state import Pod, Waiting
 
 
@@ -59,8 +58,8 @@ def _opens_the_next(members: list[Pod], pod: Pod) -> bool:
 def _speaker(members: list[Pod], nodes: int, *, newest: bool) -> Pod:
     """Who says how the round is: index 0 when it has done well, else who ended it, else who holds it up."""
     ended = [pod for pod in members if pod.ended]
-    causes = [pod for pod in ended if pod.exit_code not in (0, PEER_LOST)]
-    peers = [pod for pod in ended if pod.exit_code == PEER_LOST]
+    causes = [pod for pod in ended if pod.exit_code not in (ExitCode.DONE, ExitCode.PEER_LOST)]
+    peers = [pod for pod in ended if pod.exit_code == ExitCode.PEER_LOST]
     going = [pod for pod in members if not pod.ended]
     held_up = [pod for pod in going if pod.waiting]
     if members[0].index == 0 and members[0].ended and members[0].exit_code == 0:

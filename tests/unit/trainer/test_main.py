@@ -59,17 +59,6 @@ def test_a_named_cause_is_said_and_is_the_exit_code(tiny_model, tmp_path, pod, c
     assert "train.jsonl does not exist or may not be read: check trainingFile" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["prepare", "train"])
-def test_several_nodes_are_refused_before_anything_is_read(tiny_model, tmp_path, pod, capsys, command):
-    config = write_config(tiny_model, tmp_path)
-    config.write_text(json.dumps({**json.loads(config.read_text()), "nodes": 2}))
-    assert entry.main([command, str(config)]) == 10
-    assert (
-        "at resources.nodes: it is 2, and this version of the trainer trains on one node: set it to 1"
-        in capsys.readouterr().err
-    )
-
-
 @pytest.mark.parametrize(
     ("content", "field"),
     [(None, "config.json"), ("{", "config.json"), ('{"job": {}}', "job.namespace"), ('{"token": "hf_CANARY"}', "job")],

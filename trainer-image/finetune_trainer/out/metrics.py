@@ -13,19 +13,24 @@ from types import TracebackType
 class MetricsLog:
     """The file, open for appending after `position` bytes; what a killed run wrote beyond them is cut off."""
 
-    def __init__(self, path: Path, position: int) -> None:
-        path.touch()
-        os.truncate(path, min(position, path.stat().st_size))
-        self._file = path.open("ab")
+    def __init__(self, path: Path | None, position: int) -> None:
+        """`path`: None = another process writes them."""
+        self._file = path.open("ab") if path is not None else None
+        if self._file is not None:
+            self._file.truncate(min(position, self._file.seek(0, os.SEEK_END)))
 
     def append(self, step: int, stage: str, values: Mapping[str, float], **more: object) -> None:
         """Write `{"step": step, "<stage>/<name>": value, ...}`; values that are not finite have no JSON form."""
+        if self._file is None:
+            return
         finite = {f"{stage}/{name}": value for name, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **finite, **more}).encode() + b"\n")
         self._file.flush()
 
     def position(self) -> int:
         """Bytes written so far, all of them on the disk."""
+        if self._file is None:
+            return 0
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -35,4 +40,5 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

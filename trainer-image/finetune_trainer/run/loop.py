@@ -163,6 +163,8 @@ class Loop:
         """Publish the current weights."""
         self.ledger.settle()
         self.ledger.check()
+        if self._work.publisher is None:
+            return
         position = self.position
         published = self._work.publisher.publish(
             position.step, kind, checkpoint_values(position.evaluation), self._work.policy.save, position.best.step

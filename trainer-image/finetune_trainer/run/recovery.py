@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from finetune_api.status import JobWarning, Recovery
 from finetune_trainer.out.checkpoint import RecoveryState
@@ -13,6 +15,7 @@ from finetune_trainer.out.clock import now
 from finetune_trainer.run.ledger import Account
 from finetune_trainer.run.loop import Loop, Position
 from finetune_trainer.run.optim import optimizer_tensors, restore_optimizer
+from finetune_trainer.step.ranks import Ranks
 from finetune_trainer.step.recipe import Level, Recipe
 
 
@@ -34,6 +37,35 @@ def snapshot(loop: Loop) -> RecoveryState:
             "time": now(),
         },
     )
+
+
+def shared(state: RecoveryState | None, ranks: Ranks) -> RecoveryState | None:
+    """What the first process has found, on every process."""
+    if ranks.size == 1:
+        return state
+    found = {"step": state.step, "facts": state.facts, "tensors": _shapes(state)} if state is not None else None
+    told = json.loads(ranks.text(json.dumps(found)))
+    if told is None:
+        return None
+    tensors = {
+        file: {
+            name: ranks.copied(state.tensors[file][name] if state is not None else _empty(dtype, shape))
+            for name, (dtype, shape) in shapes.items()
+        }
+        for file, shapes in told["tensors"].items()
+    }
+    return RecoveryState(told["step"], tensors, told["facts"])
+
+
+def _shapes(state: RecoveryState) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    return {
+        file: {name: (str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in part.items()}
+        for file, part in state.tensors.items()
+    }
+
+
+def _empty(dtype: str, shape: list[int]) -> Tensor:
+    return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
 def recipe_of(state: RecoveryState | None) -> Recipe | None:

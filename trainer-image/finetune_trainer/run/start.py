@@ -30,6 +30,7 @@ from finetune_trainer.step.levels import Choice, choose_level
 from finetune_trainer.step.memory import weights_fit
 from finetune_trainer.step.model import Policy, choose_device, load_policy
 from finetune_trainer.step.packing import Plan
+from finetune_trainer.step.ranks import ALONE, Ranks
 from finetune_trainer.step.recipe import Level, Recipe
 from finetune_trainer.step.reference import reference_scores
 from finetune_trainer.step.rehearsal import Rehearsal, most_tokens
@@ -57,7 +58,8 @@ class Work:
     plan: Plan
     rows: MethodRows
     validation: Validation | None
-    publisher: Publisher
+    publisher: Publisher | None
+    """None: another process publishes."""
     merging: Merging | None
     """How the final adapter is merged into its base, where the job asks for that."""
 
@@ -110,12 +112,14 @@ def load_work(
     stored: Recipe | None,
     teller: Teller,
     before_each: Callable[[], None],
+    ranks: Ranks = ALONE,
 ) -> Work:
     """Load the starting weights, find a recipe by which every row fits into memory, and score the reference.
 
     Args:
         stored: the recipe by which an earlier process of this run computed.
         before_each: called before each micro-batch; may raise to end the scoring.
+        ranks: the processes that train as one.
 
     Raises:
         RunFailed: the weights are missing, changed or unsupported, no GPU, unknown modules, layers that cannot be
@@ -132,7 +136,7 @@ def load_work(
     )
     start = _start_folders(config, fetched)
     with weights_fit(device):
-        policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device)
+        policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device, ranks)
         rows = _rows(config, layout, TRAIN_FOLDER)
         held_out = _rows(config, layout, VALIDATION_FOLDER) if prepared.validation_rows else None
         merging = prepare_merging(config, layout, policy, start, rows.cache)
@@ -148,7 +152,7 @@ def load_work(
             plan=plan,
             rows=reference.scored(rows, plan.first_epoch(), TRAIN_FOLDER),
             validation=_validation(held_out, reference) if held_out else None,
-            publisher=_publisher(config, layout, prepared, start, plan),
+            publisher=_publisher(config, layout, prepared, start, plan) if ranks.first else None,
             merging=merging,
         )
 
@@ -164,6 +168,10 @@ def _level(policy: Policy, files: Sequence[MethodRows], teller: Teller) -> Choic
     longest = max(int(rows.widths(Level.SINGLE).max()) for rows in files)
     wanted = Level.SHARED if files[0].pairs else Level.PACKED
     choice = choose_level(policy, wanted, longest, most_tokens(policy.device))
+    levels = list(Level)
+    agreed = levels[policy.ranks.most(levels.index(choice.level))]
+    if agreed is not choice.level:
+        choice = choose_level(policy, agreed, longest, most_tokens(policy.device))
     if choice.problem:
         teller.warn(WarningCode.SHARED_PREFIX_OFF, choice.sentence)
     return choice
@@ -175,14 +183,24 @@ def _recipe(
     """The stored recipe if it still fits model, device and memory, else a new one."""
     rehearsal = Rehearsal(policy, rows, config.batch_size, config.hyperparameters.packing)
     if stored is None:
-        return rehearsal.plan(level)
+        return _agreed(rehearsal.plan(level), policy.ranks)
     levels = list(Level)
     possible = levels.index(stored.level) >= levels.index(level)
-    recipe = rehearsal.fitting(stored) if possible else rehearsal.plan(level)
+    recipe = _agreed(rehearsal.fitting(stored) if possible else rehearsal.plan(level), policy.ranks)
     if recipe != stored:
         message = f"what was planned before the restart does not fit any more: {stored} before, {recipe} from now on"
         teller.warn(WarningCode.RESUME_REPLANNED, message)
     return recipe
+
+
+def _agreed(recipe: Recipe, ranks: Ranks) -> Recipe:
+    """The recipe by which it fits on every process."""
+    return replace(
+        recipe,
+        max_tokens=-ranks.most(-recipe.max_tokens),
+        checkpointing=ranks.any(recipe.checkpointing),
+        split=ranks.any(recipe.split),
+    )
 
 
 def _reference_key(config: TrainerConfig, prepared: Prepared, policy: Policy) -> str:
@@ -216,6 +234,7 @@ class _Reference:
                 self.teller.scoring,
                 self.fitter.policy.base.uri,
                 "trainingFile" if name == TRAIN_FOLDER else "validationFile",
+                self.fitter.policy.ranks,
             )
         return replace(rows, reference=scores)
 

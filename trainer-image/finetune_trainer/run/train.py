@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from threading import Event
 from time import monotonic
 
@@ -24,10 +24,12 @@ from finetune_trainer.out.publish import Publisher, tidy
 from finetune_trainer.run.health import few_steps
 from finetune_trainer.run.loop import Loop
 from finetune_trainer.run.merging import Merging, lossy
-from finetune_trainer.run.recovery import metrics_position, position_of, recipe_of, restore, snapshot
+from finetune_trainer.run.recovery import metrics_position, position_of, recipe_of, restore, shared, snapshot
 from finetune_trainer.run.start import Work, identity_of, load_work, plan_of, verified
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.memory import weights_fit
+from finetune_trainer.step.model import Policy
+from finetune_trainer.step.ranks import ALONE, Ranks
 
 OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"})
 """Fields of a report that belong to the process that made it."""
@@ -35,17 +37,19 @@ STATE_STANDS = frozenset({FailureCode.STOPPED, FailureCode.DIVERGED, FailureCode
 """Ends that leave the last completed step worth saving."""
 
 
-def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
+def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ranks = ALONE) -> None:
     """Train and publish, or go on with what an earlier process of the same job left.
 
     Args:
         stopping: once set, the unfinished step is dropped, the last completed one saved, and the run ends.
+        ranks: the processes that train as one; only the first writes.
 
     Raises:
         RunFailed: any cause that ends the run early, Stopped among them.
+        PeerLost: another of the processes has ended.
     """
     layout = Layout.of(config)
-    if _finished_before(config, layout, reporter):
+    if ranks.any(ranks.first and _finished_before(config, layout, reporter)):
         return
     torch.use_deterministic_algorithms(config.gpus == 0)
     disable_progress_bar()
@@ -60,30 +64,39 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event) -> None:
         teller.warn(short.code, short.message, 0)
     with ExitStack() as open_files:
         with writing_to(layout.uri):
-            store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved)
-            open_files.enter_context(closing(store))
-            state = _newest(store, teller)
-        work = load_work(config, layout, prepared, recipe_of(state), teller, lambda: _go_on(stopping, 0))
+            store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved) if ranks.first else None
+            open_files.enter_context(closing(store) if store is not None else nullcontext())
+            state = shared(_newest(store, teller) if store is not None else None, ranks)
+        teller.resumed(state.step if state else 0)
+        work = load_work(config, layout, prepared, recipe_of(state), teller, lambda: _go_on(ranks, stopping, 0), ranks)
         open_files.enter_context(writing_to(layout.uri))
         open_files.enter_context(weights_fit(work.policy.device))
-        teller.published(work.publisher.forget_after(state.step if state else 0, position_of(state).best.step))
-        with MetricsLog(layout.metrics, metrics_position(state)) as metrics:
-            loop = Loop(config, work, metrics, teller, lambda: _go_on(stopping, loop.position.step))
+        if work.publisher is not None:
+            teller.published(work.publisher.forget_after(state.step if state else 0, position_of(state).best.step))
+        with MetricsLog(layout.metrics if ranks.first else None, metrics_position(state)) as metrics:
+            loop = Loop(config, work, metrics, teller, lambda: _go_on(ranks, stopping, loop.position.step))
             if state:
                 restore(loop, state)
-            _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds)
+            _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds, ranks)
         reporter.update(publishing=True)
         loop.publish(CheckpointType.FINAL)
-        if work.merging:
-            _publish_merged(work, work.merging, teller)
-        reporter.update(output=work.publisher.output())
-        work.publisher.conclude(reporter.report)
+        if work.publisher is not None:
+            _conclude(work, work.publisher, teller, reporter)
+        ranks.wait()
 
 
-def _publish_merged(work: Work, merging: Merging, teller: Teller) -> None:
+def _conclude(work: Work, publisher: Publisher, teller: Teller, reporter: Reporter) -> None:
+    """What follows the final checkpoint: the merged weights, and the word that all is there."""
+    if work.merging:
+        _publish_merged(work.policy, publisher, work.merging, teller)
+    reporter.update(output=publisher.output())
+    publisher.conclude(reporter.report)
+
+
+def _publish_merged(policy: Policy, publisher: Publisher, merging: Merging, teller: Teller) -> None:
     """The final adapter merged into its base; the policy's memory is needed for that."""
-    work.policy.release()
-    checkpoints = work.publisher.publish_merged(merging.save)
+    policy.release()
+    checkpoints = publisher.publish_merged(merging.save)
     teller.published(checkpoints)
     if warning := lossy(checkpoints[-1].metrics[MERGE_ERROR]):
         teller.warn(*warning, checkpoints[-1].step)
@@ -100,9 +113,9 @@ def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) 
     return True
 
 
-def _go_on(stopping: Event, step: int) -> None:
-    """Raises: RunFailed: Stopped: the run was asked to end after `step`."""
-    if stopping.is_set():
+def _go_on(ranks: Ranks, stopping: Event, step: int) -> None:
+    """Raises: RunFailed: Stopped: one of the processes was asked to end after `step`."""
+    if ranks.any(stopping.is_set()):
         raise failed(FailureCode.STOPPED, step=step)
 
 
@@ -111,26 +124,31 @@ def _newest(store: RecoveryStore, teller: Teller) -> RecoveryState | None:
     state, skipped = store.newest()
     for sentence in skipped:
         teller.warn(WarningCode.RECOVERY_SKIPPED, sentence)
-    teller.resumed(state.step if state else 0)
     return state
 
 
-def _steps(loop: Loop, store: RecoveryStore, publisher: Publisher, period: int) -> None:
-    """Run the loop, saving its state every `period` seconds, at the end, and when it is stopped."""
+def _steps(loop: Loop, store: RecoveryStore | None, publisher: Publisher | None, period: int, ranks: Ranks) -> None:
+    """Run the loop, saving its state every `period` seconds, at the end, and when it is stopped.
+
+    All processes take part in a state at the same time; the one that has a store writes it.
+    """
     saved, since = loop.position, monotonic()
 
     def save() -> None:
         nonlocal saved, since
         if loop.position != saved:
-            store.save(snapshot(loop))
+            state = snapshot(loop)
+            if store is not None:
+                store.save(state)
             saved, since = loop.position, monotonic()
 
     def after_each() -> None:
-        is_due = monotonic() - since >= period
+        is_due = ranks.any(ranks.first and monotonic() - since >= period)
         if is_due:
             save()
             loop.ledger.check()
-        if is_due or loop.position.best.step == loop.position.step:
+        is_best = loop.position.best.step == loop.position.step
+        if publisher is not None and store is not None and (is_due or is_best):
             publisher.remove_superseded(store.steps())
 
     try:
@@ -139,8 +157,10 @@ def _steps(loop: Loop, store: RecoveryStore, publisher: Publisher, period: int) 
         loop.ledger.settle()
         if end.failure.code in STATE_STANDS and loop.position.step > 0:
             save()
-        store.wait()
+        if store is not None:
+            store.wait()
         loop.ledger.check()
         raise
     save()
-    store.wait()
+    if store is not None:
+        store.wait()

@@ -39,7 +39,7 @@ class Fitter:
         while True:
             for parameter in self.policy.trainable.values():
                 parameter.grad = None
-            torch.manual_seed(seed)
+            torch.manual_seed(seed + self.policy.ranks.rank)
             try:
                 return accumulate(self.policy, objective, self.recipe, rows, before_each)
             except NoRoom as end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +17,10 @@ from finetune_trainer.step.batch import MicroBatch, sent
 from finetune_trainer.step.collate import collated
 from finetune_trainer.step.memory import random_state, set_random_state, within
 from finetune_trainer.step.model import Policy
-from finetune_trainer.step.packing import MicroBatchRows, pack
+from finetune_trainer.step.packing import MicroBatchRows, divide, pack
 from finetune_trainer.step.recipe import Level, Recipe
+
+NOT_STUCK = -1
 
 
 class Table(Protocol):
@@ -60,6 +63,8 @@ def accumulate(
 ) -> Tensor:
     """Add the gradient of (sum of losses over `rows`) / (their units) to the trainable parameters.
 
+    Of several processes each computes the micro-batches of its share, and all get the whole sum.
+
     Args:
         before_each: called before each micro-batch; what it raises ends the step, its gradients half summed.
 
@@ -75,7 +80,9 @@ def accumulate(
     def one(rows: MicroBatchRows, batch: MicroBatch, split: bool) -> Tensor:
         return backward(policy, batch, lambda sums: objective.loss(sums, rows) / units, split=split)
 
-    return _each(policy, objective, recipe, rows, before_each, one)
+    sums = _each(policy, objective, recipe, rows, before_each, one)
+    policy.ranks.sum_gradients(policy.trainable.values())
+    return sums
 
 
 @torch.no_grad()
@@ -122,8 +129,11 @@ def _each(
     before_each: Callable[[], None],
     run: Callable[[MicroBatchRows, MicroBatch, bool], Tensor],
 ) -> Tensor:
-    """`run` on every micro-batch of `rows`, told whether it is split; the sums in the order of `rows`."""
-    widths = table.widths(recipe.level)
+    """`run` on every micro-batch of `rows`, told whether it is split; the sums in the order of `rows`.
+
+    All processes take the same number of turns, some with nothing to do, and agree in each on whether it fitted.
+    """
+    ranks, widths = policy.ranks, table.widths(recipe.level)
 
     def split(some: MicroBatchRows) -> bool:
         return recipe.splits(int(widths[list(some)].sum()))
@@ -132,20 +142,27 @@ def _each(
         batch = table.batch(some, Level.SINGLE if split(some) else recipe.level)
         return batch.pinned() if policy.device.type == "cuda" else batch
 
-    micro_batches = pack(rows, widths, recipe.max_tokens)
+    shares = [pack(share, widths, recipe.max_tokens) for share in divide(rows, widths, ranks.size)]
+    mine = shares[ranks.rank]
     parts: list[Tensor] = []
-    with closing(collated(micro_batches, make)) as batches:
-        for some, batch in batches:
+    with closing(collated(mine, make)) as batches:
+        for turn, made in zip_longest(range(max(map(len, shares))), batches):
             before_each()
-            sums = within(policy.device, partial(run, some, batch, split(some)))
-            if sums is None:
-                raise NoRoom(some)
-            parts.append(sums)
-    return _in_order(torch.cat(parts), micro_batches, rows)
+            found = within(policy.device, partial(run, made[0], made[1], split(made[0]))) if made else None
+            parts += [found] if found is not None else []
+            stuck = ranks.most(turn * ranks.size + ranks.rank if made and found is None else NOT_STUCK)
+            if stuck != NOT_STUCK:
+                raise NoRoom(shares[stuck % ranks.size][stuck // ranks.size])
+    sums = torch.zeros(len(rows), 2 if table.pairs else 1, dtype=torch.float64, device=policy.device)
+    return ranks.total(_in_order(sums, parts, mine, rows)).flatten()
 
 
-def _in_order(sums: Tensor, micro_batches: Sequence[MicroBatchRows], rows: Sequence[int]) -> Tensor:
-    """Sums in the order of the micro-batches as sums in the order of `rows`."""
-    place = {row: at for at, row in enumerate(row for some in micro_batches for row in some)}
-    order = sent(torch.tensor([place[row] for row in rows]), sums.device)
-    return sums.view(len(place), -1)[order].flatten()
+def _in_order(
+    sums: Tensor, parts: list[Tensor], micro_batches: Sequence[MicroBatchRows], rows: Sequence[int]
+) -> Tensor:
+    """`sums` with those of the rows of `micro_batches`, which are `parts`, in the order of `rows`."""
+    if parts:
+        place = {row: at for at, row in enumerate(rows)}
+        places = sent(torch.tensor([place[row] for some in micro_batches for row in some]), sums.device)
+        sums.index_copy_(0, places, torch.cat(parts).view(len(places), -1))
+    return sums

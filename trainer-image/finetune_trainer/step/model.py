@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from finetune_trainer.step.adapter import continued_adapter, new_adapter, save_a
 from finetune_trainer.step.attention import PREF_VARLEN, AttentionUnsupported
 from finetune_trainer.step.batch import MicroBatch, Pass
 from finetune_trainer.step.logps import Head, sequence_logps
+from finetune_trainer.step.ranks import ALONE, Ranks
 from finetune_trainer.step.weights import Base, StartFolders, backbone_of, head_of, load_base
 
 
@@ -33,6 +35,8 @@ class Policy:
     base: Base
     device: torch.device
     kind: TrainingKind
+    ranks: Ranks = ALONE
+    """The processes that hold it, each the whole of it, and train it as one."""
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -99,7 +103,7 @@ class Policy:
 
 
 def choose_device(gpus: int) -> torch.device:
-    """The GPU if the job has one, else the CPU.
+    """The GPU of this process if the job has any, else the CPU.
 
     Raises:
         RunFailed: GpuMissing: no GPU is visible, or none that computes in bf16.
@@ -109,11 +113,16 @@ def choose_device(gpus: int) -> torch.device:
     found = torch.cuda.device_count() if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 0
     if found < gpus:
         raise failed(FailureCode.GPU_MISSING, value=gpus, found=found)
-    return torch.device("cuda", 0)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def load_policy(
-    start: StartFolders, kind: TrainingKind, lora: LoraConfig | None, seed: int, device: torch.device
+    start: StartFolders,
+    kind: TrainingKind,
+    lora: LoraConfig | None,
+    seed: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Policy:
     """The starting weights, ready to train. A new adapter is drawn from `seed` and changes nothing at first.
 
@@ -134,7 +143,7 @@ def load_policy(
     else:
         root = new_adapter(base.causal, start, lora, seed)
     causal = base.causal
-    return Policy(root, backbone_of(causal), head_of(causal), base, device, kind)
+    return Policy(root, backbone_of(causal), head_of(causal), base, device, kind, ranks)
 
 
 def _save_model(model: PreTrainedModel, base: Base, folder: Path) -> None:

@@ -6,6 +6,7 @@ a resumed run sees the rows that an uninterrupted one would have seen. Packing n
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 MicroBatchRows: TypeAlias = tuple[int, ...]
+ATTENTION_LENGTH = 16384
+"""Width of a row whose attention costs about as much as all else that is computed for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,24 @@ def permutation(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """
     raw = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(rows)
     return np.argsort(raw, kind="stable").astype(np.int64)
+
+
+def divide(rows: Iterable[int], widths: npt.NDArray[np.int64], parts: int) -> tuple[MicroBatchRows, ...]:
+    """`rows` in `parts` parts that cost about the same: the costliest first, each to the part that has least.
+
+    Some parts are empty where there are fewer rows.
+    """
+    given = tuple(rows)
+    if parts == 1:
+        return (given,)
+    costs = {row: float(widths[row]) * (1 + float(widths[row]) / ATTENTION_LENGTH) for row in given}
+    loads = [(0.0, part) for part in range(parts)]
+    divided: list[list[int]] = [[] for _ in range(parts)]
+    for row in sorted(given, key=lambda row: (-costs[row], row)):
+        load, part = loads[0]
+        divided[part].append(row)
+        heapq.heapreplace(loads, (load + costs[row], part))
+    return tuple(map(tuple, divided))
 
 
 def pack(rows: Iterable[int], widths: npt.NDArray[np.int64], max_tokens: int) -> tuple[MicroBatchRows, ...]:

@@ -22,6 +22,7 @@ from finetune_api.report import FailureCode
 from finetune_trainer.failures import failed
 from finetune_trainer.files import replace
 from finetune_trainer.step.batch import PairTokens
+from finetune_trainer.step.ranks import ALONE, Ranks
 
 SHARD_SECONDS = 20.0
 """A shard is written when this much work is in it: what a kill can cost."""
@@ -38,6 +39,7 @@ def reference_scores(
     told: Callable[[int, int], None],
     uri: str,
     file: str,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Sums of log-probabilities under the starting weights, fp64 [rows, 2], preferred first.
 
@@ -50,12 +52,14 @@ def reference_scores(
         told: hears how many rows of how many are done.
         uri: of the model, named where its scores are not finite.
         file: field of the job that names the file whose rows they are.
+        ranks: the processes that score together; the first has the shards.
 
     Raises:
         RunFailed: ConfigInvalid: a shard is about other tokens; ModelUnsupported: a score is not finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    sums, done = _load(folder, pair, sum(map(len, groups)))
+    count = sum(map(len, groups))
+    sums, done = _load(folder, pair, count) if ranks.first else _nothing(count)
+    sums, done = ranks.copied(sums), ranks.copied(done.byte()).bool()
     fresh: list[int] = []
     since = monotonic()
     try:
@@ -65,11 +69,11 @@ def reference_scores(
                 sums[missing] = _finite(score(missing).cpu().view(-1, 2), missing, pair, uri, file)
                 done[missing] = True
                 fresh += missing
-            if fresh and monotonic() - since >= SHARD_SECONDS:
+            if ranks.first and fresh and monotonic() - since >= SHARD_SECONDS:
                 _save(folder, fresh, sums, pair)
                 fresh, since = [], monotonic()
     finally:
-        if fresh:
+        if ranks.first and fresh:
             _save(folder, fresh, sums, pair)
     return sums
 
@@ -91,10 +95,14 @@ def _finite(sums: Tensor, rows: Sequence[int], pair: Tokens, uri: str, file: str
     return sums
 
 
+def _nothing(count: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(count, 2, dtype=torch.float64), torch.zeros(count, dtype=torch.bool)
+
+
 def _load(folder: Path, pair: Tokens, count: int) -> tuple[Tensor, Tensor]:
     """What the shards hold: sums, fp64 [rows, 2], and which rows have them. A damaged shard is removed."""
-    sums = torch.zeros(count, 2, dtype=torch.float64)
-    done = torch.zeros(count, dtype=torch.bool)
+    folder.mkdir(parents=True, exist_ok=True)
+    sums, done = _nothing(count)
     for path in sorted(folder.glob("shard-*.safetensors")):
         try:
             stored = load_file(path)

@@ -1,0 +1,94 @@
+"""Two pods' worth of processes on this machine: they meet, end together, and each pod says why by its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune_api import names
+from finetune_trainer import launch
+from finetune_trainer.layout import Layout, claimed
+from runs import prepared
+from training import metrics_rows, preference_rows, trainer_config, write_jsonl
+
+PATIENCE_SECONDS = 180
+
+
+class Pods:
+    """The two launchers of a training on two nodes, each with a session of its own."""
+
+    def __init__(self, config: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        where = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port), names.POD_UID_ENV: "pod-7"}
+        command = [sys.executable, "-m", "finetune_trainer", "train", str(config)]
+        self.nodes = [
+            subprocess.Popen(command, env={**os.environ, **where, "PET_NODE_RANK": str(node)}, start_new_session=True)
+            for node in range(2)
+        ]
+
+    def ends(self) -> list[int]:
+        return [node.wait(PATIENCE_SECONDS) for node in self.nodes]
+
+    def worker(self, node: int) -> int:
+        """The training process of a node."""
+        (child,) = Path(f"/proc/{self.nodes[node].pid}/task/{self.nodes[node].pid}/children").read_text().split()
+        return int(child)
+
+
+def wait_for_steps(log: Path, steps: int) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not log.exists() or len(metrics_rows(log)) < steps:
+        assert time.monotonic() < deadline, "no steps"
+        time.sleep(0.1)
+
+
+def test_two_pods_train_as_one_stop_as_one_and_say_who_ended_it(tiny_model, tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", preference_rows(10))
+    fields = {"nodes": 2, "hyperparameters": {"nEpochs": 20, "learningRate": 1e-3, "seed": 7}}
+    config = prepared(trainer_config(tiny_model, tmp_path, **fields))
+    path, layout = tmp_path / "config.json", Layout.of(config)
+    path.write_text(json.dumps(config.to_json()))
+
+    pods = Pods(path)
+    wait_for_steps(layout.metrics, 3)
+    os.kill(pods.worker(1), signal.SIGKILL)
+    assert pods.ends() == [4, 137], "the one that was killed, and the one that lost it"
+
+    pods = Pods(path)
+    wait_for_steps(layout.metrics, len(metrics_rows(layout.metrics)) + 3)
+    pods.nodes[1].send_signal(signal.SIGTERM)
+    assert pods.ends() == [3, 3]
+    stopped = len(metrics_rows(layout.metrics))
+
+    path.write_text(json.dumps({**config.to_json(), "evaluation": {}}))
+    pods = Pods(path)
+    assert pods.ends() == [0, 0]
+    assert len(metrics_rows(layout.metrics)) == 60 > stopped
+    assert claimed(layout, config.job).last is not None
+
+
+@pytest.mark.parametrize(
+    ("codes", "killed", "cause"),
+    [
+        ([0, 0], {}, 0),
+        ([4, 15], {}, 15),
+        ([4, 4], {}, 4),
+        ([4], {1: 137}, 137),
+        ([3, 3], {}, 3),
+        ([], {}, 128),
+    ],
+)
+def test_the_pods_exit_code_is_that_of_the_cause(tmp_path, codes, killed, cause):
+    for rank, code in enumerate(codes):
+        (tmp_path / str(rank)).write_text(str(code))
+    assert launch._cause(tmp_path, killed) == cause

@@ -1,0 +1,119 @@
+"""The processes that train as one: each computes its share of every step, and all of them know the same numbers.
+
+Whatever decides how it goes on (a stop, too little memory, the end of a period) is agreed before anybody acts on it:
+so none waits for a word that another will never say. Only the first process writes files and tells of the run. When one
+is lost the others end too, and the run goes on from its newest state, with as many processes as come back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from finetune_trainer.failures import PeerLost
+
+PATIENCE = timedelta(hours=1)
+"""How long one waits for another that is there and silent: longer than any publishing of a checkpoint takes. One that
+ends is noticed at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that train together. Each method is called by all of them, in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the one that writes and tells."""
+        return self.rank == 0
+
+    def most(self, value: int) -> int:
+        """The largest of the values that the processes give."""
+        if self.size == 1:
+            return value
+        given = torch.tensor([value])
+        with _peers_there():
+            dist.all_reduce(given, dist.ReduceOp.MAX)
+        return int(given)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for one of them."""
+        return self.most(flag) > 0
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        self.most(0)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place; each gets the same bits."""
+        if self.size > 1:
+            with _peers_there():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """What the first process gives, in place."""
+        if self.size > 1:
+            with _peers_there():
+                dist.broadcast(tensor, src=0)
+        return tensor
+
+    def text(self, text: str) -> str:
+        """What the first process gives."""
+        if self.size == 1:
+            return text
+        given = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if self.first else torch.empty(0)
+        length = self.most(len(given))
+        held = given if self.first else torch.empty(length, dtype=torch.uint8)
+        return bytes(self.copied(held).tolist()).decode()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every parameter the sum of its gradients on all processes, in one exchange; none counts as zero."""
+        if self.size == 1:
+            return
+        moving = list(parameters)
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in moving])
+        self.total(flat)
+        for parameter, gradient in zip(moving, flat.split([p.numel() for p in moving]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def meeting() -> Iterator[Ranks]:
+    """Meet the other processes, as torchrun's environment says, and part from them at the end.
+
+    Raises:
+        PeerLost: they do not all come.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    with _peers_there():
+        dist.init_process_group(backend, timeout=PATIENCE)
+    yield Ranks(int(os.environ["RANK"]), size)
+    dist.destroy_process_group()  # not after a failure, when it may wait for those that are gone
+
+
+@contextmanager
+def _peers_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(str(error)) from error
