@@ -47,7 +47,7 @@ def job(name: str, nodes: int) -> Manifest:
         runtime=RUNTIME,
         model=f"pvc://{SHARED}/tiny-chat",
         trainingFile=f"pvc://{SHARED}/train.jsonl",
-        hyperparameters={"batchSize": 4, "nEpochs": 2, "learningRate": 1e-4},
+        hyperparameters={"batchSize": 4, "nEpochs": 4, "learningRate": 1e-4},
         checkpointing={"recoveryPeriodSeconds": 0},
         output={"uri": f"pvc://{SHARED}/{name}"},
         resources={"nodes": nodes, "gpusPerNode": 0},
