@@ -5,8 +5,8 @@
 Brings the cluster, images and chart up; applies all jobs at once, sized so that only a few run at the same time; for
 some minutes deletes the operator's pod every 20 s and a random training pod every 15 s; then leaves all alone. Each job
 must be Complete within the limit, with the weights of a job that nothing happened to, two Jobs, and every checkpoint
-once. Writes soak.md; ends with 1 if anything was wrong. The cluster stays if it was there before,
-or is to be looked at.
+once. Writes soak.md; ends with 1 if anything was wrong. The cluster stays if it was there before, and where something
+was wrong, to be looked at.
 """
 
 from __future__ import annotations

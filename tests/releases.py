@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-from apiserver import ControlPlane
+from apiserver import ControlPlane, free_ports
 from manifests import ROOT, documents
 from world import OperatorProcess
 
@@ -51,17 +50,10 @@ class Release:
         kubeconfig = self.plane.kubeconfig_for(token, self.folder / f"{label}.kubeconfig")
         (given,) = documents(self.plane.kubectl("get", "configmap", self.full_name, *where, "-o", "yaml"))
         (settings,) = documents(given["data"]["settings.yaml"])
-        port = free_port()
+        (port,) = free_ports(1)
         path = self.folder / f"{label}.yaml"
         path.write_text(json.dumps({**settings, **IMPATIENT, "healthPort": port}))
         return OperatorProcess(kubeconfig, path, self.folder / f"{label}.log", **more), f"http://127.0.0.1:{port}"
-
-
-def free_port() -> int:
-    """A port that nobody has."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def asked(url: str, seconds: float = 2.0) -> tuple[int, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import tempfile
 import time
 import traceback
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from apiserver import free_ports
 from finetune_trainer.step.ranks import PeerLost, Ranks, meeting
 
 DEADLINE_SECONDS = 120.0
@@ -28,7 +28,7 @@ def together(size: int, work: Callable[[Ranks], Any], *, dies: int | None = None
         dies: a process that is not expected to return.
     """
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        (port,) = free_ports(1)
         children = [_child(rank, size, port, work, Path(folder)) for rank in range(size)]
         _wait(children)
         found = {rank: Path(folder) / str(rank) for rank in range(size) if rank != dies}
@@ -73,9 +73,3 @@ def _wait(children: list[int]) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert not left, f"{len(left)} of {len(children)} processes did not end in {DEADLINE_SECONDS:g} s"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

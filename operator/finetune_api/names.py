@@ -51,6 +51,9 @@ RECORDED_HEADER = "X-Finetune-Recorded"
 PROGRESS_BYTES = 64 * 1024
 RENDEZVOUS_PORT = 29500
 """Where the pod of index 0 waits for the others."""
+MEETING_SECONDS = 24 * 3600
+"""How long a pod waits for the others. Far longer than a start may take: the operator ends a start that takes too
+long, with a reason, where torchrun would only fail."""
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 """Which pod of an Indexed Job a pod is."""
 

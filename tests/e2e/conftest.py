@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import bringup
 import pytest
@@ -28,12 +29,18 @@ def installed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def namespace(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A namespace that enforces the restricted standard, with the demo's model and data on its volume."""
-    bringup.empty_namespace(NAMESPACE, (DATA, OUTPUTS))
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo's model and data."""
     folder = tmp_path_factory.mktemp("data")
     bringup.run(sys.executable, "hack/demo/material.py", str(folder), quiet=True)
-    bringup.run("hack/volume.sh", "put", DATA, NAMESPACE, str(folder), quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def namespace(installed: None, material: Path) -> Iterator[str]:
+    """A namespace that enforces the restricted standard, with the demo's model and data on its volume."""
+    bringup.empty_namespace(NAMESPACE, (DATA, OUTPUTS))
+    bringup.run("hack/volume.sh", "put", DATA, NAMESPACE, str(material), quiet=True)
     yield NAMESPACE
     if not os.environ.get("KEEP"):
         bringup.run("kubectl", "delete", "namespace", NAMESPACE, "--timeout=180s", quiet=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -105,7 +106,14 @@ def weights(job: str) -> str:
     return str(complete(job)["checkpoints"][-1]["sha256"])
 
 
-def fetch(source: str, folder: Path) -> Path:
-    """Copy a folder of the output volume to this machine."""
-    bringup.run("hack/volume.sh", "get", OUTPUTS, NAMESPACE, source, str(folder), quiet=True)
+def fetch(source: str, folder: Path, claim: str = OUTPUTS) -> Path:
+    """Copy a folder of a volume, by default the output volume, to this machine."""
+    bringup.run("hack/volume.sh", "get", claim, NAMESPACE, source, str(folder), quiet=True)
     return folder
+
+
+def create_shared(claim: str) -> None:
+    """A claim that the pods of several nodes can mount."""
+    environment = {**os.environ, "ACCESS_MODE": "ReadWriteMany"}
+    create = ["hack/volume.sh", "create", claim, NAMESPACE]
+    subprocess.run(create, cwd=bringup.ROOT, env=environment, check=True, capture_output=True)

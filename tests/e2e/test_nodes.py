@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 
 import bringup
 import pytest
 
-from e2e.jobs import NAMESPACE, Manifest, a_job, apply, children, complete, kubectl, until
+from e2e.jobs import NAMESPACE, Manifest, a_job, apply, children, complete, create_shared, kubectl, until
 
 SHARED, RUNTIME, NAME = "finetune-shared", "several", "two-nodes"
 
@@ -23,9 +21,7 @@ def several(namespace: str) -> Iterator[None]:
     spec["defaults"] = {"resources": {"cpu": "100m", "memory": "1Gi"}}
     metadata = {"name": RUNTIME}
     apply({"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneRuntime", "metadata": metadata, "spec": spec})
-    environment = {**os.environ, "ACCESS_MODE": "ReadWriteMany"}
-    create = ["hack/volume.sh", "create", SHARED, NAMESPACE]
-    subprocess.run(create, cwd=bringup.ROOT, env=environment, check=True, capture_output=True)
+    create_shared(SHARED)
     kubectl("-n", NAMESPACE, "create", "configmap", "finetune-rows", "--from-literal=rows.jsonl={}")
     yield
     # With its pods, which use the claim as long as they are there.

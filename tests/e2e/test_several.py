@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +10,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from e2e.jobs import NAMESPACE, Manifest, a_job, apply, children, complete, kubectl, status, step, until
+from e2e.jobs import (
+    NAMESPACE,
+    Manifest,
+    a_job,
+    apply,
+    children,
+    complete,
+    create_shared,
+    fetch,
+    kubectl,
+    status,
+    step,
+    until,
+)
 
 SHARED, RUNTIME = "finetune-both", "two-nodes"
 ONE, TWO = "on-one-node", "on-two-nodes"
 
 
 @pytest.fixture
-def two_nodes(namespace: str, tmp_path: Path) -> Iterator[None]:
+def two_nodes(namespace: str, material: Path) -> Iterator[None]:
     """A runtime that takes two nodes, and a claim that both can mount, with model and data."""
     spec = {
         "image": bringup.output("hack/images.sh", "tag", "trainer"),
@@ -29,11 +39,8 @@ def two_nodes(namespace: str, tmp_path: Path) -> Iterator[None]:
     }
     metadata = {"name": RUNTIME}
     apply({"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneRuntime", "metadata": metadata, "spec": spec})
-    environment = {**os.environ, "ACCESS_MODE": "ReadWriteMany"}
-    create = ["hack/volume.sh", "create", SHARED, NAMESPACE]
-    subprocess.run(create, cwd=bringup.ROOT, env=environment, check=True, capture_output=True)
-    bringup.run(sys.executable, "hack/demo/material.py", str(tmp_path), quiet=True)
-    bringup.run("hack/volume.sh", "put", SHARED, NAMESPACE, str(tmp_path), quiet=True)
+    create_shared(SHARED)
+    bringup.run("hack/volume.sh", "put", SHARED, NAMESPACE, str(material), quiet=True)
     yield
     kubectl("-n", NAMESPACE, "delete", "ftj", ONE, TWO, "--ignore-not-found", "--cascade=foreground", "--timeout=60s")
     kubectl("delete", "ftr", RUNTIME)
@@ -57,8 +64,7 @@ def job(name: str, nodes: int) -> Manifest:
 def adapter(name: str, folder: Path) -> dict[str, torch.Tensor]:
     """The final adapter of a job."""
     where = status(name)["output"]["adapterUri"].removeprefix(f"pvc://{SHARED}/")
-    bringup.run("hack/volume.sh", "get", SHARED, NAMESPACE, where, str(folder), quiet=True)
-    return load_file(folder / "adapter_model.safetensors")
+    return load_file(fetch(where, folder, SHARED) / "adapter_model.safetensors")
 
 
 def test_two_nodes_train_what_one_trains_though_one_of_them_has_to_go(two_nodes: None, tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ import pytest
 import installed
 from finetune_api.report import Report
 from finetune_api.status import Metrics
+from finetune_api.trainer import ExitCode
 from judges import collection
 from kubelet import KILLED, Behaviour, wait_for
 from manifests import contains, job, runtime
 from world import OperatorProcess, World, progress, published, script
 
 RUNTIMES = collection(runtime(), "")
-SHARED, PEER_LOST = "finetune-shared", 4
+SHARED = "finetune-shared"
 PLACES: dict[str, Any] = {
     "trainingFile": f"pvc://{SHARED}/train.jsonl",
     "output": {"uri": f"pvc://{SHARED}/out"},
@@ -63,7 +64,7 @@ def test_two_nodes_lose_a_pod_and_end_well(world, several) -> None:
     """One attempt is lost, counted once; its peer leaves by exit 4, which counts nothing; both are made anew."""
     world.restrict()
     lost, over = threading.Event(), threading.Event()
-    first = [until(lost, 1, 2, exit_code=PEER_LOST), until(lost, 1, 2, silent=True, exit_code=KILLED)]
+    first = [until(lost, 1, 2, exit_code=ExitCode.PEER_LOST), until(lost, 1, 2, silent=True, exit_code=KILLED)]
     again = [until(over, 3, 4, word=published("two"))] * 2
     uid = apply_several(world, several, "two", [*first, *again])
     world.wait("two", "Running", seconds=60)

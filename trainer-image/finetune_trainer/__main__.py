@@ -1,7 +1,8 @@
 """finetune-train: `prepare CONFIG`, `train CONFIG` in a pod; `check FILE`, `local JOB.yaml --output DIR` on a laptop.
 
-The only place that reads the environment, takes signals and turns a named cause into an exit code. An exception that
-has no name here ends with Python's own exit code 1 and its traceback, which the operator counts as worth a retry.
+The only place that takes signals, turns a named cause into an exit code and, torchrun's part of it apart, reads the
+environment. An exception that has no name here ends with Python's own exit code 1 and its traceback, which the operator
+counts as worth a retry.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def _in_pod(path: Path, stage: Stage, run: Callable[[TrainerConfig, Reporter], o
     except RunFailed as end:
         failure = end.failure
         print(failure.sentence, file=sys.stderr)
-    recorded = reporter.last_word(failure, stopping) if speaks_for_its_pod() else True
+    recorded = speaks_for_its_pod() and reporter.last_word(failure, stopping)
     if leads and stopping.is_set() and not recorded:
         return ExitCode.STOPPED
     return failure.exit_code if failure is not None else ExitCode.DONE

@@ -13,17 +13,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from finetune_api.names import RENDEZVOUS_PORT
+from finetune_api.names import MEETING_SECONDS, RENDEZVOUS_PORT
 from finetune_api.trainer import ExitCode, TrainerConfig
 from finetune_trainer.failures import RunFailed
-from finetune_trainer.layout import Layout, claimed
+from finetune_trainer.layout import Layout, concluded
 
 RESULTS_ENV = "FINETUNE_RESULTS"
 """Folder in which the processes of a pod leave their exit codes."""
 KILLED = 128
 """Added to the number of the signal that ended a process, as a shell does it."""
-MEETING_SECONDS = 24 * 3600
-"""How long a pod waits for the others; the operator ends a start that takes too long, with a reason."""
 SHUTDOWN_SECONDS = 3600
 """How long processes may take to save their state: the pod's own grace period ends them sooner."""
 
@@ -39,10 +37,9 @@ def has_to_be_launched(config: TrainerConfig) -> bool:
 
 def _is_finished(config: TrainerConfig) -> bool:
     try:
-        manifest = claimed(Layout.of(config), config.job)
+        return concluded(Layout.of(config), config.job) is not None
     except RunFailed:
         return False  # each process will meet that
-    return manifest is not None and manifest.last is not None
 
 
 def is_first() -> bool:

@@ -127,3 +127,13 @@ def claimed(layout: Layout, job: JobIdentity) -> OutputManifest | None:
     if manifest.job.uid != job.uid:
         raise failed(FailureCode.OUTPUT_TAKEN, uri=layout.uri)
     return manifest
+
+
+def concluded(layout: Layout, job: JobIdentity) -> Report | None:
+    """The last report of `job`, once everything of it is published.
+
+    Raises:
+        RunFailed: as `claimed`.
+    """
+    manifest = claimed(layout, job)
+    return manifest.last if manifest is not None else None

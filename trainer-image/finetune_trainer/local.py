@@ -35,7 +35,7 @@ from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import ExitCode, JobIdentity, LoraConfig, Stage, Start, TrainerConfig
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import ADAPTER_WEIGHTS
-from finetune_trainer.layout import Layout, OutputManifest, claimed
+from finetune_trainer.layout import Layout, OutputManifest, concluded
 from finetune_trainer.out.card import MERGE_ERROR
 from finetune_trainer.out.console import Console
 from finetune_trainer.out.progress import Reporter
@@ -74,8 +74,7 @@ class LocalRun:
             return ExitCode.BAD_CONFIG
         reporter = Reporter(config.job, Stage.TRAIN, None, Console(STEP_PERIOD))
         try:
-            manifest = claimed(Layout.of(config), config.job)
-            if manifest is None or manifest.last is None:
+            if concluded(Layout.of(config), config.job) is None:
                 prepare(config, reporter.update)
             train(config, reporter, stopping)
         except RunFailed as end:

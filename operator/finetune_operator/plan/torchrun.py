@@ -15,10 +15,6 @@ from finetune_api.job import FineTuneJob
 from finetune_operator.plan.size import Size
 from finetune_operator.plan.state import Manifest
 
-MEETING_SECONDS = 24 * 3600
-"""How long a pod waits for the others. Far longer than a start may take: the operator ends a start that takes too
-long, with a reason, where torchrun would only fail."""
-
 
 def subdomain(job: FineTuneJob) -> str:
     """The Service under which the pods of a training have names."""
@@ -36,6 +32,6 @@ def environment(job: FineTuneJob, size: Size) -> list[Manifest]:
         "PET_NPROC_PER_NODE": str(max(1, size.gpus)),
         "PET_MASTER_ADDR": first,
         "PET_MASTER_PORT": str(names.RENDEZVOUS_PORT),
-        "PET_RDZV_CONF": f"timeout={MEETING_SECONDS}",
+        "PET_RDZV_CONF": f"timeout={names.MEETING_SECONDS}",
     }
     return [*({"name": k, "value": v} for k, v in values.items()), {"name": "PET_NODE_RANK", "valueFrom": index}]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from apiserver import free_ports
 from finetune_api import names
 from finetune_trainer import launch
 from finetune_trainer.layout import Layout, claimed
@@ -26,9 +26,7 @@ class Pods:
     """The two launchers of a training on two nodes, each with a session of its own."""
 
     def __init__(self, config: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         where = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port), names.POD_UID_ENV: "pod-7"}
         command = [sys.executable, "-m", "finetune_trainer", "train", str(config)]
         self.nodes = [

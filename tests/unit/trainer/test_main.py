@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import urllib.request
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from apiserver import free_ports
 from finetune_api import names
 from finetune_api.report import FailureCode, Report
 from finetune_trainer import __main__ as entry
@@ -164,18 +164,12 @@ def test_a_pod_that_is_asked_to_end_while_it_imports_ends(tiny_model, tmp_path, 
     assert entry.main([command, str(config)]) == 3
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_pod_serves_its_progress_and_stops_on_sigterm(tiny_model, tmp_path, pod):
     """Train as a process, ask it for progress, stop it: exit 3, a saved state, and the next one goes on from it."""
     epochs = {"nEpochs": 1000, "learningRate": 1e-3}
     config = write_config(tiny_model, tmp_path, hyperparameters=epochs, checkpointing={"recoveryPeriodSeconds": 3600})
     assert entry.main(["prepare", str(config)]) == 0
-    port = free_port()
+    (port,) = free_ports(1)
     process = train_in_a_process(config, port, tmp_path / "stderr")
     report = wait_for_step(process, port, 5)
     assert (report.pod_uid, report.finished) == ("pod-7", False)

@@ -126,7 +126,7 @@ def load_work(
             merged though they shall be, too little memory, the reference cannot be written.
     """
     check_checkpoint(config.start, config.mounts)
-    device = choose_device(config.gpus)
+    device = choose_device(config.gpus, ranks.local)
     fetched = fetch_model(
         config.start.model,
         config.mounts,
@@ -182,12 +182,10 @@ def _recipe(
 ) -> Recipe:
     """The stored recipe if it still fits model, device and memory, else a new one."""
     rehearsal = Rehearsal(policy, rows, config.batch_size, config.hyperparameters.packing)
-    if stored is None:
-        return _agreed(rehearsal.plan(level), policy.ranks)
     levels = list(Level)
-    possible = levels.index(stored.level) >= levels.index(level)
-    recipe = _agreed(rehearsal.fitting(stored) if possible else rehearsal.plan(level), policy.ranks)
-    if recipe != stored:
+    possible = stored is not None and levels.index(stored.level) >= levels.index(level)
+    recipe = _agreed(rehearsal.fitting(stored) if stored and possible else rehearsal.plan(level), policy.ranks)
+    if stored is not None and recipe != stored:
         message = f"what was planned before the restart does not fit any more: {stored} before, {recipe} from now on"
         teller.warn(WarningCode.RESUME_REPLANNED, message)
     return recipe

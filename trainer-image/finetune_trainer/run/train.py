@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from threading import Event
 from time import monotonic
 
@@ -15,7 +15,7 @@ from finetune_api.status import CheckpointType
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import writing_to
-from finetune_trainer.layout import Layout, claimed
+from finetune_trainer.layout import Layout, concluded
 from finetune_trainer.out.card import MERGE_ERROR
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
@@ -65,7 +65,8 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
     with ExitStack() as open_files:
         with writing_to(layout.uri):
             store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved) if ranks.first else None
-            open_files.enter_context(closing(store) if store is not None else nullcontext())
+            if store is not None:
+                open_files.enter_context(closing(store))
             state = shared(_newest(store, teller) if store is not None else None, ranks)
         teller.resumed(state.step if state else 0)
         work = load_work(config, layout, prepared, recipe_of(state), teller, lambda: _go_on(ranks, stopping, 0), ranks)
@@ -104,12 +105,12 @@ def _publish_merged(policy: Policy, publisher: Publisher, merging: Merging, tell
 
 def _finished_before(config: TrainerConfig, layout: Layout, reporter: Reporter) -> bool:
     """Whether a process of this job published everything and only its exit was lost; its report is told again."""
-    manifest = claimed(layout, config.job)
-    if manifest is None or manifest.last is None:
+    last = concluded(layout, config.job)
+    if last is None:
         return False
     with writing_to(layout.uri):
-        tidy(layout, manifest.last)
-    reporter.update(**{name: getattr(manifest.last, name) for name in Report.model_fields.keys() - OF_THE_PROCESS})
+        tidy(layout, last)
+    reporter.update(**{name: getattr(last, name) for name in Report.model_fields.keys() - OF_THE_PROCESS})
     return True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,8 +101,8 @@ class Policy:
             _save_model(self.root, self.base, folder)
 
 
-def choose_device(gpus: int) -> torch.device:
-    """The GPU of this process if the job has any, else the CPU.
+def choose_device(gpus: int, place: int = 0) -> torch.device:
+    """The `place`-th GPU if the job has any, else the CPU.
 
     Raises:
         RunFailed: GpuMissing: no GPU is visible, or none that computes in bf16.
@@ -113,7 +112,7 @@ def choose_device(gpus: int) -> torch.device:
     found = torch.cuda.device_count() if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 0
     if found < gpus:
         raise failed(FailureCode.GPU_MISSING, value=gpus, found=found)
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", place)
 
 
 def load_policy(

@@ -30,6 +30,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    local: int = 0
+    """Its place among those of its pod, and so which GPU is its own."""
 
     @property
     def first(self) -> bool:
@@ -101,13 +103,14 @@ def meeting() -> Iterator[Ranks]:
     if size == 1:
         yield ALONE
         return
+    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(ranks.local)
     with _peers_there():
         dist.init_process_group(backend, timeout=PATIENCE)
-    yield Ranks(int(os.environ["RANK"]), size)
+    yield ranks
     dist.destroy_process_group()  # not after a failure, when it may wait for those that are gone
 
 
