@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api import names
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.job import FineTuneJob, job_from
-from finetune_api.report import Failure, FailureCode, Report
+from finetune_api.report import Report
 from finetune_api.runtime import FineTuneRuntime, runtime_from
 from finetune_api.status import Checkpoint, CheckpointType, Condition, Progress, Recovery
 from finetune_api.trainer import Stage

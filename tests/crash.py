@@ -16,9 +16,10 @@ from typing import Any
 
 from kubernetes.aio import client as kubernetes_client
 
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.job import ObjectMeta
 from finetune_api.names import JOB_UID_LABEL, STAGE_LABEL
-from finetune_api.report import Failure, FailureCode, Report
+from finetune_api.report import Report
 from finetune_api.trainer import ExitCode, Stage
 from finetune_operator.apply import post_event
 from finetune_operator.client import FINETUNE_JOBS, PODS, Cluster

@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from apiserver import Api
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.names import (
     JOB_NAME_LABEL,
     JOB_UID_LABEL,
@@ -30,7 +31,7 @@ from finetune_api.names import (
     RECORDED_HEADER,
     STAGE_LABEL,
 )
-from finetune_api.report import Failure, FailureCode, Report
+from finetune_api.report import Report
 from finetune_api.trainer import ExitCode, Stage
 
 PERIOD = 0.05

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Timer
 
-from finetune_api.report import FailureCode, Report
+from finetune_api.failures import FailureCode
+from finetune_api.report import Report
 from finetune_api.trainer import Stage, TrainerConfig
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.layout import Layout

@@ -15,7 +15,8 @@ from typing import Any
 
 from builders import NOW
 from finetune_api import names
-from finetune_api.report import Failure, FailureCode, Report
+from finetune_api.failures import Failure, FailureCode
+from finetune_api.report import Report
 from finetune_api.status import Checkpoint, CheckpointType, DataStatus, OutputStatus, Recovery, Resolved
 from finetune_api.trainer import ExitCode, Stage
 from finetune_operator.client import JOBS, PODS, AlreadyExists, Conflict, NotFound, Resource

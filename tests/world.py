@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apiserver import Api, ControlPlane
-from finetune_api.report import Failure
+from finetune_api.failures import Failure
 from finetune_api.status import (
     Checkpoint,
     CheckpointType,

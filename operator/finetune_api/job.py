@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -13,10 +12,8 @@ from finetune_api.base import (
     ApiModel,
     Flag,
     Integer,
-    IntOrString,
     Matching,
     Name,
-    Number,
     Resource,
     Rule,
     TransitionRule,
@@ -24,83 +21,18 @@ from finetune_api.base import (
 )
 from finetune_api.data import DataOptions
 from finetune_api.evaluation import METRIC_RULES, Evaluation
+from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.method import TrainingKind, TrainingMethod, TrainingType
 from finetune_api.names import JOB_NAME_PATTERN, ApiVersion
+from finetune_api.output import Output
+from finetune_api.resources import Resources
 from finetune_api.secrets import SecretKeyRef
 from finetune_api.status import JobStatus
-from finetune_api.uris import DataUri, HubModel, HubRevision, ModelUri, OutputUri
+from finetune_api.uris import DataUri, HubModel, HubRevision, ModelUri
 
-MAX_BATCH_SIZE = 65536
-MAX_EPOCHS = 1000
 MAX_CHECKPOINTS = 32
-MAX_LEARNING_RATE = 10
 MAX_SECONDS = 315360000
 """Ten years."""
-MAX_SEQ_LENGTH = 16777216
-MAX_NODES = 64
-DEFAULT_BATCH_SIZE = 32
-CPU_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?|[0-9]{1,9}m)$"
-MEMORY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
-
-
-class LrSchedulerType(StrEnum):
-    """Shape of the learning rate after warm-up."""
-
-    COSINE = "Cosine"
-    LINEAR = "Linear"
-
-
-class LrScheduler(ApiModel):
-    """How the learning rate falls."""
-
-    type: LrSchedulerType = LrSchedulerType.COSINE
-    """Cosine or linear decay."""
-    min_lr_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    """Smallest learning rate, as a share of learningRate."""
-    num_cycles: Annotated[Number, Field(gt=0, le=100)] = 0.5
-    """Waves of the cosine; 0.5 falls once from the peak to the minimum. Not used by Linear."""
-
-
-def _batch_size(value: int | str) -> bool:
-    return value == "max" if isinstance(value, str) else 1 <= value <= MAX_BATCH_SIZE
-
-
-BatchSize = Annotated[
-    int | str,
-    IntOrString(
-        message=f'batchSize must be "max" or an integer from 1 to {MAX_BATCH_SIZE}',
-        cel=f"type(self) == int ? self >= 1 && self <= {MAX_BATCH_SIZE} : self == 'max'",
-        holds=_batch_size,
-    ),
-]
-
-
-class Hyperparameters(ApiModel):
-    """The optimisation."""
-
-    n_epochs: Annotated[Integer, Field(ge=1, le=MAX_EPOCHS)] = 1
-    """Passes over the training data."""
-    batch_size: BatchSize | None = None
-    """Pairs (DPO) or rows (SFT) per optimiser step over all GPUs, or `max`: the runtime's limit for the model and
-    method, else 32. How they are split into micro-batches changes nothing in the result. Absent = max."""
-    learning_rate: Annotated[Number, Field(gt=0, le=MAX_LEARNING_RATE)] = 1e-5
-    """Peak learning rate of AdamW."""
-    lr_scheduler: LrScheduler = LrScheduler()
-    """How the learning rate falls after warm-up."""
-    warmup_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    """Share of all steps over which the learning rate rises from 0."""
-    max_grad_norm: Annotated[Number, Field(ge=0, le=1e6)] = 1.0
-    """Gradients are clipped to this norm; 0 = off."""
-    weight_decay: Annotated[Number, Field(ge=0, le=10)] = 0.0
-    """AdamW's weight decay; norms and biases are left out."""
-    max_seq_length: Annotated[Integer, Field(ge=8, le=MAX_SEQ_LENGTH)] | None = None
-    """Longest sequence in tokens; for DPO each side (prompt + answer) gets all of it. What becomes of longer
-    rows, data.overlong says. Absent = the model's own limit."""
-    packing: Flag = True
-    """Short rows share a micro-batch, as many as fit into memory. False = one row per micro-batch: the same result,
-    slower."""
-    seed: Annotated[Integer, Field(ge=0, le=2147483647)] = 42
-    """Seed of the data order, of a new adapter and of dropout."""
 
 
 class Checkpointing(ApiModel):
@@ -111,48 +43,6 @@ class Checkpointing(ApiModel):
     too, wherever it lies."""
     recovery_period_seconds: Annotated[Integer, Field(ge=0, le=86400)] = 600
     """How often a state is saved from which training goes on exactly; 0 = after every step. Also saved on SIGTERM."""
-
-
-class Output(ApiModel):
-    """Where the result goes."""
-
-    uri: OutputUri | None = None
-    """Folder of the result, `pvc://claim/path`. Absent = the runtime's default."""
-    merge: Flag | None = None
-    """True also publishes, in `merged/`, full weights with the trained adapter merged into its base. Needs type
-    LoRA. Absent = false."""
-
-
-def _quantity(pattern: str, what: str, example: str) -> IntOrString:
-    compiled = re.compile(pattern)
-    return IntOrString(
-        message=f"{what} must be a quantity above 0 such as {example}",
-        cel=f"type(self) == int ? self >= 1 : self.matches({cel_string(pattern)}) && self.matches('[1-9]')",
-        holds=lambda value: (
-            value >= 1
-            if isinstance(value, int)
-            else compiled.fullmatch(value) is not None and re.search("[1-9]", value) is not None
-        ),
-    )
-
-
-Cpu = Annotated[int | str, _quantity(CPU_PATTERN, "cpu", '"8" or 500m')]
-Memory = Annotated[int | str, _quantity(MEMORY_PATTERN, "memory", "64Gi")]
-
-
-class Resources(ApiModel):
-    """What a training pod asks for, within the runtime's limits. Absent values are the runtime's defaults."""
-
-    nodes: Annotated[Integer, Field(ge=1, le=MAX_NODES)] | None = None
-    """Training pods that work as one, within the runtime's limits.maxNodes. Every claim that they mount must be
-    ReadWriteMany (or ReadOnlyMany where it is only read). Absent = 1."""
-    gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
-    """GPUs of each pod; 0 = train on the CPU."""
-    cpu: Cpu | None = None
-    """CPU request of each pod; there is no CPU limit. What is computed on the CPU takes that many threads, rounded
-    up."""
-    memory: Memory | None = None
-    """Memory of each pod: request and limit."""
 
 
 Suffix = Annotated[

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from finetune_api.job import DEFAULT_BATCH_SIZE, JobSpec
+from finetune_api.hyperparameters import DEFAULT_BATCH_SIZE
+from finetune_api.job import JobSpec
 from finetune_api.method import ALL_LINEAR, DEFAULT_LORA_RANK, Lora, MethodType, TrainingKind
 from finetune_api.runtime import ModelLimits, RuntimeModel
 from finetune_api.status import Checkpoint, CheckpointType

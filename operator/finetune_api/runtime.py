@@ -8,21 +8,11 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.base import ApiModel, Flag, Integer, Matching, Name, Number, Resource, Rule
 from finetune_api.evaluation import MAX_EVALS
-from finetune_api.job import (
-    MAX_BATCH_SIZE,
-    MAX_CHECKPOINTS,
-    MAX_EPOCHS,
-    MAX_LEARNING_RATE,
-    MAX_NODES,
-    MAX_SECONDS,
-    MAX_SEQ_LENGTH,
-    Cpu,
-    Memory,
-    ObjectMeta,
-    Resources,
-)
+from finetune_api.hyperparameters import MAX_BATCH_SIZE, MAX_EPOCHS, MAX_LEARNING_RATE, MAX_SEQ_LENGTH
+from finetune_api.job import MAX_CHECKPOINTS, MAX_SECONDS, ObjectMeta
 from finetune_api.method import MethodType, ModuleName, TrainingKind
 from finetune_api.names import ApiVersion
+from finetune_api.resources import MAX_NODES, Cpu, Memory, Resources
 from finetune_api.uris import ModelUri, OutputTemplate
 
 Opaque = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]

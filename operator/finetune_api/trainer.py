@@ -17,7 +17,8 @@ from pydantic import Field
 from finetune_api.base import ApiModel, Flag, Integer, Name, Number, Text
 from finetune_api.data import DataOptions
 from finetune_api.evaluation import Evaluation
-from finetune_api.job import Checkpointing, Hyperparameters
+from finetune_api.hyperparameters import Hyperparameters
+from finetune_api.job import Checkpointing
 from finetune_api.method import TrainingKind, TrainingMethod
 
 

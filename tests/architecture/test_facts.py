@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from finetune_api.crd import job_crd, runtime_crd
+from finetune_api.failures import FAILURES
 from finetune_api.names import GROUP
-from finetune_api.report import FAILURES, WarningCode
+from finetune_api.report import WarningCode
 from finetune_api.status import AttemptReason, Phase, Reason
 from finetune_operator.metrics import ENDS
 from manifests import ROOT, read

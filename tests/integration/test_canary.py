@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
-from finetune_api.report import Failure, FailureCode
+from finetune_api.failures import Failure, FailureCode
 from kubelet import wait_for
 from world import World, failing, script
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.report import Failure, FailureCode
+from finetune_api.failures import Failure, FailureCode
 from kubelet import NOW, STARTED, Behaviour, wait_for
 from world import failing, progress, script, well
 

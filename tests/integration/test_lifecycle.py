@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.names import CONFIG_ANNOTATION
-from finetune_api.report import EarlyStop, Failure, FailureCode
+from finetune_api.report import EarlyStop
 from finetune_api.status import DataError, DataStatus
 from finetune_api.trainer import TrainerConfig
 from kubelet import Behaviour, wait_for

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from finetune_api.report import Failure, FailureCode
+from finetune_api.failures import Failure, FailureCode
 from kubelet import Behaviour, wait_for
 from world import failing, progress, published, script, well
 

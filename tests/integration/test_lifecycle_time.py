@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.report import Failure, FailureCode
+from finetune_api.failures import Failure, FailureCode
 from judges import collection
 from kubelet import KILLED, Behaviour, wait_for
 from manifests import runtime

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.report import Failure, FailureCode
+from finetune_api.failures import Failure, FailureCode
 from kubelet import Behaviour, wait_for
 from world import PREPARED, World, script, well
 

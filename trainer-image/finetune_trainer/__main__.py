@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.data import MAX_CHAT_TEMPLATE, DataOptions, Duplicates, ExtraColumns, Overlong
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.method import MethodType, TrainOnInputs
-from finetune_api.report import Failure, FailureCode
 from finetune_api.trainer import ExitCode, JobIdentity, Stage, TrainerConfig
 from finetune_trainer.failures import PeerLost, RunFailed, failed
 from finetune_trainer.launch import has_to_be_launched, is_first, launch, leave, speaks_for_its_pod

@@ -22,8 +22,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from finetune_api.data import DataOptions
+from finetune_api.failures import FailureCode
+from finetune_api.findings import DATA_SENTENCES, DATA_WARNINGS, DataErrorCode
 from finetune_api.method import MethodType, TrainOnInputs
-from finetune_api.report import DATA_SENTENCES, DATA_WARNINGS, DataErrorCode, FailureCode
 from finetune_api.status import Progress
 from finetune_api.trainer import ExitCode
 from finetune_trainer.data.check import FileCheck, Rules

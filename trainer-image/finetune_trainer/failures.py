@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_api.report import Failure, FailureCode
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.words import plain
 
 MAX_ARGUMENT = 512

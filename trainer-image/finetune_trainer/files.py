@@ -16,7 +16,7 @@ from typing import TextIO
 
 from safetensors import SafetensorError
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import failed
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.base import ApiModel
+from finetune_api.failures import FailureCode
 from finetune_api.method import TrainingKind
-from finetune_api.report import FailureCode, Report
+from finetune_api.report import Report
 from finetune_api.status import Checkpoint
 from finetune_api.trainer import JobIdentity, Start, TrainerConfig
 from finetune_trainer.failures import failed

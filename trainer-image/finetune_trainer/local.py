@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.job import FineTuneJob, JobSpec, job_from
 from finetune_api.names import JOB_KIND, RUNTIME_KIND
-from finetune_api.report import Failure, FailureCode, Report
+from finetune_api.report import Report
 from finetune_api.resolve import (
     BEST,
     Place,

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from finetune_api.report import DATA_SENTENCES, DataErrorCode, DataWarningCode, FailureCode, WarningCode
+from finetune_api.failures import FailureCode
+from finetune_api.findings import DATA_SENTENCES, DataErrorCode, DataWarningCode
+from finetune_api.report import WarningCode
 from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Resolved, ResolvedFile, ResolvedModel
 from finetune_api.trainer import JobIdentity, TrainerConfig
 from finetune_trainer.data.check import FileCheck, Rules, Tell

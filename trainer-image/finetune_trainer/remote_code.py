@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import failed
 
 CONFIG_FILE = "config.json"

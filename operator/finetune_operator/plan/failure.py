@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from finetune_api.attempt import MAX_MESSAGE
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.job import FineTuneJob
-from finetune_api.report import EarlyStop, Failure, FailureCode, Report
+from finetune_api.report import EarlyStop, Report
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Attempt, AttemptReason, JobStatus, Reason
 from finetune_api.trainer import NOT_RETRIED, ExitCode

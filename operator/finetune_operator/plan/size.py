@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.job import FineTuneJob, Resources
+from finetune_api.job import FineTuneJob
+from finetune_api.resources import Resources
 from finetune_api.runtime import RuntimeSpec
 
 DEFAULT_CPU, DEFAULT_MEMORY = "1", "2Gi"

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
+from finetune_api.findings import DATA_SENTENCES, DataErrorCode
 from finetune_api.history import History, joined
-from finetune_api.report import DATA_SENTENCES, DataErrorCode, Report
+from finetune_api.report import Report
 from finetune_api.schedule import offered, spaced
 from finetune_api.status import (
     MAX_CHECKPOINTS,

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.base import broken_transitions, cel_string, walk
-from finetune_api.job import FineTuneJob, Hyperparameters, job_from
+from finetune_api.hyperparameters import Hyperparameters
+from finetune_api.job import FineTuneJob, job_from
 from finetune_api.method import Lora
 from manifests import job
 

@@ -7,18 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from finetune_api.failures import FAILURES, Failure, FailureCode
+from finetune_api.findings import DATA_SENTENCES, DataErrorCode
 from finetune_api.names import PROGRESS_BYTES
 from finetune_api.progress import MAX_METRICS
-from finetune_api.report import (
-    DATA_SENTENCES,
-    FAILURES,
-    DataErrorCode,
-    EarlyStop,
-    Failure,
-    FailureCode,
-    Report,
-    WarningCode,
-)
+from finetune_api.report import EarlyStop, Report, WarningCode
 from finetune_api.status import MAX_CHECKPOINTS, Checkpoint, CheckpointType, Metrics, Progress
 from finetune_api.trainer import NOT_RETRIED, ExitCode, Stage
 from finetune_operator.plan.state import Pod

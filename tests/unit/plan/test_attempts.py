@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from builders import NOW_TEXT, make_child, make_job, make_pod, make_recovery, report_for
-from finetune_api.report import Failure, FailureCode, Report
+from finetune_api.failures import Failure, FailureCode
+from finetune_api.report import Report
 from finetune_api.status import Attempt, JobStatus
 from finetune_api.trainer import Stage
 from finetune_operator.plan.attempts import Tally, count, of_stage, out_of_memory_twice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from builders import NOW_TEXT, failed_report, make_child, make_job, make_pod, report_for
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_api.status import Attempt, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.failure import DISRUPTIONS, cause_of, end_of, failure_of, follow_up, word_of, words_of

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from builders import NOW, before_start, make_child, make_job, make_pod, make_recovery, make_runtime, report_for
-from finetune_api.report import Failure, FailureCode
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.status import Attempt, ConditionType, JobStatus
 from finetune_api.trainer import Stage
 from finetune_operator.plan.decide import decide, ours

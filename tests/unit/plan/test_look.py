@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from builders import NOW_TEXT, failed_report, heard, make_child, make_pod, make_progress, make_recovery, report_for
-from finetune_api.job import Resources
-from finetune_api.report import FailureCode, Report
+from finetune_api.failures import FailureCode
+from finetune_api.report import Report
+from finetune_api.resources import Resources
 from finetune_api.status import ConditionType, JobStatus
 from finetune_api.trainer import Stage
 from finetune_operator.plan.state import Fault, Observed, Pod, Silence

@@ -18,7 +18,8 @@ from builders import (
     make_recovery,
     report_for,
 )
-from finetune_api.report import EarlyStop, FailureCode
+from finetune_api.failures import FailureCode
+from finetune_api.report import EarlyStop
 from finetune_api.status import (
     ConditionType,
     DataError,

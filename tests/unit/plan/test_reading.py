@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from builders import make_checkpoint
-from finetune_api.report import Failure, FailureCode, Report, WarningCode
+from finetune_api.failures import Failure, FailureCode
+from finetune_api.report import Report, WarningCode
 from finetune_api.status import DataError, DataStatus, JobWarning, Metrics, OutputStatus
 from finetune_api.trainer import Stage
 from finetune_operator.plan.reading import read_report

@@ -15,8 +15,9 @@ from builders import (
     make_progress,
     report_for,
 )
+from finetune_api.failures import FailureCode
 from finetune_api.job import FineTuneJob
-from finetune_api.report import EarlyStop, FailureCode
+from finetune_api.report import EarlyStop
 from finetune_api.status import Attempt, ConditionType, OutputStatus, Phase, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.state import ChildJob, Plan, Pod, Waiting

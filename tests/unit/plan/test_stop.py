@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from builders import NOW_TEXT, before_start, failed_report, make_child, make_job, make_pod, make_recovery, report_for
-from finetune_api.report import Failure, FailureCode
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.status import Attempt, ConditionType, Phase, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.attempts import MAX_FREE

@@ -16,8 +16,9 @@ import pytest
 
 from builders import NOW, before_start, failed_report, make_child, make_job, make_pod, make_recovery, report_for
 from finetune_api import names
-from finetune_api.job import FineTuneJob, Resources
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
+from finetune_api.job import FineTuneJob
+from finetune_api.resources import Resources
 from finetune_api.status import ConditionType, JobStatus, Phase, Reason
 from finetune_api.trainer import Stage
 from finetune_operator.plan.decide import decide

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs import trainer_config
-from finetune_api.report import FailureCode as Code
+from finetune_api.failures import FailureCode as Code
 from finetune_trainer.data.model import check_checkpoint
 from finetune_trainer.data.sources import fetch_file, fetch_model
 from finetune_trainer.failures import RunFailed

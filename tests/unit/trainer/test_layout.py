@@ -3,7 +3,7 @@
 import pytest
 
 from configs import trainer_config
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.layout import Layout
 

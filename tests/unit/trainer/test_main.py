@@ -14,7 +14,8 @@ import pytest
 
 from apiserver import free_ports
 from finetune_api import names
-from finetune_api.report import FailureCode, Report
+from finetune_api.failures import FailureCode
+from finetune_api.report import Report
 from finetune_trainer import __main__ as entry
 from finetune_trainer import prepare
 from finetune_trainer.out import progress

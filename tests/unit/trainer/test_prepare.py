@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs import trainer_config
-from finetune_api.report import DATA_WARNINGS, DataWarningCode
-from finetune_api.report import FailureCode as Code
+from finetune_api.failures import FailureCode as Code
+from finetune_api.findings import DATA_WARNINGS, DataWarningCode
 from finetune_trainer import prepare as prepare_module
 from finetune_trainer.data.prepared import load_prepared
 from finetune_trainer.data.tokens import CacheKind, open_cache

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from finetune_api.report import FailureCode as Code
+from finetune_api.failures import FailureCode as Code
 from finetune_trainer import remote_code
 from finetune_trainer.data.sources import fetch_model
 from finetune_trainer.failures import RunFailed

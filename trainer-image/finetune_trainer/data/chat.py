@@ -20,7 +20,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.deadline import TEMPLATE_SECONDS, at_most
 from finetune_trainer.data.examples import ChatPair, Tools
 from finetune_trainer.data.rows import Row

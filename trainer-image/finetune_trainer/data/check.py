@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.data import DataOptions, Duplicates, ExtraColumns, Overlong
+from finetune_api.failures import FailureCode
+from finetune_api.findings import DataErrorCode as Code
+from finetune_api.findings import DataWarningCode as Odd
 from finetune_api.method import MethodType, TrainOnInputs
-from finetune_api.report import DataErrorCode as Code
-from finetune_api.report import DataWarningCode as Odd
-from finetune_api.report import FailureCode
 from finetune_api.status import Progress
 from finetune_trainer.data.chat import Part, RowRefused
 from finetune_trainer.data.deadline import TEMPLATE_SECONDS, TookTooLong, at_most

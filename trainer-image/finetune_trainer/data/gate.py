@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.messages import ASSISTANT, ROLES, USER, check_message, check_messages, check_tools
 from finetune_trainer.data.rows import Problem, Row
 

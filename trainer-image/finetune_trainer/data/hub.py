@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import failed
 from finetune_trainer.files import is_full
 

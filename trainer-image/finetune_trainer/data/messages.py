@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.rows import Problem, Row
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_api.resolve import source_uri
 from finetune_api.trainer import Start
 from finetune_api.uris import parse_uri

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from finetune_api.report import DataErrorCode
+from finetune_api.findings import DataErrorCode
 from finetune_trainer.data.rows import Damaged, Line, Problem, Row
 
 BATCH_ROWS = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.chat import MAX_HEADER_TOKENS, ChatTokenizer, Part, RowRefused, TokenisedPair, common_prefix
 from finetune_trainer.data.examples import TextPair
 from finetune_trainer.data.tokens import IntArray

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from finetune_api.report import DataErrorCode
+from finetune_api.findings import DataErrorCode
 from finetune_trainer.data.rows import BYTE_ORDER_MARK, Damaged, Line, Problem, json_lines
 from finetune_trainer.data.zst import ZstStream
 

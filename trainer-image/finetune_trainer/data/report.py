@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TextIO
 
-from finetune_api.report import DATA_SENTENCES, DATA_WARNINGS, DataErrorCode, DataWarningCode
+from finetune_api.findings import DATA_SENTENCES, DATA_WARNINGS, DataErrorCode, DataWarningCode
 from finetune_api.status import MAX_DATA_ERRORS, DataError
 from finetune_trainer.data.rows import Problem
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn, TypeAlias
 
-from finetune_api.report import DataErrorCode
+from finetune_api.findings import DataErrorCode
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is no row (a JSON array of a whole data set, say) and must not fill the memory."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_api.uris import UriParts, parse_uri
 from finetune_trainer.data import hub
 from finetune_trainer.data.hub import HubFailed, Trouble

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.chat import ChatTokenizer, Part, Rendered, RowRefused
 from finetune_trainer.data.examples import Talk, Tools
 from finetune_trainer.data.messages import ASSISTANT, USER

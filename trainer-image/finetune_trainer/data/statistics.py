@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import ceil
 
-from finetune_api.report import DataWarningCode as Code
+from finetune_api.findings import DataWarningCode as Code
 from finetune_api.status import TokenStatistics
 from finetune_trainer.data.tokens import Conversation, Pair
 

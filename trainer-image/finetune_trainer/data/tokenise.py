@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune_api.findings import DataErrorCode as Code
 from finetune_api.method import TrainOnInputs
-from finetune_api.report import DataErrorCode as Code
 from finetune_trainer.data import plain, spans
 from finetune_trainer.data.chat import ChatTokenizer, Part, RowRefused, TokenisedPair
 from finetune_trainer.data.examples import ChatPair, Example, Talk, Text, TextPair, texts

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import ADAPTER_WEIGHTS, MODEL_INDEX, weight_files
 from finetune_trainer.remote_code import code_files

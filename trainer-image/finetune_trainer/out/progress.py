@@ -16,7 +16,8 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from finetune_api import names
-from finetune_api.report import Failure, Report
+from finetune_api.failures import Failure
+from finetune_api.report import Report
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import JobIdentity, Stage
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from finetune_api.failures import FailureCode
 from finetune_api.method import MethodType
-from finetune_api.report import FailureCode, WarningCode
+from finetune_api.report import WarningCode
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.out.metrics import MetricsLog

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from finetune_api.failures import FailureCode
 from finetune_api.metrics import STATUS_NAMES, checkpoint_values
-from finetune_api.report import EarlyStop, FailureCode
+from finetune_api.report import EarlyStop
 from finetune_api.schedule import spaced
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import TrainerConfig

@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from finetune_api.report import FailureCode, WarningCode
+from finetune_api.failures import FailureCode
+from finetune_api.report import WarningCode
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.data.tokens import Pair, TokenCache
 from finetune_trainer.failures import RunFailed, failed

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from finetune_api.job import Hyperparameters, LrScheduler, LrSchedulerType
+from finetune_api.hyperparameters import Hyperparameters, LrScheduler, LrSchedulerType
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 

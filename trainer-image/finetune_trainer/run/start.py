@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from finetune_api.failures import FailureCode
 from finetune_api.method import MethodType
-from finetune_api.report import FailureCode, WarningCode
+from finetune_api.report import WarningCode
 from finetune_api.schedule import spaced
 from finetune_api.trainer import TrainerConfig
 from finetune_api.uris import parse_uri

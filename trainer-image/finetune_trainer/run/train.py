@@ -10,7 +10,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.advice import beta_warning
-from finetune_api.report import FailureCode, Report, WarningCode
+from finetune_api.failures import FailureCode
+from finetune_api.report import Report, WarningCode
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.failures import RunFailed, failed

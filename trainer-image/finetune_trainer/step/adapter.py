@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from finetune_api.failures import FailureCode
 from finetune_api.method import ALL_LINEAR
-from finetune_api.report import FailureCode
 from finetune_api.trainer import LoraConfig
 from finetune_trainer.failures import MALFORMED, RunFailed, failed
 from finetune_trainer.files import ADAPTER_WEIGHTS

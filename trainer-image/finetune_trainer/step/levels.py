@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import failed
 from finetune_trainer.step.attention import AttentionUnsupported
 from finetune_trainer.step.batch import Integers, MicroBatch, pair_batch

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import failed
 
 RAN_OUT = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"

@@ -12,8 +12,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from finetune_api.failures import FailureCode
 from finetune_api.method import TrainingKind
-from finetune_api.report import FailureCode
 from finetune_api.trainer import LoraConfig
 from finetune_trainer.failures import failed
 from finetune_trainer.step.adapter import continued_adapter, new_adapter, save_adapter, with_adapter_merged

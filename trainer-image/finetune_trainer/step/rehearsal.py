@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.step.batch import MicroBatch
 from finetune_trainer.step.gradient import Table, backward

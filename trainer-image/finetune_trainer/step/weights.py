@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.remote_code import brings_code, refuse_code
 from finetune_trainer.step.logps import Head

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chats import BOS, END, adding_bos, pair_of, talk_of, text, trained
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.chat import ChatTokenizer, Part, RowRefused
 from rows import GENERATION, LLAMA_LIKE, NO_SYSTEM, THINKING, assistant, save_light_model, system, user
 from tiny import CHAT_TEMPLATE

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from finetune_api.data import DataOptions
+from finetune_api.failures import FailureCode
+from finetune_api.findings import DataErrorCode as Code
+from finetune_api.findings import DataWarningCode as Odd
 from finetune_api.method import MethodType, TrainOnInputs
-from finetune_api.report import DataErrorCode as Code
-from finetune_api.report import DataWarningCode as Odd
-from finetune_api.report import FailureCode
 from finetune_trainer.data import chat as chat_module
 from finetune_trainer.data import check as check_module
 from finetune_trainer.data.chat import ChatTokenizer

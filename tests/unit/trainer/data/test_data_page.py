@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from finetune_api.report import DataErrorCode, DataWarningCode
+from finetune_api.findings import DataErrorCode, DataWarningCode
 from finetune_trainer.data.gate import SHAPES, check_row, shape_of
 
 PAGE = (Path(__file__).parents[4] / "docs/data.md").read_text()

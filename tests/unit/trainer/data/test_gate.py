@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.gate import CHOSEN, CONVERSATION, INSTRUCTION, PREFERENCE, TEXT, check_row, shape_of
 from rows import assistant, changed, conversation, preference, system, user
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.messages import check_message, check_messages, check_tools, text_of
 from rows import assistant, user
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finetune_api.report import FailureCode as Code
+from finetune_api.failures import FailureCode as Code
 from finetune_api.trainer import Start
 from finetune_trainer.data.model import check_architecture, check_checkpoint, read_model, resolve_length
 from finetune_trainer.failures import RunFailed

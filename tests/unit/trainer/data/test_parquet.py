@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.gate import COLUMNS
 from finetune_trainer.data.parquet import ParquetRows, plain
 from finetune_trainer.data.rows import Problem

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chats import BOS, END, adding_bos, text
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data import plain
 from finetune_trainer.data.chat import ChatTokenizer, RowRefused
 from finetune_trainer.data.examples import TextPair

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.gate import COLUMNS
 from finetune_trainer.data.reader import DataFile
 from finetune_trainer.data.rows import Problem

@@ -3,8 +3,8 @@
 import io
 import json
 
-from finetune_api.report import DataErrorCode as Code
-from finetune_api.report import DataWarningCode as Odd
+from finetune_api.findings import DataErrorCode as Code
+from finetune_api.findings import DataWarningCode as Odd
 from finetune_trainer.data.report import FileReport, Findings, write_reports
 from finetune_trainer.data.rows import Problem
 

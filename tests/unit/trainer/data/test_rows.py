@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data import rows
 from finetune_trainer.data.rows import Problem, json_lines
 

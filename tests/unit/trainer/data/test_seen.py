@@ -4,7 +4,7 @@ import tempfile
 
 import pytest
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.data import seen as seen_module
 from finetune_trainer.data.seen import Seen
 from finetune_trainer.failures import RunFailed

@@ -6,7 +6,7 @@ import os
 import pytest
 from huggingface_hub import constants
 
-from finetune_api.report import FailureCode as Code
+from finetune_api.failures import FailureCode as Code
 from finetune_trainer.data import hub as hub_module
 from finetune_trainer.data.hub import count_parameters
 from finetune_trainer.data.sources import fetch_file, fetch_model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chats import TALK, pair_of, talk, talk_of, text, trained
-from finetune_api.report import DataErrorCode as Code
+from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data import spans
 from finetune_trainer.data.chat import RowRefused
 from rows import GENERATION, LLAMA_LIKE, THINKING, assistant, user

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finetune_api.report import DataWarningCode as Odd
+from finetune_api.findings import DataWarningCode as Odd
 from finetune_trainer.data.statistics import ODDITIES, Lengths, oddities
 from finetune_trainer.data.tokens import Conversation, Pair
 

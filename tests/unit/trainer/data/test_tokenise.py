@@ -3,8 +3,8 @@
 import pytest
 
 from chats import TALK, talk, text, trained
+from finetune_api.findings import DataErrorCode as Code
 from finetune_api.method import TrainOnInputs
-from finetune_api.report import DataErrorCode as Code
 from finetune_trainer.data.chat import RowRefused
 from finetune_trainer.data.examples import ChatPair, Talk, Text, TextPair
 from finetune_trainer.data.tokenise import Tokeniser

@@ -11,7 +11,9 @@ import urllib.request
 import pytest
 
 from finetune_api import names
-from finetune_api.report import DataErrorCode, Failure, FailureCode, Report
+from finetune_api.failures import Failure, FailureCode
+from finetune_api.findings import DataErrorCode
+from finetune_api.report import Report
 from finetune_api.status import Checkpoint, CheckpointType, DataError, DataStatus, JobWarning, Metrics, TokenStatistics
 from finetune_api.trainer import JobIdentity, Stage
 from finetune_trainer.out import progress

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 from transformers import AutoTokenizer
 
-from finetune_api.report import FailureCode, Report
+from finetune_api.failures import FailureCode
+from finetune_api.report import Report
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import Stage
 from finetune_trainer.failures import RunFailed

@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 import torch
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.metrics import MetricsLog

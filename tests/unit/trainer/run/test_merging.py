@@ -23,7 +23,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_api.trainer import Stage
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.out.merge import Merger

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from finetune_api.job import Hyperparameters
+from finetune_api.hyperparameters import Hyperparameters
 from finetune_trainer.run.optim import (
     clip,
     learning_rate,

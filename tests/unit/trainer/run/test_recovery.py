@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout

@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_api.trainer import Stage
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.out.progress import Reporter

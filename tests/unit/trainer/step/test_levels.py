@@ -8,7 +8,7 @@ import torch
 from transformers import modeling_utils
 
 from architectures import build, policy_of
-from finetune_api.report import FailureCode
+from finetune_api.failures import FailureCode
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.step import attention as attention_module
 from finetune_trainer.step import model as model_module
