@@ -18,10 +18,11 @@ $(VENV)/.stamp: requirements/dev.txt pyproject.toml
 
 LOCK := uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --custom-compile-command 'make lock' pyproject.toml
 lock: ## pin the newest allowed dependencies, with hashes
-	$(LOCK) --extra operator -o requirements/operator.txt
-	$(LOCK) --extra trainer -o requirements/trainer.txt
 	$(LOCK) --extra operator --extra trainer --extra dev -o requirements/dev.txt
+	$(LOCK) -c requirements/dev.txt --extra operator -o requirements/operator.txt
+	$(LOCK) -c requirements/dev.txt --extra trainer -o requirements/trainer.txt
 	$(LOCK:pyproject.toml=requirements/build.in) -o requirements/build.txt
+	$(LOCK:pyproject.toml=requirements/mlflow.in) -o requirements/mlflow.txt
 
 .PHONY: cluster-build kueue-build cluster-up cluster-down images
 cluster-build: ## compile the Kubernetes that integration tests start (minutes once)
