@@ -2,7 +2,8 @@
 
 A state is a folder of safetensors and JSON. It gets a temporary name, a manifest with the SHA-256 of each file as the
 last of them, and then its own name, so a state is either whole or recognisably not. The newest two are kept, because
-the newest may turn out damaged.
+the newest may turn out damaged. Where weights are spread over processes, each writes its shares, and the first one,
+when all have, the manifest.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from finetune_trainer.files import replace, sha256_of
+from finetune_trainer.files import replace, sha256_of, sync, write_atomically
+from finetune_trainer.shares import SavedShares, Share, save_shares
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
-WEIGHTS_FILE, OPTIMIZER_FILE = "weights.safetensors", "optimizer.safetensors"
+WEIGHTS, OPTIMIZER = "weights", "optimizer"
+ENDING = ".safetensors"
+DIGESTS = ".digests-"
+NEEDED = {"state", WEIGHTS, OPTIMIZER}
 KEPT = 2
 
 
@@ -31,25 +34,64 @@ class RecoveryState:
     """Everything that training needs to go on after `step`."""
 
     step: int
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    """File name without ending (weights, optimizer) to its tensors."""
+    tensors: Mapping[str, Mapping[str, Share]]
+    """Kind of tensors (weights, optimizer) to what this process writes of them."""
     facts: Mapping[str, Any]
     """The rest, as JSON."""
 
 
-class RecoveryStore:
-    """The recovery states of one run, written by one background thread."""
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A state as it was found, whole and of this plan."""
 
-    def __init__(self, folder: Path, identity: str, saved: Callable[[int], None]) -> None:
-        """`identity` stands for the run's plan: states of another plan are never loaded. `saved` hears each step."""
-        folder.mkdir(parents=True, exist_ok=True)
-        _clean(folder)
+    step: int
+    facts: Mapping[str, Any]
+    folder: Path
+
+    def tensors(self, kind: str) -> SavedShares:
+        """Those of a kind.
+
+        Raises:
+            OSError, SafetensorError: a file has gone since, or is damaged.
+        """
+        return SavedShares(sorted(self.folder.glob(f"{kind}*{ENDING}")))
+
+
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """The processes that write a state, each what it has."""
+
+    rank: int = 0
+    size: int = 1
+    meet: Callable[[], None] = lambda: None
+    """Returns once all have come so far; called by a background thread."""
+
+    def file(self, kind: str) -> str:
+        """What this process's file of a kind of tensors is called."""
+        return f"{kind}{ENDING}" if self.size == 1 else f"{kind}-{self.rank + 1:05}-of-{self.size:05}{ENDING}"
+
+
+class RecoveryStore:
+    """The recovery states of one run, written by one background thread of each process that has something to write."""
+
+    def __init__(
+        self, folder: Path, identity: str, saved: Callable[[int], None], writers: Writers | None = None
+    ) -> None:
+        """`identity` stands for the run's plan: states of another plan are never loaded. `saved` hears each step.
+
+        Of several writers the first one is made before any of them saves.
+        """
+        self._writers = writers or Writers()
+        if self._writers.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _clean(folder)
         self._folder = folder
         self._identity = identity
         self._saved = saved
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recovery")
         self._pending: Future[None] | None = None
         self._pending_step: int | None = None
+        self._saves = 0
 
     def save(self, state: RecoveryState) -> None:
         """Copy `state` and write the copy in the background, after any earlier one.
@@ -58,8 +100,12 @@ class RecoveryStore:
             OSError, SafetensorError: the earlier one could not be written.
         """
         self.wait()
-        copied = {file: {k: t.detach().cpu().clone() for k, t in part.items()} for file, part in state.tensors.items()}
+        copied = {
+            kind: {name: Share(share.tensor.detach().cpu().clone(), share.begin) for name, share in shares.items()}
+            for kind, shares in state.tensors.items()
+        }
         self._pending_step = state.step
+        self._saves += 1
         self._pending = self._writer.submit(self._write, RecoveryState(state.step, copied, dict(state.facts)))
 
     def wait(self) -> None:
@@ -76,7 +122,7 @@ class RecoveryStore:
         """End the background thread."""
         self._writer.shutdown()
 
-    def newest(self) -> tuple[RecoveryState | None, list[str]]:
+    def newest(self) -> tuple[SavedState | None, list[str]]:
         """The newest state that is whole and of this plan, and a sentence for each newer one that is not."""
         skipped: list[str] = []
         for folder in reversed(self._folders()):
@@ -97,18 +143,29 @@ class RecoveryStore:
 
     def _write(self, state: RecoveryState) -> None:
         final = self._folder / f"step-{state.step}"
-        temporary = self._folder / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        for name, tensors in state.tensors.items():
-            save_file(dict(tensors), temporary / f"{name}.safetensors")
-        facts = {"step": state.step, "identity": self._identity, "facts": state.facts}
-        (temporary / STATE_FILE).write_text(json.dumps(facts))
-        digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        (temporary / MANIFEST_FILE).write_text(json.dumps(digests))
-        _put(temporary, final)
-        self._forget(state.step)
-        self._saved(state.step)
+        # Counted, so that no writer takes the folder of an earlier state of this step for that of this one.
+        temporary = self._folder / f".{final.name}.{self._saves}.tmp"
+        temporary.mkdir(exist_ok=True)
+        self._write_shares(state, temporary)
+        self._writers.meet()
+        if self._writers.rank == 0:
+            facts = {"step": state.step, "identity": self._identity, "facts": state.facts}
+            (temporary / STATE_FILE).write_text(json.dumps(facts))
+            (temporary / MANIFEST_FILE).write_text(json.dumps(_digests(temporary)))
+            _put(temporary, final)
+            self._forget(state.step)
+            self._saved(state.step)
+
+    def _write_shares(self, state: RecoveryState, folder: Path) -> None:
+        """This process's files; and, where it is not the first one, their digests, so that nobody has to read them."""
+        for kind, shares in state.tensors.items():
+            save_shares(shares, folder / self._writers.file(kind))
+        if self._writers.rank > 0:
+            files = [folder / self._writers.file(kind) for kind in state.tensors]
+            for file in files:
+                sync(file)
+            digests = {file.name: sha256_of(file) for file in files}
+            write_atomically(folder / f"{DIGESTS}{self._writers.rank}", json.dumps(digests))
 
     def _forget(self, step: int) -> None:
         """Remove all but the newest two up to `step`: this run has skipped what lies beyond its newest state."""
@@ -117,10 +174,10 @@ class RecoveryStore:
             if folder not in kept:
                 shutil.rmtree(folder)
 
-    def _read(self, folder: Path) -> RecoveryState:
+    def _read(self, folder: Path) -> SavedState:
         """Raises: OSError, ValueError, KeyError, SafetensorError: the state is damaged or of another plan."""
         digests = json.loads((folder / MANIFEST_FILE).read_text())
-        if not isinstance(digests, dict) or not digests.keys() >= {STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE}:
+        if not isinstance(digests, dict) or not {name.split("-")[0].split(".")[0] for name in digests} >= NEEDED:
             raise ValueError(f"{MANIFEST_FILE} is damaged")
         for name, digest in digests.items():
             if sha256_of(folder / name) != digest:
@@ -128,9 +185,20 @@ class RecoveryStore:
         facts = json.loads((folder / STATE_FILE).read_text())
         if facts["identity"] != self._identity:
             raise ValueError("it belongs to other data or settings")
-        weights = [name for name in digests if name.endswith(".safetensors")]
-        tensors = {name.removesuffix(".safetensors"): load_file(folder / name) for name in weights}
-        return RecoveryState(facts["step"], tensors, facts["facts"])
+        state = SavedState(facts["step"], facts["facts"], folder)
+        for kind in (WEIGHTS, OPTIMIZER):
+            state.tensors(kind)
+        return state
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of every file of a state; those that the other writers have left are taken from what they say, which goes."""
+    told: dict[str, str] = {}
+    for note in folder.glob(f"{DIGESTS}*"):
+        told |= json.loads(note.read_text())
+        note.unlink()
+    own = {path.name: sha256_of(path) for path in folder.iterdir() if path.name not in told}
+    return dict(sorted((told | own).items()))
 
 
 def _put(temporary: Path, final: Path) -> None:

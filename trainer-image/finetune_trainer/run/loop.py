@@ -164,11 +164,11 @@ class Loop:
         """Publish the current weights."""
         self.ledger.settle()
         self.ledger.check()
+        position, save = self.position, self._work.policy.saving()
         if self._work.publisher is None:
             return
-        position = self.position
         published = self._work.publisher.publish(
-            position.step, kind, checkpoint_values(position.evaluation), self._work.policy.save, position.best.step
+            position.step, kind, checkpoint_values(position.evaluation), save, position.best.step
         )
         self.teller.published(published)
 

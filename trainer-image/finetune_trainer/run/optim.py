@@ -7,14 +7,17 @@ moments and step counts as they are where its `found_inf` is 1, as `torch.amp.Gr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from finetune_api.hyperparameters import Hyperparameters, LrScheduler, LrSchedulerType
+from finetune_trainer.step.sharding import gathered
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+COUNT = "step"
+"""What AdamW calls the number of its steps, one for each parameter."""
 
 
 def make_adamw(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
@@ -61,7 +64,7 @@ def update(optimizer: torch.optim.AdamW, rate: float, norm: Tensor) -> None:
 
 def clip(parameters: Mapping[str, nn.Parameter], max_norm: float) -> Tensor:
     """Scale the gradients down to `max_norm` (0 = never) and return their norm before, 0-d, on their device."""
-    return nn.utils.clip_grad_norm_(list(parameters.values()), max_norm or math.inf)
+    return gathered(nn.utils.clip_grad_norm_(list(parameters.values()), max_norm or math.inf))
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -74,10 +77,15 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.
 
 
 def restore_optimizer(
-    optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.AdamW,
+    parameters: Mapping[str, nn.Parameter],
+    names: Iterable[str],
+    fill: Callable[[Tensor, str], None],
 ) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    for key, value in tensors.items():
+    """Put back what `optimizer_tensors` gave under `names`, and `fill` puts into the tensors that are made for them."""
+    for key in names:
         kind, _, name = key.partition(":")
         parameter = parameters[name]
-        optimizer.state[parameter][kind] = value.to(parameter.device)
+        value = torch.zeros((), device=parameter.device) if kind == COUNT else torch.empty_like(parameter)
+        fill(value, key)
+        optimizer.state[parameter][kind] = value

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from finetune_api.status import JobWarning, Recovery
-from finetune_trainer.out.checkpoint import RecoveryState
+from finetune_trainer.out.checkpoint import OPTIMIZER, WEIGHTS, RecoveryState, SavedState
 from finetune_trainer.out.clock import now
 from finetune_trainer.run.ledger import Account
 from finetune_trainer.run.loop import Loop, Position
 from finetune_trainer.run.optim import optimizer_tensors, restore_optimizer
+from finetune_trainer.shares import SavedShares, Share
 from finetune_trainer.step.ranks import Ranks
 from finetune_trainer.step.recipe import Level, Recipe
+from finetune_trainer.step.sharding import share_of
 
 
-def snapshot(loop: Loop) -> RecoveryState:
+def snapshot(loop: Loop, ranks: Ranks) -> RecoveryState:
     """All that the loop needs to go on. Data order, learning rate and dropout follow from the step.
 
     Every step before it is closed first, so that metrics.jsonl, counts and warnings are those of this very step.
@@ -27,7 +31,10 @@ def snapshot(loop: Loop) -> RecoveryState:
     loop.ledger.settle()
     return RecoveryState(
         step=loop.position.step,
-        tensors={"weights": loop.parameters, "optimizer": optimizer_tensors(loop.optimizer, loop.parameters)},
+        tensors={
+            WEIGHTS: _shares(loop.parameters, ranks),
+            OPTIMIZER: _shares(optimizer_tensors(loop.optimizer, loop.parameters), ranks),
+        },
         facts={
             "recipe": asdict(loop.recipe),
             "position": asdict(loop.position),
@@ -39,36 +46,20 @@ def snapshot(loop: Loop) -> RecoveryState:
     )
 
 
-def shared(state: RecoveryState | None, ranks: Ranks) -> RecoveryState | None:
+def _shares(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Share]:
+    """What this process writes: its share of what is spread, and on the first one all that each process has."""
+    shares = {name: share_of(tensor) or (Share(tensor) if ranks.first else None) for name, tensor in tensors.items()}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def shared(state: SavedState | None, ranks: Ranks) -> SavedState | None:
     """What the first process has found, on every process."""
-    if ranks.size == 1:
-        return state
-    found = {"step": state.step, "facts": state.facts, "tensors": _shapes(state)} if state is not None else None
+    found = {"step": state.step, "facts": state.facts, "folder": str(state.folder)} if state is not None else None
     told = json.loads(ranks.text(json.dumps(found)))
-    if told is None:
-        return None
-    tensors = {
-        file: {
-            name: ranks.copied(state.tensors[file][name] if state is not None else _empty(dtype, shape))
-            for name, (dtype, shape) in shapes.items()
-        }
-        for file, shapes in told["tensors"].items()
-    }
-    return RecoveryState(told["step"], tensors, told["facts"])
+    return SavedState(told["step"], told["facts"], Path(told["folder"])) if told else None
 
 
-def _shapes(state: RecoveryState) -> dict[str, dict[str, tuple[str, list[int]]]]:
-    return {
-        file: {name: (str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in part.items()}
-        for file, part in state.tensors.items()
-    }
-
-
-def _empty(dtype: str, shape: list[int]) -> Tensor:
-    return torch.empty(shape, dtype=getattr(torch, dtype))
-
-
-def recipe_of(state: RecoveryState | None) -> Recipe | None:
+def recipe_of(state: SavedState | None) -> Recipe | None:
     """How the process that saved `state` computed."""
     if state is None:
         return None
@@ -76,22 +67,25 @@ def recipe_of(state: RecoveryState | None) -> Recipe | None:
     return Recipe(**{**facts, "level": Level(facts["level"])})
 
 
-def metrics_position(state: RecoveryState | None) -> int:
+def metrics_position(state: SavedState | None) -> int:
     """Bytes of metrics.jsonl that belong to `state`."""
     return state.facts["metrics"] if state else 0
 
 
-def position_of(state: RecoveryState | None) -> Position:
+def position_of(state: SavedState | None) -> Position:
     """How far the run of `state` was."""
     return TypeAdapter(Position).validate_python(state.facts["position"]) if state else Position()
 
 
 @torch.no_grad()
-def restore(loop: Loop, state: RecoveryState) -> None:
+def restore(loop: Loop, state: SavedState) -> None:
     """Put the loop where `snapshot` found it; the metrics log is cut back by whoever opens it."""
+    weights, optimizer = state.tensors(WEIGHTS), state.tensors(OPTIMIZER)
     for name, parameter in loop.parameters.items():
-        parameter.copy_(state.tensors["weights"][name])
-    restore_optimizer(loop.optimizer, loop.parameters, state.tensors["optimizer"])
+        _read_into(parameter, weights, name)
+    restore_optimizer(
+        loop.optimizer, loop.parameters, optimizer, lambda tensor, key: _read_into(tensor, optimizer, key)
+    )
     loop.position = position_of(state)
     loop.ledger.account = TypeAdapter(Account).validate_python(state.facts["account"])
     loop.teller.take_up(
@@ -99,3 +93,12 @@ def restore(loop: Loop, state: RecoveryState) -> None:
         loop.position.evaluation,
         tuple(JobWarning.model_validate(warning) for warning in state.facts["warnings"]),
     )
+
+
+def _read_into(tensor: Tensor, saved: SavedShares, name: str) -> None:
+    """All of `tensor`, or this process's share of it."""
+    share = share_of(tensor)
+    if share is None:
+        tensor.copy_(saved.whole(name))
+    else:
+        share.tensor.copy_(saved.rows(name, share.begin, len(share.tensor)))

@@ -18,7 +18,7 @@ from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout, concluded
 from finetune_trainer.out.card import MERGE_ERROR
-from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
+from finetune_trainer.out.checkpoint import RecoveryStore, SavedState, Writers
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.out.publish import Publisher, tidy
@@ -31,6 +31,7 @@ from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.memory import weights_fit
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.ranks import ALONE, Ranks
+from finetune_trainer.step.sharding import are_spread
 
 OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"})
 """Fields of a report that belong to the process that made it."""
@@ -65,10 +66,10 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
         teller.warn(short.code, short.message, 0)
     with ExitStack() as open_files:
         with writing_to(layout.uri):
-            store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved) if ranks.first else None
+            store = _store(config, layout, identity_of(config, prepared), teller, ranks)
             if store is not None:
                 open_files.enter_context(closing(store))
-            state = shared(_newest(store, teller) if store is not None else None, ranks)
+            state = shared(_newest(store, teller) if store is not None and ranks.first else None, ranks)
         teller.resumed(state.step if state else 0)
         work = load_work(config, layout, prepared, recipe_of(state), teller, lambda: _go_on(ranks, stopping, 0), ranks)
         open_files.enter_context(writing_to(layout.uri))
@@ -121,7 +122,16 @@ def _go_on(ranks: Ranks, stopping: Event, step: int) -> None:
         raise failed(FailureCode.STOPPED, step=step)
 
 
-def _newest(store: RecoveryStore, teller: Teller) -> RecoveryState | None:
+def _store(config: TrainerConfig, layout: Layout, identity: str, teller: Teller, ranks: Ranks) -> RecoveryStore | None:
+    """Where states are, on each process that has something of them to write."""
+    spread = are_spread(config.training_kind, ranks)
+    if not (spread or ranks.first):
+        return None
+    writers = Writers(ranks.rank, ranks.size, ranks.meet_behind) if spread else Writers()
+    return RecoveryStore(layout.recovery, identity, teller.saved, writers)
+
+
+def _newest(store: RecoveryStore, teller: Teller) -> SavedState | None:
     """The state to go on from."""
     state, skipped = store.newest()
     for sentence in skipped:
@@ -132,14 +142,14 @@ def _newest(store: RecoveryStore, teller: Teller) -> RecoveryState | None:
 def _steps(loop: Loop, store: RecoveryStore | None, publisher: Publisher | None, period: int, ranks: Ranks) -> None:
     """Run the loop, saving its state every `period` seconds, at the end, and when it is stopped.
 
-    All processes take part in a state at the same time; the one that has a store writes it.
+    All processes take part in a state at the same time; those that have a store write it.
     """
     saved, since = loop.position, monotonic()
 
     def save() -> None:
         nonlocal saved, since
         if loop.position != saved:
-            state = snapshot(loop)
+            state = snapshot(loop, ranks)
             if store is not None:
                 store.save(state)
             saved, since = loop.position, monotonic()

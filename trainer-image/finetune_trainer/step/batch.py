@@ -122,6 +122,15 @@ class MicroBatch:
         """The same in memory from which a GPU copies while the program goes on."""
         return replace(self, passes=tuple(one.pinned() for one in self.passes))
 
+    def padded(self, passes: int, level: Level) -> MicroBatch:
+        """The same with so many passes, those that are added being as short as can be and having no targets."""
+        idle = _Piece(np.zeros(1, np.int64), np.zeros(1, np.bool_))
+        added = [_level_pass([idle], 0, level) for _ in range(passes - len(self.passes))]
+        return replace(self, passes=(*self.passes, *added))
+
+
+NOTHING = MicroBatch((), 0, ())
+
 
 class _Piece(NamedTuple):
     """A sequence, or what it adds to the first `prefix` tokens of the piece before it."""
@@ -160,11 +169,15 @@ def _answer(prompt: Integers, answer: Integers) -> _Piece:
 def _micro_batch(
     pieces: Sequence[_Piece], level: Level, rows: Sequence[PairTokens] | Sequence[ConversationTokens]
 ) -> MicroBatch:
-    if level is Level.SINGLE:
-        passes = [replace(_pass([piece], number), layout=None) for number, piece in enumerate(pieces)]
-    else:
-        passes = [_pass(pieces, 0)]
+    alone = level is Level.SINGLE
+    parts = [(number, [piece]) for number, piece in enumerate(pieces)] if alone else [(0, pieces)]
+    passes = [_level_pass(part, first, level) for first, part in parts]
     return MicroBatch(tuple(passes), len(pieces), tuple(row.line for row in rows))
+
+
+def _level_pass(pieces: Sequence[_Piece], first_sequence: int, level: Level) -> Pass:
+    found = _pass(pieces, first_sequence)
+    return replace(found, layout=None) if level is Level.SINGLE else found
 
 
 def _pass(pieces: Sequence[_Piece], first_sequence: int) -> Pass:

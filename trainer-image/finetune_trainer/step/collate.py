@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias, TypeVar
 
 from finetune_trainer.step.batch import MicroBatch
-from finetune_trainer.step.packing import MicroBatchRows
+
+Planned = TypeVar("Planned")
+Made: TypeAlias = Generator[tuple[Planned, MicroBatch], None, None]
 
 
-def collated(
-    micro_batches: Sequence[MicroBatchRows], make: Callable[[MicroBatchRows], MicroBatch]
-) -> Generator[tuple[MicroBatchRows, MicroBatch], None, None]:
-    """Each of `micro_batches` with what `make` makes of it, the next one being made while this one is used.
+def collated(planned: Sequence[Planned], make: Callable[[Planned], MicroBatch]) -> Made[Planned]:
+    """Each of `planned` with the micro-batch that `make` makes of it, the next being made while this one is used.
 
     What `make` raises is raised where its micro-batch would have come. Close the iterator to end the thread early.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate") as thread:
-        pending = [thread.submit(make, rows) for rows in micro_batches[:1]]
-        for place, rows in enumerate(micro_batches, start=1):
+        pending = [thread.submit(make, first) for first in planned[:1]]
+        for place, one in enumerate(planned, start=1):
             batch = pending.pop().result()
-            pending += [thread.submit(make, following) for following in micro_batches[place : place + 1]]
-            yield rows, batch
+            pending += [thread.submit(make, following) for following in planned[place : place + 1]]
+            yield one, batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Protocol
@@ -13,12 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from finetune_trainer.step.batch import MicroBatch, sent
+from finetune_trainer.step.batch import NOTHING, MicroBatch, sent
 from finetune_trainer.step.collate import collated
 from finetune_trainer.step.memory import random_state, set_random_state, within
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.packing import MicroBatchRows, divide, pack
 from finetune_trainer.step.recipe import Level, Recipe
+from finetune_trainer.step.sharding import share_of
 
 NOT_STUCK = -1
 
@@ -78,11 +80,17 @@ def accumulate(
     units = objective.units(rows)
 
     def one(rows: MicroBatchRows, batch: MicroBatch, split: bool) -> Tensor:
-        return backward(policy, batch, lambda sums: objective.loss(sums, rows) / units, split=split)
+        loss = partial(_share_of_loss, objective, rows, units)
+        return backward(policy, batch, loss, split=split)
 
     sums = _each(policy, objective, recipe, rows, before_each, one)
-    policy.ranks.sum_gradients(policy.trainable.values())
+    policy.ranks.sum_gradients(p for p in policy.trainable.values() if share_of(p) is None)
     return sums
+
+
+def _share_of_loss(objective: Objective, rows: MicroBatchRows, units: int, sums: Tensor) -> Tensor:
+    """What `rows` add to the loss of their step: nothing, where a process has none and only takes part."""
+    return objective.loss(sums, rows) / units if rows else sums.sum()
 
 
 @torch.no_grad()
@@ -133,36 +141,71 @@ def _each(
 
     All processes take the same number of turns, some with nothing to do, and agree in each on whether it fitted.
     """
-    ranks, widths = policy.ranks, table.widths(recipe.level)
+    ranks, turns = policy.ranks, _turns(policy, table, recipe, rows)
 
-    def split(some: MicroBatchRows) -> bool:
-        return recipe.splits(int(widths[list(some)].sum()))
-
-    def make(some: MicroBatchRows) -> MicroBatch:
-        batch = table.batch(some, Level.SINGLE if split(some) else recipe.level)
+    def make(turn: _Turn) -> MicroBatch:
+        batch = turn.batch(table, recipe.level)
         return batch.pinned() if policy.device.type == "cuda" else batch
 
-    shares = [pack(share, widths, recipe.max_tokens) for share in divide(rows, widths, ranks.size)]
-    mine = shares[ranks.rank]
+    mine = [turn[ranks.rank] for turn in turns if turn[ranks.rank].passes]
     parts: list[Tensor] = []
     with closing(collated(mine, make)) as batches:
-        for turn, made in zip_longest(range(max(map(len, shares))), batches):
+        for number, made in zip_longest(range(len(turns)), batches):
             before_each()
-            found = within(policy.device, partial(run, made[0], made[1], split(made[0]))) if made else None
+            found = within(policy.device, partial(run, made[0].rows, made[1], made[0].split)) if made else None
             parts += [found] if found is not None else []
-            stuck = ranks.most(turn * ranks.size + ranks.rank if made and found is None else NOT_STUCK)
+            stuck = ranks.most(number * ranks.size + ranks.rank if made and found is None else NOT_STUCK)
             if stuck != NOT_STUCK:
-                raise NoRoom(shares[stuck % ranks.size][stuck // ranks.size])
+                raise NoRoom(turns[stuck // ranks.size][stuck % ranks.size].rows)
     sums = torch.zeros(len(rows), 2 if table.pairs else 1, dtype=torch.float64, device=policy.device)
-    return ranks.total(_in_order(sums, parts, mine, rows)).flatten()
+    return ranks.total(_in_order(sums, parts, [turn.rows for turn in mine], rows)).flatten()
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What one process does while the others do theirs."""
+
+    rows: MicroBatchRows
+    split: bool
+    passes: int
+    """Forward passes, those among them that compute nothing; 0: there is nothing to do at all."""
+
+    def batch(self, table: Table, level: Level) -> MicroBatch:
+        """Its tokens."""
+        level = Level.SINGLE if self.split else level
+        return (table.batch(self.rows, level) if self.rows else NOTHING).padded(self.passes, level)
+
+
+def _turns(policy: Policy, table: Table, recipe: Recipe, rows: Sequence[int]) -> list[list[_Turn]]:
+    """What each process does in each turn, by turn and process; in the last ones some have no rows.
+
+    Where weights are spread, a pass is something that all of them do together: so all make as many as the one that
+    makes the most.
+    """
+    widths = table.widths(recipe.level)
+
+    def turn(some: MicroBatchRows) -> _Turn:
+        split = recipe.splits(int(widths[list(some)].sum()))
+        single = split or recipe.level is Level.SINGLE
+        return _Turn(some, split, len(some) * (2 if table.pairs else 1) if single else min(1, len(some)))
+
+    shares = [pack(share, widths, recipe.max_tokens) for share in divide(rows, widths, policy.ranks.size)]
+    together = [[turn(some) for some in of_each] for of_each in zip_longest(*shares, fillvalue=())]
+    return [_alike(turns) for turns in together] if policy.sharded else together
+
+
+def _alike(turns: Sequence[_Turn]) -> list[_Turn]:
+    """The same turn of every process, with as many passes as any of them needs."""
+    split, passes = any(turn.split for turn in turns), max(turn.passes for turn in turns)
+    return [replace(turn, split=split, passes=passes) for turn in turns]
 
 
 def _in_order(
     sums: Tensor, parts: list[Tensor], micro_batches: Sequence[MicroBatchRows], rows: Sequence[int]
 ) -> Tensor:
     """`sums` with those of the rows of `micro_batches`, which are `parts`, in the order of `rows`."""
-    if parts:
+    if places_of := [row for some in micro_batches for row in some]:
         place = {row: at for at, row in enumerate(rows)}
-        places = sent(torch.tensor([place[row] for some in micro_batches for row in some]), sums.device)
+        places = sent(torch.tensor([place[row] for row in places_of]), sums.device)
         sums.index_copy_(0, places, torch.cat(parts).view(len(places), -1))
     return sums

@@ -21,6 +21,7 @@ from finetune_trainer.failures import failed
 from finetune_trainer.step.attention import AttentionUnsupported
 from finetune_trainer.step.batch import Integers, MicroBatch, pair_batch
 from finetune_trainer.step.model import Policy
+from finetune_trainer.step.ranks import is_of_exchange
 from finetune_trainer.step.recipe import Level
 
 PREFERRED, NON_PREFERRED = 7, 5
@@ -88,7 +89,7 @@ def choose_level(policy: Policy, wanted: Level, longest: int, line: int) -> Choi
         try:
             problem = _short(policy, level) or _long(policy, level, longest, line)
         except (AttentionUnsupported, RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-            if level is Level.SINGLE and isinstance(error, torch.OutOfMemoryError):
+            if is_of_exchange(error) or (level is Level.SINGLE and isinstance(error, torch.OutOfMemoryError)):
                 raise
             said = str(error).strip().split("\n", 1)[0]
             ours = isinstance(error, (AttentionUnsupported, torch.OutOfMemoryError))

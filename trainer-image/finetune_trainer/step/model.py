@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +23,8 @@ from finetune_trainer.step.attention import PREF_VARLEN, AttentionUnsupported
 from finetune_trainer.step.batch import MicroBatch, Pass
 from finetune_trainer.step.logps import Head, sequence_logps
 from finetune_trainer.step.ranks import ALONE, Ranks
-from finetune_trainer.step.weights import Base, StartFolders, backbone_of, head_of, load_base
+from finetune_trainer.step.sharding import WITH_WEIGHTS, are_spread, gathered, is_sharded, shard
+from finetune_trainer.step.weights import Base, StartFolders, backbone_of, empty_base, head_of, load_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,12 @@ class Policy:
     device: torch.device
     kind: TrainingKind
     ranks: Ranks = ALONE
-    """The processes that hold it, each the whole of it, and train it as one."""
+    """The processes that train it as one."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a share of the base's weights, else the whole."""
+        return is_sharded(self.base.causal)
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -52,8 +60,12 @@ class Policy:
 
     def score_pass(self, one: Pass, sequences: int) -> Tensor:
         """The same for one pass of a micro-batch of `sequences`; 0 for those that are not in it."""
-        one = one.to(self.device)
         self._attend(self.base.attention if one.layout is None else PREF_VARLEN)
+        compute = partial(self._sums, one.to(self.device), sequences)
+        sums: Tensor = getattr(self.base.causal, WITH_WEIGHTS)(compute) if self.sharded else compute()
+        return sums
+
+    def _sums(self, one: Pass, sequences: int) -> Tensor:
         placed = {"position_ids": one.position_ids, **one.layout.arguments()} if one.layout else {}
         with self.precision():
             output = self.backbone(input_ids=one.input_ids, use_cache=False, **placed)
@@ -93,12 +105,14 @@ class Policy:
         else:
             causal.activation_checkpointing_disable()
 
-    def save(self, folder: Path) -> None:
-        """Write the trained weights with their configuration, as PEFT or transformers read them."""
+    def saving(self) -> Callable[[Path], None]:
+        """What writes the trained weights with their configuration into a folder, as PEFT or transformers read them.
+
+        All processes ask for it together, the first one calls it.
+        """
         if isinstance(self.root, PeftModel):
-            save_adapter(self.root, folder)
-        else:
-            _save_model(self.root, self.base, folder)
+            return partial(save_adapter, self.root)
+        return partial(_save_model, self.root, self.base, _published(self.root, self.base, self.ranks))
 
 
 def choose_device(gpus: int, place: int = 0) -> torch.device:
@@ -131,12 +145,13 @@ def load_policy(
     """
     gpu = device.type == "cuda"
     dtype = torch.bfloat16 if gpu and kind is TrainingKind.LORA else torch.float32
-    base = load_base(start.base, start.base_uri, dtype, device, remote_code=start.remote_code)
-    root: PeftModel | PreTrainedModel
+    if are_spread(kind, ranks):
+        base = _sharded_base(start, dtype, device, ranks)
+    else:
+        base = _whole_base(start, dtype, device, merged=lora is None)
+    root: PeftModel | PreTrainedModel = base.causal
     if lora is None:
-        root = with_adapter_merged(base.causal, start) if start.adapter else base.causal
         root.requires_grad_(True)
-        base = replace(base, causal=root)
     elif start.adapter is not None:
         root = continued_adapter(base.causal, start, lora)
     else:
@@ -145,18 +160,37 @@ def load_policy(
     return Policy(root, backbone_of(causal), head_of(causal), base, device, kind, ranks)
 
 
-def _save_model(model: PreTrainedModel, base: Base, folder: Path) -> None:
-    """Full weights in the precision of the base, tied ones once, the configuration with its own dropouts again."""
-    dtype = base.published_dtype
+def _whole_base(start: StartFolders, dtype: torch.dtype, device: torch.device, *, merged: bool) -> Base:
+    """The base on `device`, the adapter of `start` in it if it is to be `merged`."""
+    base = load_base(start.base, start.base_uri, dtype, device, remote_code=start.remote_code)
+    return replace(base, causal=with_adapter_merged(base.causal, start)) if merged and start.adapter else base
+
+
+def _sharded_base(start: StartFolders, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Base:
+    """The base spread over the processes. The first one reads it, into the memory of its host."""
+    whole = _whole_base(start, dtype, torch.device("cpu"), merged=True).causal if ranks.first else None
+    base = empty_base(start.base, start.base_uri, dtype, remote_code=start.remote_code)
+    shard(base.causal, whole, device, ranks)
+    return base
+
+
+def _published(model: PreTrainedModel, base: Base, ranks: Ranks) -> dict[str, Tensor]:
+    """Full weights in the precision of the base, tied ones once; where they are spread, all on the first process."""
     cast: dict[int, Tensor] = {}
     weights = {}
-    for name, tensor in model.state_dict().items():
-        as_published = cast.get(tensor.data_ptr())
-        if as_published is None or as_published.shape != tensor.shape:
-            as_published = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-            cast[tensor.data_ptr()] = as_published
-        weights[name] = as_published
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in cast:
+            dtype = base.published_dtype if tensor.is_floating_point() else tensor.dtype
+            found = gathered(tensor.detach())
+            cast[id(tensor)] = found.to("cpu", dtype) if ranks.first else torch.empty(0)
+        weights[name] = cast[id(tensor)]
+    return weights
+
+
+def _save_model(model: PreTrainedModel, base: Base, weights: dict[str, Tensor], folder: Path) -> None:
+    """`weights` with their configuration, which gets its own dropouts again."""
     model.save_pretrained(folder, state_dict=weights)
     path = folder / "config.json"
-    config = json.loads(path.read_text()) | base.dropouts | {"dtype": str(dtype).removeprefix("torch.")}
+    dtype = str(base.published_dtype).removeprefix("torch.")
+    config = json.loads(path.read_text()) | base.dropouts | {"dtype": dtype}
     path.write_text(json.dumps(config, indent=2) + "\n")

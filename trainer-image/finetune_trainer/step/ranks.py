@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from finetune_trainer.failures import PeerLost
 
+GLOO = "gloo"
 PATIENCE = timedelta(hours=1)
 """How long one waits for another that is there and silent: longer than any publishing of a checkpoint takes. One that
 ends is noticed at once."""
@@ -32,6 +33,8 @@ class Ranks:
     size: int = 1
     local: int = 0
     """Its place among those of its pod, and so which GPU is its own."""
+    behind: dist.ProcessGroup | None = None
+    """The same processes once more, for what their background threads agree on."""
 
     @property
     def first(self) -> bool:
@@ -43,8 +46,7 @@ class Ranks:
         if self.size == 1:
             return value
         given = torch.tensor([value])
-        with _peers_there():
-            dist.all_reduce(given, dist.ReduceOp.MAX)
+        dist.all_reduce(given, dist.ReduceOp.MAX)
         return int(given)
 
     def any(self, flag: bool) -> bool:
@@ -55,18 +57,21 @@ class Ranks:
         """Until all have come here."""
         self.most(0)
 
+    def meet_behind(self) -> None:
+        """Until the background threads of all have come here."""
+        if self.behind is not None:
+            dist.all_reduce(torch.zeros(1), group=self.behind)
+
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place; each gets the same bits."""
         if self.size > 1:
-            with _peers_there():
-                dist.all_reduce(tensor)
+            dist.all_reduce(tensor)
         return tensor
 
     def copied(self, tensor: Tensor) -> Tensor:
         """What the first process gives, in place."""
         if self.size > 1:
-            with _peers_there():
-                dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=0)
         return tensor
 
     def text(self, text: str) -> str:
@@ -80,9 +85,9 @@ class Ranks:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every parameter the sum of its gradients on all processes, in one exchange; none counts as zero."""
-        if self.size == 1:
-            return
         moving = list(parameters)
+        if self.size == 1 or not moving:
+            return
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in moving])
         self.total(flat)
         for parameter, gradient in zip(moving, flat.split([p.numel() for p in moving]), strict=True):
@@ -97,26 +102,27 @@ def meeting() -> Iterator[Ranks]:
     """Meet the other processes, as torchrun's environment says, and part from them at the end.
 
     Raises:
-        PeerLost: they do not all come.
+        PeerLost: they do not all come, or one ends before the others.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
-    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
-    backend = "gloo"
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    backend = GLOO
     if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(ranks.local)
-    with _peers_there():
+        backend = f"cpu:{GLOO},cuda:nccl"
+        torch.cuda.set_device(local)
+    try:
         dist.init_process_group(backend, timeout=PATIENCE)
-    yield ranks
+        yield Ranks(rank, size, local, dist.new_group(backend=GLOO, timeout=PATIENCE))
+    except RuntimeError as error:
+        if is_of_exchange(error):
+            raise PeerLost(str(error)) from error
+        raise
     dist.destroy_process_group()  # not after a failure, when it may wait for those that are gone
 
 
-@contextmanager
-def _peers_there() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise PeerLost(str(error)) from error
+def is_of_exchange(error: Exception) -> bool:
+    """Whether something failed between processes: one has ended, or does not answer. gloo has no class for it."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and GLOO in str(error))

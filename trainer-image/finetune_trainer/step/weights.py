@@ -71,20 +71,15 @@ def load_base(
         RunFailed: RemoteCode; ModelUnsupported: an architecture that transformers does not know, quantised or missing
             weights, a head that is more than a projection.
     """
-    refuse_code(uri, folder, remote_code)
-    if (folder / ADAPTER_CONFIG).is_file():  # transformers would load it too, from whatever base it names
-        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=IS_ADAPTER)
-    trust = remote_code and brings_code(folder)
+    config, dropouts = _config(folder, uri, remote_code)
+    published_dtype = config.dtype or torch.float32
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-        dropouts = _switch_off_dropouts(config)
-        published_dtype = config.dtype or torch.float32
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype or published_dtype,
             use_safetensors=True,
-            trust_remote_code=trust,
+            trust_remote_code=_trusts(folder, remote_code),
             local_files_only=True,
             output_loading_info=True,
         )
@@ -97,6 +92,41 @@ def load_base(
     if problem := head_problem(causal):
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem)
     return Base(uri, causal, dropouts, published_dtype, causal.config._attn_implementation)
+
+
+def empty_base(folder: Path, uri: str, dtype: torch.dtype, *, remote_code: bool = False) -> Base:
+    """The same model without any weights: its parameters and buffers take no memory (device `meta`).
+
+    Raises:
+        RunFailed: RemoteCode; ModelUnsupported.
+    """
+    config, dropouts = _config(folder, uri, remote_code)
+    published_dtype = config.dtype or torch.float32
+    try:
+        with torch.device("meta"):
+            causal = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=_trusts(folder, remote_code)
+            )
+    except (*MALFORMED, ImportError) as error:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=_first_line(error)) from error
+    return Base(uri, causal, dropouts, published_dtype, causal.config._attn_implementation)
+
+
+def _config(folder: Path, uri: str, remote_code: bool) -> tuple[Any, dict[str, float]]:
+    """The configuration, with every dropout switched off, and what the dropouts were."""
+    refuse_code(uri, folder, remote_code)
+    if (folder / ADAPTER_CONFIG).is_file():  # transformers would load it too, from whatever base it names
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=IS_ADAPTER)
+    try:
+        trust = _trusts(folder, remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        return config, _switch_off_dropouts(config)
+    except (*MALFORMED, ImportError, StrictDataclassError) as error:
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=_first_line(error)) from error
+
+
+def _trusts(folder: Path, remote_code: bool) -> bool:
+    return remote_code and brings_code(folder)
 
 
 def _switch_off_dropouts(config: Any) -> dict[str, float]:

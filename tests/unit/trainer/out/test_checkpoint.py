@@ -14,10 +14,14 @@ import torch
 
 from finetune_trainer.out import checkpoint
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
+from finetune_trainer.shares import Share
 
 
 def state(step):
-    tensors = {"weights": {"a": torch.full((3,), float(step))}, "optimizer": {"step:a": torch.tensor(float(step))}}
+    tensors = {
+        "weights": {"a": Share(torch.full((3,), float(step)))},
+        "optimizer": {"step:a": Share(torch.tensor(float(step)))},
+    }
     return RecoveryState(step, tensors, {"tokens": 10 * step})
 
 
@@ -43,8 +47,8 @@ def test_the_newest_state_comes_back_as_it_was(store, told):
     save(store, 1, 2)
     found, skipped = store.newest()
     assert (found.step, found.facts, skipped) == (2, {"tokens": 20}, [])
-    assert torch.equal(found.tensors["weights"]["a"], torch.full((3,), 2.0))
-    assert found.tensors["optimizer"]["step:a"].shape == ()
+    assert torch.equal(found.tensors("weights").whole("a"), torch.full((3,), 2.0))
+    assert found.tensors("optimizer").whole("step:a").shape == ()
     assert told == [1, 2]
 
 
@@ -87,9 +91,9 @@ def test_killed_while_a_state_takes_the_place_of_one_of_the_same_step_there_is_o
 def test_a_state_is_what_it_was_when_it_was_given(store):
     given = state(1)
     store.save(given)
-    given.tensors["weights"]["a"].fill_(9.0)
+    given.tensors["weights"]["a"].tensor.fill_(9.0)
     store.wait()
-    assert torch.equal(store.newest()[0].tensors["weights"]["a"], torch.full((3,), 1.0))
+    assert torch.equal(store.newest()[0].tensors("weights").whole("a"), torch.full((3,), 1.0))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_a_write_that_fails_is_heard_of_and_leaves_the_earlier_state(store, monk
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_shares", full)
     store.save(state(2))
     with pytest.raises(OSError, match="No space left"):
         store.wait()

@@ -58,7 +58,7 @@ def trained(base, folder, scale=0.05, **changes):
     policy.training(False)
     adapter = folder / "adapter"
     adapter.mkdir()
-    policy.save(adapter)
+    policy.saving()(adapter)
     merging = Merging(start_folders(base), adapter, stored_layers(policy.root, base), ROWS, torch.device("cpu"))
     return policy, merging
 

@@ -97,7 +97,7 @@ def test_a_restored_optimizer_makes_the_same_next_step():
             if restored and step == 2:
                 kept = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, parameters).items()}
                 optimizer = make_adamw(parameters, 0.1)
-                restore_optimizer(optimizer, parameters, kept)
+                restore_optimizer(optimizer, parameters, kept, lambda tensor, key, kept=kept: tensor.copy_(kept[key]))
             for number, parameter in enumerate(parameters.values()):
                 parameter.grad = torch.full_like(parameter, 0.3 * (step + 1) * (-1) ** number)
             update(optimizer, 0.1 / (step + 1), torch.tensor(1.0))

@@ -84,7 +84,7 @@ def test_only_named_modules_are_adapted(tiny_model):
 def test_a_saved_adapter_loads_with_plain_peft(tiny_model, tmp_path):
     policy = load(tiny_model, lora=lora())
     disturb(policy)
-    policy.save(tmp_path)
+    policy.saving()(tmp_path)
     described = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (described["base_model_name_or_path"], described["revision"]) == ("org/tiny", "main")
     assert (described["r"], described["lora_alpha"], described["task_type"]) == (4, 8.0, "CAUSAL_LM")
@@ -95,7 +95,7 @@ def test_saving_twice_gives_the_same_bytes(tiny_model, tmp_path):
     policy = load(tiny_model, lora=lora())
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        policy.save(tmp_path / name)
+        policy.saving()(tmp_path / name)
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -106,7 +106,7 @@ def adapter(tiny_model, tmp_path):
     disturb(policy)
     folder = tmp_path / "adapter"
     folder.mkdir()
-    policy.save(folder)
+    policy.saving()(folder)
     return folder
 
 

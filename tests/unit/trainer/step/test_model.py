@@ -29,7 +29,7 @@ def plain(folder):
 def test_saved_full_weights_load_with_plain_transformers(tiny_model, tmp_path):
     policy = load(tiny_model)
     disturb(policy)
-    policy.save(tmp_path)
+    policy.saving()(tmp_path)
     assert torch.equal(logits(plain(tmp_path)), logits(policy.root))
     again = load(tmp_path, lora=lora())
     assert torch.equal(logits(again.root), logits(policy.root)), "LoRA goes on from full weights"
@@ -47,7 +47,7 @@ def test_the_base_drops_out_nothing_in_training_and_its_published_configuration_
     policy.training(True)
     assert torch.equal(policy.root(input_ids=LINES).logits, policy.root(input_ids=LINES).logits)
     (tmp_path / "saved").mkdir()
-    policy.save(tmp_path / "saved")
+    policy.saving()(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["attention_dropout"] == 0.5
 
 
@@ -56,7 +56,7 @@ def test_full_weights_are_trained_in_fp32_and_published_in_the_precision_of_the_
     policy = load(small_llama(tmp_path / "base", torch.bfloat16, tie_word_embeddings=tied))
     assert {p.dtype for p in policy.trainable.values()} == {torch.float32}
     (tmp_path / "saved").mkdir()
-    policy.save(tmp_path / "saved")
+    policy.saving()(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert saved.keys() == load_file(tmp_path / "base" / "model.safetensors").keys(), "a tied head is kept once"
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
