@@ -32,6 +32,7 @@ class FailureCode(StrEnum):
     REMOTE_CODE = "RemoteCode"
     GPU_MISSING = "GpuMissing"
     OUT_OF_MEMORY = "OutOfMemory"
+    SHARED_OUT_OF_MEMORY = "SharedOutOfMemory"
     MODEL_TOO_LARGE = "ModelTooLarge"
     DIVERGED = "Diverged"
     NEVER_FINITE = "NeverFinite"
@@ -102,6 +103,11 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         ExitCode.OUT_OF_MEMORY,
         "the row of line {line} with {tokens} tokens does not fit into the memory of {device}, rows of up to {fits}"
         " tokens do: lower maxSeqLength to {fits} or use more memory",
+    ),
+    FailureCode.SHARED_OUT_OF_MEMORY: (
+        ExitCode.OUT_OF_MEMORY,
+        "the memory of {device} ran out on a micro-batch of {tokens} tokens, and of {processes} processes that share"
+        " the weights none can go on without another: lower maxSeqLength, or use more GPUs or more memory",
     ),
     FailureCode.MODEL_TOO_LARGE: (
         ExitCode.OUT_OF_MEMORY,

@@ -49,7 +49,7 @@ class SavedShares:
         """Raises: OSError, SafetensorError: a file is not there or damaged."""
         self._parts: dict[str, list[_Part]] = defaultdict(list)
         for path in files:
-            file = safe_open(path, "pt")
+            file: Any = safe_open(path, "pt")
             begins = file.metadata() or {}
             for name in file.keys():  # noqa: SIM118  # it is no mapping
                 begin, shape = int(begins.get(name, 0)), file.get_slice(name).get_shape()

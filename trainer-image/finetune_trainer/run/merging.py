@@ -71,7 +71,9 @@ def prepare_merging(
         return None
     assert isinstance(policy.root, PeftModel)
     probes = tuple(_probe(cache, row) for row in range(min(PROBE_ROWS, len(cache))))
-    return Merging(start, layout.final, stored_layers(policy.root, start.base), probes, policy.device)
+    # A base that is spread, because it is too large for a GPU, is compared in the memory of the host.
+    device = torch.device("cpu") if policy.sharded else policy.device
+    return Merging(start, layout.final, stored_layers(policy.root, start.base), probes, device)
 
 
 def problem_of(measured: Likeness, whole: bool) -> str | None:

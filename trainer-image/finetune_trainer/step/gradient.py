@@ -16,7 +16,7 @@ from torch import Tensor
 
 from finetune_trainer.step.batch import NOTHING, MicroBatch, sent
 from finetune_trainer.step.collate import collated
-from finetune_trainer.step.memory import random_state, set_random_state, within
+from finetune_trainer.step.memory import none_can_go_on, random_state, set_random_state, within
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.packing import MicroBatchRows, divide, pack
 from finetune_trainer.step.recipe import Level, Recipe
@@ -75,6 +75,7 @@ def accumulate(
 
     Raises:
         NoRoom: the gradients are half summed.
+        RunFailed: SharedOutOfMemory: the same, where the processes share the weights.
     """
     policy.training(True)
     units = objective.units(rows)
@@ -100,7 +101,7 @@ def scores(
     """Sums of log-probabilities of every sequence, as `accumulate` returns them, without dropout and gradients.
 
     Raises:
-        NoRoom.
+        NoRoom, RunFailed: as `accumulate`.
     """
     policy.training(False)
     return _each(policy, table, recipe, rows, before_each, lambda _rows, batch, _split: policy.score(batch))
@@ -153,6 +154,8 @@ def _each(
         for number, made in zip_longest(range(len(turns)), batches):
             before_each()
             found = within(policy.device, partial(run, made[0].rows, made[1], made[0].split)) if made else None
+            if made and found is None and policy.sharded:
+                raise none_can_go_on(policy.device, made[1].tokens, ranks.size)
             parts += [found] if found is not None else []
             stuck = ranks.most(number * ranks.size + ranks.rank if made and found is None else NOT_STUCK)
             if stuck != NOT_STUCK:

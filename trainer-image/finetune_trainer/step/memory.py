@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from finetune_api.failures import FailureCode
-from finetune_trainer.failures import failed
+from finetune_trainer.failures import RunFailed, failed
 
 RAN_OUT = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
 """How torch says it where it has no class for it: on the CPU, in a driver, in a library."""
+
+FROZEN_SHARE = 0.6
+"""Most of a GPU's memory that weights may take that are not trained: the rest is for what is computed with them."""
 
 Result = TypeVar("Result")
 
@@ -65,6 +69,18 @@ def named(device: torch.device) -> str:
 def measurable(device: torch.device) -> bool:
     """Whether it can be known how much memory a pass takes, and how much there is."""
     return device.type == "cuda"
+
+
+def most_frozen(device: torch.device) -> float:
+    """Bytes of weights that are not trained and that each process may hold whole."""
+    if not measurable(device):
+        return math.inf
+    return FROZEN_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+def none_can_go_on(device: torch.device, tokens: int, processes: int) -> RunFailed:
+    """The cause where memory ran out on one of the processes that share the weights, which wait for it in vain."""
+    return failed(FailureCode.SHARED_OUT_OF_MEMORY, device=named(device), tokens=tokens, processes=processes)
 
 
 def free(device: torch.device) -> int:

@@ -22,8 +22,9 @@ from finetune_trainer.step.adapter import continued_adapter, new_adapter, save_a
 from finetune_trainer.step.attention import PREF_VARLEN, AttentionUnsupported
 from finetune_trainer.step.batch import MicroBatch, Pass
 from finetune_trainer.step.logps import Head, sequence_logps
+from finetune_trainer.step.memory import most_frozen
 from finetune_trainer.step.ranks import ALONE, Ranks
-from finetune_trainer.step.sharding import WITH_WEIGHTS, are_spread, gathered, is_sharded, shard
+from finetune_trainer.step.sharding import WITH_WEIGHTS, are_spread, gathered, is_sharded, shard, size_of
 from finetune_trainer.step.weights import Base, StartFolders, backbone_of, empty_base, head_of, load_base
 
 
@@ -143,12 +144,7 @@ def load_policy(
         RunFailed: RemoteCode, ModelUnsupported, AdapterModulesUnknown, AdapterOnHead, AdapterInExperts,
             AdapterUnsupported, CheckpointMissing.
     """
-    gpu = device.type == "cuda"
-    dtype = torch.bfloat16 if gpu and kind is TrainingKind.LORA else torch.float32
-    if are_spread(kind, ranks):
-        base = _sharded_base(start, dtype, device, ranks)
-    else:
-        base = _whole_base(start, dtype, device, merged=lora is None)
+    base = _starting_base(start, kind, device, ranks)
     root: PeftModel | PreTrainedModel = base.causal
     if lora is None:
         root.requires_grad_(True)
@@ -160,17 +156,22 @@ def load_policy(
     return Policy(root, backbone_of(causal), head_of(causal), base, device, kind, ranks)
 
 
-def _whole_base(start: StartFolders, dtype: torch.dtype, device: torch.device, *, merged: bool) -> Base:
-    """The base on `device`, the adapter of `start` in it if it is to be `merged`."""
-    base = load_base(start.base, start.base_uri, dtype, device, remote_code=start.remote_code)
-    return replace(base, causal=with_adapter_merged(base.causal, start)) if merged and start.adapter else base
+def _starting_base(start: StartFolders, kind: TrainingKind, device: torch.device, ranks: Ranks) -> Base:
+    """The base that `kind` trains or leaves as it is: spread over the processes where that is due, else whole."""
+    frozen = kind is TrainingKind.LORA
+    dtype = torch.bfloat16 if frozen and device.type == "cuda" else torch.float32
 
+    def loaded(place: torch.device) -> Base:
+        base = load_base(start.base, start.base_uri, dtype, place, remote_code=start.remote_code)
+        merged = start.adapter is not None and not frozen
+        return replace(base, causal=with_adapter_merged(base.causal, start)) if merged else base
 
-def _sharded_base(start: StartFolders, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Base:
-    """The base spread over the processes. The first one reads it, into the memory of its host."""
-    whole = _whole_base(start, dtype, torch.device("cpu"), merged=True).causal if ranks.first else None
+    if ranks.size == 1:
+        return loaded(device)
     base = empty_base(start.base, start.base_uri, dtype, remote_code=start.remote_code)
-    shard(base.causal, whole, device, ranks)
+    if not (are_spread(kind, ranks) or ranks.any(size_of(base.causal) > most_frozen(device))):
+        return loaded(device)
+    shard(base.causal, loaded(torch.device("cpu")).causal if ranks.first else None, device, ranks)
     return base
 
 

@@ -115,7 +115,9 @@ def meeting() -> Iterator[Ranks]:
         torch.cuda.set_device(local)
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
-        yield Ranks(rank, size, local, dist.new_group(backend=GLOO, timeout=PATIENCE))
+        behind = dist.new_group(backend=GLOO, timeout=PATIENCE)
+        assert isinstance(behind, dist.ProcessGroup)
+        yield Ranks(rank, size, local, behind)
     except RuntimeError as error:
         if is_of_exchange(error):
             raise PeerLost(str(error)) from error

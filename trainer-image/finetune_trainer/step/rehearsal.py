@@ -20,7 +20,7 @@ from finetune_api.failures import FailureCode
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.step.batch import MicroBatch
 from finetune_trainer.step.gradient import Table, backward
-from finetune_trainer.step.memory import free, measurable, named, peak, random_state_kept, within
+from finetune_trainer.step.memory import free, measurable, named, none_can_go_on, peak, random_state_kept, within
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.packing import MicroBatchRows
 from finetune_trainer.step.recipe import ROW_ALONE, Level, Recipe
@@ -30,6 +30,8 @@ CPU_TOKENS = 4096
 MEASURED_TOKENS = 6144, 2048
 """Sizes of the two micro-batches from which memory per token is measured on a GPU; what only the first pass of all
 takes counts for the larger one, so that the estimate errs on the safe side."""
+SHARED_MEASURED_TOKENS = 2048, 512
+"""The same where processes share the weights: so small that they fit, since none may run out of memory."""
 MOST_GPU_TOKENS = 65536
 """More than this makes no step faster."""
 SHARE = 0.85
@@ -95,6 +97,11 @@ class Rehearsal:
     def _fits(self, recipe: Recipe, rows: MicroBatchRows) -> bool:
         split = recipe.splits(self._tokens_of(recipe, rows))
         self.policy.checkpointing(recipe.checkpointing)
+        if self.policy.sharded and measurable(self.policy.device):
+            level = Level.SINGLE if split else recipe.level
+            wanted = int(self.table.widths(level)[list(rows)].sum())
+            if wanted > self._measured_most(level):
+                return False  # not tried: where one process runs out of memory, none can go on
         return _runs(self.policy, self.table.batch(rows, Level.SINGLE if split else recipe.level), split=split)
 
     def _most_tokens(self, level: Level, *, checkpointing: bool = False) -> int:
@@ -104,8 +111,14 @@ class Rehearsal:
         if not measurable(self.policy.device):
             return CPU_TOKENS
         self.policy.checkpointing(checkpointing)
-        measured = [self._measured(level, size) for size in MEASURED_TOKENS]
-        return tokens_within(SHARE * free(self.policy.device), [point for point in measured if point])
+        return self._measured_most(level)
+
+    def _measured_most(self, level: Level) -> int:
+        """Most tokens for which the memory of every GPU has room, as the model computes at present."""
+        sizes = SHARED_MEASURED_TOKENS if self.policy.sharded else MEASURED_TOKENS
+        measured = [self._measured(level, size) for size in sizes]
+        most = tokens_within(SHARE * free(self.policy.device), [point for point in measured if point])
+        return -self.policy.ranks.most(-most)
 
     def _measured(self, level: Level, size: int) -> tuple[int, int] | None:
         """Tokens and bytes of a pass over a micro-batch of about `size` tokens; None: it does not fit."""
@@ -182,7 +195,10 @@ def too_long(policy: Policy, table: Table, row: int, recipe: Recipe) -> RunFaile
 def _runs(policy: Policy, batch: MicroBatch, *, split: bool) -> bool:
     """Whether there is memory for a pass over `batch`, forward and backward; what it adds to gradients remains."""
     policy.training(True)
-    return within(policy.device, lambda: backward(policy, batch, torch.sum, split=split)) is not None
+    fits = within(policy.device, lambda: backward(policy, batch, torch.sum, split=split)) is not None
+    if policy.sharded and not fits:
+        raise none_can_go_on(policy.device, batch.tokens, policy.ranks.size)
+    return fits
 
 
 @contextmanager

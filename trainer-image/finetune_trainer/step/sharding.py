@@ -82,7 +82,11 @@ def _fill(empty: PreTrainedModel, whole: PreTrainedModel | None, device: torch.d
         if buffers:
             buffer.copy_(buffers[name])
         ranks.copied(buffer)
-    empty.requires_grad_(True)
+
+
+def size_of(model: nn.Module) -> int:
+    """Bytes of its weights."""
+    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -8,12 +8,13 @@ import pickle
 import pickletools
 import shutil
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 import torch
 
 from finetune_trainer.out import checkpoint
-from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
+from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore, Writers
 from finetune_trainer.shares import Share
 
 
@@ -190,3 +191,66 @@ def test_the_steps_of_the_states_that_a_restart_may_go_on_from_are_known(store):
         assert step in store.steps(), "also while it is being written"
     store.wait()
     assert store.steps() == {10, 11}
+
+
+@pytest.fixture
+def barrier():
+    return Barrier(3)
+
+
+@pytest.fixture
+def stores(tmp_path, barrier):
+    """Those of three processes that write a state together."""
+
+    def meet():
+        barrier.wait(10)
+
+    made = [
+        RecoveryStore(tmp_path / "recovery", "plan", lambda _step: None, Writers(rank, 3, meet)) for rank in range(3)
+    ]
+    yield made
+    barrier.abort()
+    for store in made:
+        store.close()
+
+
+def shares(step, rank):
+    """Of a tensor of 5 rows each has up to two; what is no tensor's share the first one writes."""
+    rows = torch.arange(5.0)[2 * rank : 2 * rank + 2] + step
+    count = {"step:a": Share(torch.tensor(float(step)))} if rank == 0 else {}
+    return RecoveryState(step, {"weights": {"a": Share(rows, 2 * rank)}, "optimizer": count}, {"of": rank})
+
+
+def test_a_state_of_several_writers_is_whole_when_all_have_written(stores, tmp_path):
+    for step in (1, 2, 2, 3):
+        for rank, store in enumerate(stores):
+            store.save(shares(step, rank))
+        for store in stores:
+            store.wait()
+    folder = tmp_path / "recovery" / "step-3"
+    kinds = [f"{kind}-0000{rank}-of-00003.safetensors" for kind in ("optimizer", "weights") for rank in (1, 2, 3)]
+    assert sorted(file.name for file in folder.iterdir()) == ["manifest.json", *kinds[:3], "state.json", *kinds[3:]]
+    assert {other.name for other in folder.parent.iterdir()} == {"step-2", "step-3"}
+    found, skipped = stores[0].newest()
+    assert (found.step, found.facts, skipped) == (3, {"of": 0}, [])
+    saved = found.tensors("weights")
+    assert saved.whole("a").tolist() == [3, 4, 5, 6, 7]
+    assert [saved.rows("a", begin, 2).tolist() for begin in (0, 1, 3, 4, 5)] == [[3, 4], [4, 5], [6, 7], [7], []]
+    (folder / kinds[4]).write_bytes((folder / kinds[3]).read_bytes())
+    assert stores[0].newest()[0].step == 2, "a share that is another's is damage"
+
+
+def test_a_state_that_one_of_the_writers_did_not_write_is_none(stores, barrier, tmp_path):
+    for rank, store in enumerate(stores):
+        store.save(shares(1, rank))
+    for store in stores:
+        store.wait()
+    for rank, store in enumerate(stores[:2]):
+        store.save(shares(2, rank))
+    barrier.abort()
+    with pytest.raises(BrokenBarrierError):
+        stores[0].wait()
+    again = RecoveryStore(tmp_path / "recovery", "plan", lambda _step: None)
+    assert again.newest()[0].step == 1
+    assert {folder.name for folder in (tmp_path / "recovery").iterdir()} == {"step-1"}
+    again.close()
