@@ -9,7 +9,7 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel, Integer, IntOrString, cel_string
 
-MAX_NODES = 64
+MAX_NODES, MAX_GPUS_PER_NODE = 64, 16
 CPU_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?|[0-9]{1,9}m)$"
 MEMORY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
 
@@ -37,8 +37,8 @@ class Resources(ApiModel):
     nodes: Annotated[Integer, Field(ge=1, le=MAX_NODES)] | None = None
     """Training pods that work as one, within the runtime's limits.maxNodes. Every claim that they mount must be
     ReadWriteMany (or ReadOnlyMany where it is only read). Absent = 1."""
-    gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
-    """GPUs of each pod; 0 = train on the CPU."""
+    gpus_per_node: Annotated[Integer, Field(ge=0, le=MAX_GPUS_PER_NODE)] | None = None
+    """GPUs of each pod, which all train as one; 0 = train on the CPU."""
     cpu: Cpu | None = None
     """CPU request of each pod; there is no CPU limit. What is computed on the CPU takes that many threads, rounded
     up."""

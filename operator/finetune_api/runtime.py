@@ -12,7 +12,7 @@ from finetune_api.hyperparameters import MAX_BATCH_SIZE, MAX_EPOCHS, MAX_LEARNIN
 from finetune_api.job import MAX_CHECKPOINTS, MAX_SECONDS, ObjectMeta
 from finetune_api.method import MethodType, ModuleName, TrainingKind
 from finetune_api.names import ApiVersion
-from finetune_api.resources import MAX_NODES, Cpu, Memory, Resources
+from finetune_api.resources import MAX_GPUS_PER_NODE, MAX_NODES, Cpu, Memory, Resources
 from finetune_api.uris import ModelUri, OutputTemplate
 
 Opaque = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
@@ -135,8 +135,8 @@ class Limits(ApiModel):
 
     max_nodes: Annotated[Integer, Field(ge=1, le=MAX_NODES)] | None = None
     """Training pods. Absent = 1: several need volumes that all of them can mount, and a network between them."""
-    max_gpus_per_node: Annotated[Integer, Field(ge=0, le=1)] | None = None
-    """GPUs of each pod."""
+    max_gpus_per_node: Annotated[Integer, Field(ge=0, le=MAX_GPUS_PER_NODE)] | None = None
+    """GPUs of each pod. Absent = 1."""
     max_cpu: Cpu | None = None
     """CPU of each pod."""
     max_memory: Memory | None = None

@@ -7,21 +7,31 @@ that of the process whose end was the cause: not with that of one that only lost
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune_api.names import MEETING_SECONDS, RENDEZVOUS_PORT
 from finetune_api.trainer import ExitCode, TrainerConfig
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.layout import Layout, concluded
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
 RESULTS_ENV = "FINETUNE_RESULTS"
 """Folder in which the processes of a pod leave their exit codes."""
+THREADS_ENV = "OMP_NUM_THREADS"
 KILLED = 128
 """Added to the number of the signal that ended a process, as a shell does it."""
+CONSEQUENCES = frozenset({ExitCode.PEER_LOST, KILLED + signal.SIGTERM})
+"""How a process ends because another has: it notices itself, or the agent ends it before it hears signals."""
+PARTING_SECONDS = 5
+"""How long a pod whose processes have ended well waits for the others: they have nothing left to ask of it."""
 SHUTDOWN_SECONDS = 3600
 """How long processes may take to save their state: the pod's own grace period ends them sooner."""
 
@@ -55,36 +65,55 @@ def speaks_for_its_pod() -> bool:
 def launch(config: TrainerConfig, path: Path) -> int:
     """Run `finetune-train train PATH` in each process of this pod; returns the pod's exit code."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    environment = os.environ
-    alone = config.nodes == 1
-    where = f"{environment.get('PET_MASTER_ADDR', 'localhost')}:{environment.get('PET_MASTER_PORT', RENDEZVOUS_PORT)}"
-    node = {"rank": int(environment.get("PET_NODE_RANK", "0")), "timeout": MEETING_SECONDS}
-    agent = LaunchConfig(
-        min_nodes=config.nodes,
-        max_nodes=config.nodes,
-        nproc_per_node=max(1, config.gpus),
-        run_id=config.job.uid,
-        rdzv_backend="c10d" if alone else "static",
-        rdzv_endpoint="localhost:0" if alone else where,
-        rdzv_configs={} if alone else node,
-        max_restarts=0,
-        shutdown_timeout=SHUTDOWN_SECONDS,
-    )
     with tempfile.TemporaryDirectory() as folder:
-        environment[RESULTS_ENV] = folder
+        os.environ[RESULTS_ENV] = folder
         killed: dict[int, int] = {}
         try:
-            elastic_launch(agent, sys.executable)("-m", "finetune_trainer", "train", str(path))
-        except ChildFailedError as error:
-            killed = {rank: KILLED - end.exitcode for rank, end in error.failures.items() if end.exitcode < 0}
+            ends = _agent(config, path).run().failures
+            killed = {rank: KILLED - end.exitcode for rank, end in ends.items() if end.exitcode < 0}
         except SignalException:
             print("asked to end; the processes have ended", file=sys.stderr)
         finally:
-            del environment[RESULTS_ENV]
+            del os.environ[RESULTS_ENV]
         return _cause(Path(folder), killed)
+
+
+def _agent(config: TrainerConfig, path: Path) -> LocalElasticAgent:
+    """What starts and watches the processes of this pod."""
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    environment, alone, size = os.environ, config.nodes == 1, max(1, config.gpus)
+    threads = int(environment.get(THREADS_ENV, "1"))
+    environment[THREADS_ENV] = str(max(1, threads // size))  # those of the pod, divided among its processes
+    host = environment.get("PET_MASTER_ADDR", "localhost")
+    port = int(environment.get("PET_MASTER_PORT", RENDEZVOUS_PORT))
+    node = {"rank": int(environment.get("PET_NODE_RANK", "0")), "timeout": MEETING_SECONDS}
+    meeting = RendezvousParameters(
+        backend="c10d" if alone else "static",
+        endpoint="localhost:0" if alone else f"{host}:{port}",
+        run_id=config.job.uid,
+        min_nodes=config.nodes,
+        max_nodes=config.nodes,
+        **({} if alone else node),  # type: ignore[arg-type]  # it takes any option of the backend
+    )
+    processes = WorkerSpec(
+        role="trainer",
+        local_world_size=size,
+        entrypoint=sys.executable,
+        args=("-m", "finetune_trainer", "train", str(path)),
+        rdzv_handler=get_rendezvous_handler(meeting),
+        max_restarts=0,
+        master_addr=None if alone else host,
+        master_port=None if alone else port,
+    )
+    return LocalElasticAgent(
+        processes, DefaultLogsSpecs(), exit_barrier_timeout=PARTING_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS
+    )
 
 
 def leave(code: int) -> int:
@@ -100,5 +129,5 @@ def _cause(folder: Path, killed: Mapping[int, int]) -> int:
     files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
     codes = [*killed.values(), *(int(file.read_text()) for file in files)]
     failures = [code for code in codes if code != ExitCode.DONE]
-    causes = [code for code in failures if code != ExitCode.PEER_LOST]
+    causes = [code for code in failures if code not in CONSEQUENCES]
     return next(iter(causes or failures), ExitCode.DONE if codes else KILLED)

@@ -96,13 +96,15 @@ class LocalRun:
         if parent is not None and (conflict := inherited_conflict(job.spec, parent)):
             raise Refused(conflict)
         values = resolve(job.spec, entry, parent)
-        spec = job.spec
+        spec, gpus = job.spec, _gpus(job.spec, runtime)
+        if gpus > 1:
+            raise Refused(f"spec.resources.gpusPerNode is {gpus}, and a local run takes one GPU: set it to 1 or 0")
         place = Place(
             job=_identity(job),
             start=start,
             output_uri=f"file://{self.output}",
             output_name="",
-            gpus=_gpus(spec, runtime),
+            gpus=gpus,
             offline=runtime.offline if runtime else False,
             mounts={f"pvc://{name}": str(folder) for name, folder in self.claims.items()},
             allow_remote_code=runtime.allow_remote_code if runtime else False,

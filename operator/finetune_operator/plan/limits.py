@@ -19,9 +19,10 @@ Bound = int | float | None
 def size_refused(size: Size, name: str, runtime: RuntimeSpec) -> Refusal | None:
     """The refusal of a training pod that is larger than the runtime allows."""
     limits = runtime.limits
+    most_gpus = 1 if limits.max_gpus_per_node is None else limits.max_gpus_per_node
     checks: tuple[tuple[str, int | str, int | str | None, str], ...] = (
         ("nodes", size.nodes, limits.max_nodes or 1, "maxNodes"),
-        ("gpusPerNode", size.gpus, limits.max_gpus_per_node, "maxGpusPerNode"),
+        ("gpusPerNode", size.gpus, most_gpus, "maxGpusPerNode"),
         ("cpu", size.cpu, limits.max_cpu, "maxCpu"),
         ("memory", size.memory, limits.max_memory, "maxMemory"),
     )

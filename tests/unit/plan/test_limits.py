@@ -52,6 +52,8 @@ def message(spec: dict[str, Any], runtime: dict[str, Any]) -> str | None:
         ({"nodes": 2}, {}, "resources.nodes is 2, and FineTuneRuntime gpu allows at most 1 (spec.limits.maxNodes)"),
         ({"nodes": 3}, {"maxNodes": 2}, "resources.nodes is 3, and FineTuneRuntime gpu allows at most 2"),
         ({"gpusPerNode": 1}, {"maxGpusPerNode": 0}, "resources.gpusPerNode is 1"),
+        ({"gpusPerNode": 2}, {}, "resources.gpusPerNode is 2, and FineTuneRuntime gpu allows at most 1 (spec.limits."),
+        ({"gpusPerNode": 8}, {"maxGpusPerNode": 8}, None),
         ({}, {"maxMemory": "1Gi"}, "resources.memory is 2Gi"),
     ],
 )

@@ -43,7 +43,7 @@ def test_data_is_prepared_by_one_pod_and_one_node_needs_no_meeting(stage, spec):
     assert not [e for e in container["env"] if e["name"].startswith("PET_")]
 
 
-@pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1)])
+@pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (8, 8)])
 def test_plain_torchrun_finds_all_its_arguments_in_the_environment(gpus, processes, monkeypatch):
     pod, container = pod_of(several(resources={"nodes": NODES, "gpusPerNode": gpus}))
     (rank,) = [e for e in container["env"] if e["name"] == "PET_NODE_RANK"]

@@ -75,6 +75,30 @@ def test_two_pods_train_as_one_stop_as_one_and_say_who_ended_it(tiny_model, tmp_
     assert claimed(layout, config.job).last is not None
 
 
+def test_the_processes_of_a_pod_share_its_threads_and_end_with_one_cause(tiny_model, tmp_path):
+    """Two GPUs are asked for, and none is there."""
+    write_jsonl(tmp_path / "train.jsonl", preference_rows(4))
+    config = prepared(trainer_config(tiny_model, tmp_path, gpus=2))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_json()))
+    command = [sys.executable, "-m", "finetune_trainer", "train", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert ended.returncode == 10
+    assert ended.stderr.count("gpusPerNode is 2 but the pod sees 0 GPUs that do bf16") == 2
+
+
+@pytest.mark.parametrize(("threads", "each"), [("8", "2"), ("2", "1"), (None, "1")])
+def test_a_pods_threads_are_divided_among_its_processes(tiny_model, tmp_path, monkeypatch, threads, each):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    write_jsonl(tmp_path / "train.jsonl", preference_rows(4))
+    agent = launch._agent(trainer_config(tiny_model, tmp_path, gpus=4), tmp_path / "config.json")
+    assert os.environ["OMP_NUM_THREADS"] == each
+    assert agent._worker_group.spec.local_world_size == 4
+    agent._worker_group.spec.rdzv_handler.shutdown()
+
+
 @pytest.mark.parametrize(
     ("codes", "killed", "cause"),
     [
@@ -82,6 +106,8 @@ def test_two_pods_train_as_one_stop_as_one_and_say_who_ended_it(tiny_model, tmp_
         ([4, 15], {}, 15),
         ([4, 4], {}, 4),
         ([4], {1: 137}, 137),
+        ([10], {1: 143, 2: 143}, 10),
+        ([4], {1: 143}, 143),
         ([3, 3], {}, 3),
         ([], {}, 128),
     ],

@@ -181,6 +181,7 @@ def test_claims_are_folders_and_the_runtime_fills_in(tmp_path, tiny_model, train
         ({"fromCheckpoint": "sft"}, "You must specify either a model or a checkpoint to start from, not both"),
         ({"model": "nowhere"}, "spec.model nowhere is no Hub id"),
         ({"colour": "red"}, "spec.colour"),
+        ({"resources": {"gpusPerNode": 2}}, "gpusPerNode is 2, and a local run takes one GPU: set it to 1 or 0"),
         ({"hfModelRevision": "main"}, "hfModelRevision needs a model from the Hugging Face Hub"),
         ({"fromHfModel": "me"}, "must be org/name[@revision] of the Hugging Face Hub"),
     ],
