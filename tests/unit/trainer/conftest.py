@@ -3,6 +3,7 @@
 import pytest
 
 from rows import save_light_model
+from stores import serving
 from tiny import save_model
 from training import preference_rows, write_jsonl
 
@@ -21,3 +22,10 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture
 def training_file(tmp_path):
     return write_jsonl(tmp_path / "train.jsonl", preference_rows(6))
+
+
+@pytest.fixture(scope="session")
+def store():
+    """An object store; each test takes a bucket of its own."""
+    with serving() as found:
+        yield found

@@ -1,8 +1,8 @@
 """Recovery states: from the newest one a run goes on exactly as if it had never stopped.
 
 A state is a folder of safetensors and JSON. It gets a temporary name, a manifest with the SHA-256 of each file as the
-last of them, and then its own name, so a state is either whole or recognisably not. The newest two are kept, because
-the newest may turn out damaged.
+last of them, and then its own name, so a state is either whole or recognisably not. To a store its manifest goes last
+too. The newest two are kept, because the newest may turn out damaged.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune_trainer.files import replace, sha256_of
+from finetune_trainer.mirror import VOLUME, Mirror
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 WEIGHTS_FILE, OPTIMIZER_FILE = "weights.safetensors", "optimizer.safetensors"
@@ -40,11 +41,12 @@ class RecoveryState:
 class RecoveryStore:
     """The recovery states of one run, written by one background thread."""
 
-    def __init__(self, folder: Path, identity: str, saved: Callable[[int], None]) -> None:
+    def __init__(self, folder: Path, identity: str, saved: Callable[[int], None], mirror: Mirror = VOLUME) -> None:
         """`identity` stands for the run's plan: states of another plan are never loaded. `saved` hears each step."""
         folder.mkdir(parents=True, exist_ok=True)
         _clean(folder)
-        self._folder = folder
+        mirror.remove_halves(folder, MANIFEST_FILE)
+        self._folder, self._mirror = folder, mirror
         self._identity = identity
         self._saved = saved
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recovery")
@@ -79,7 +81,9 @@ class RecoveryStore:
     def newest(self) -> tuple[RecoveryState | None, list[str]]:
         """The newest state that is whole and of this plan, and a sentence for each newer one that is not."""
         skipped: list[str] = []
-        for folder in reversed(self._folders()):
+        for step in sorted(self._written(), reverse=True):
+            folder = self._place(step)
+            self._mirror.fetch_folder(folder)
             try:
                 return self._read(folder), skipped
             except (OSError, ValueError, KeyError, SafetensorError) as problem:
@@ -88,15 +92,18 @@ class RecoveryStore:
 
     def steps(self) -> frozenset[int]:
         """Steps of the states that a restart may go on from, the one that is being written among them."""
-        written = {_step_of(folder) for folder in self._folders()}
-        return frozenset(written if self._pending_step is None else written | {self._pending_step})
+        written = self._written()
+        return written if self._pending_step is None else written | {self._pending_step}
 
-    def _folders(self) -> list[Path]:
-        found = (folder for folder in self._folder.glob("step-*") if folder.name.removeprefix("step-").isdecimal())
-        return sorted(found, key=_step_of)
+    def _written(self) -> frozenset[int]:
+        numbers = [name.removeprefix("step-") for name in self._mirror.names(self._folder) if name.startswith("step-")]
+        return frozenset(int(number) for number in numbers if number.isdecimal())
+
+    def _place(self, step: int) -> Path:
+        return self._folder / f"step-{step}"
 
     def _write(self, state: RecoveryState) -> None:
-        final = self._folder / f"step-{state.step}"
+        final = self._place(state.step)
         temporary = self._folder / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -107,15 +114,17 @@ class RecoveryStore:
         digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST_FILE).write_text(json.dumps(digests))
         _put(temporary, final)
+        self._mirror.put_folder(final, last=MANIFEST_FILE)
+        self._mirror.spare(final)
         self._forget(state.step)
         self._saved(state.step)
 
     def _forget(self, step: int) -> None:
         """Remove all but the newest two up to `step`: this run has skipped what lies beyond its newest state."""
-        kept = [folder for folder in self._folders() if _step_of(folder) <= step][-KEPT:]
-        for folder in self._folders():
-            if folder not in kept:
-                shutil.rmtree(folder)
+        written = self._written()
+        for gone in written.difference(sorted(known for known in written if known <= step)[-KEPT:]):
+            shutil.rmtree(self._place(gone), ignore_errors=True)
+            self._mirror.remove_folder(self._place(gone), first=MANIFEST_FILE)
 
     def _read(self, folder: Path) -> RecoveryState:
         """Raises: OSError, ValueError, KeyError, SafetensorError: the state is damaged or of another plan."""
@@ -155,7 +164,3 @@ def _clean(folder: Path) -> None:
 
 def _aside(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))

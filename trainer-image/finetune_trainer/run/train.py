@@ -14,6 +14,7 @@ from finetune_api.failures import FailureCode
 from finetune_api.report import Report, WarningCode
 from finetune_api.status import CheckpointType
 from finetune_api.trainer import TrainerConfig
+from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout, concluded
@@ -54,7 +55,7 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
         return
     torch.use_deterministic_algorithms(config.gpus == 0)
     disable_progress_bar()
-    prepared = verified(layout)
+    prepared = verified(layout, ranks)
     plan = plan_of(config, prepared)
     teller = Teller(reporter.update, plan.total_steps, plan.steps_per_epoch)
     if beta := beta_warning(config.training_method):
@@ -65,7 +66,7 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
         teller.warn(short.code, short.message, 0)
     with ExitStack() as open_files:
         with writing_to(layout.uri):
-            store = RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved) if ranks.first else None
+            store = _store(config, layout, prepared, teller) if ranks.first else None
             if store is not None:
                 open_files.enter_context(closing(store))
             state = shared(_newest(store, teller) if store is not None else None, ranks)
@@ -75,7 +76,7 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
         open_files.enter_context(weights_fit(work.policy.device))
         if work.publisher is not None:
             teller.published(work.publisher.forget_after(state.step if state else 0, position_of(state).best.step))
-        with MetricsLog(layout.metrics if ranks.first else None, metrics_position(state)) as metrics:
+        with MetricsLog(layout.metrics if ranks.first else None, metrics_position(state), layout.mirror) as metrics:
             loop = Loop(config, work, metrics, teller, lambda: _go_on(ranks, stopping, loop.position.step))
             if state:
                 restore(loop, state)
@@ -119,6 +120,13 @@ def _go_on(ranks: Ranks, stopping: Event, step: int) -> None:
     """Raises: RunFailed: Stopped: one of the processes was asked to end after `step`."""
     if ranks.any(stopping.is_set()):
         raise failed(FailureCode.STOPPED, step=step)
+
+
+def _store(config: TrainerConfig, layout: Layout, prepared: Prepared, teller: Teller) -> RecoveryStore:
+    """Where states are; what a killed process has left half done is cleared away."""
+    layout.output.mkdir(parents=True, exist_ok=True)
+    layout.mirror.begin()
+    return RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved, layout.mirror)
 
 
 def _newest(store: RecoveryStore, teller: Teller) -> RecoveryState | None:
