@@ -21,10 +21,10 @@ HF_MODEL = rf"hf://{HF_REPO}{REVISION}"
 HF_DATA = rf"hf://(datasets/)?{HF_REPO}{REVISION}(/{SEGMENT})+"
 MODEL_NAME = rf"{SEGMENT}(/{SEGMENT})?{REVISION}"
 LOCAL_FILE = "file://"
-STORES = ("s3", "gs", "az")
+OBJECT_STORES = ("s3", "gs", "az")
 """Schemes of object stores: a bucket, or for az a container, and a path in it."""
-BUCKET = r"[a-z0-9]([-a-z0-9._]{0,251}[a-z0-9])?"
-STORE = rf"({'|'.join(STORES)})://{BUCKET}"
+BUCKET = r"[a-z0-9]([-a-z0-9._]{0,220}[a-z0-9])?"
+STORE = rf"(s3|gs|az)://{BUCKET}"
 MAX_URI = 1024
 MAX_REVISION = 128
 

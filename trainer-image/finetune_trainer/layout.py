@@ -21,7 +21,7 @@ from finetune_api.method import TrainingKind
 from finetune_api.report import Report
 from finetune_api.status import Checkpoint
 from finetune_api.trainer import JobIdentity, Start, TrainerConfig
-from finetune_api.uris import STORES, parse_uri
+from finetune_api.uris import OBJECT_STORES, parse_uri
 from finetune_trainer.failures import failed
 from finetune_trainer.mirror import VOLUME, Mirror, StoreMirror
 from finetune_trainer.volumes import OutsideVolume, locate_folder
@@ -110,7 +110,7 @@ class Layout:
         base = config.output_uri.rstrip("/")
         uri = f"{base}/{config.output_name}" if config.output_name else base
         final = names.ADAPTER_DIRECTORY if config.training_kind is TrainingKind.LORA else names.MODEL_DIRECTORY
-        if parse_uri(base).scheme in STORES:
+        if parse_uri(base).scheme in OBJECT_STORES:
             root = Path(tempfile.gettempdir()) / f"finetune-{config.job.uid}"
             output, private = root / config.output_name, root / names.PRIVATE_DIRECTORY / config.job.uid
             return cls(uri, output, private, output / final, StoreMirror.of(root, base))

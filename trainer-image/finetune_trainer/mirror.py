@@ -9,7 +9,7 @@ and is taken away first. So whenever a process is killed, nothing half uploaded 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from fsspec.spec import AbstractFileSystem
 from finetune_api.failures import FailureCode
 from finetune_trainer.failures import failed
 from finetune_trainer.files import is_full
-from finetune_trainer.objects import StoreFailed, abort_uploads, asking, create, filesystem
+from finetune_trainer.objects import StoreFailed, Trouble, abort_uploads, asking, create, filesystem
 
 
 class Mirror:
@@ -100,25 +100,23 @@ class StoreMirror(Mirror):
     def put_folder(self, folder: Path, last: str | None = None) -> None:
         own = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         there = self._below(folder)
-        if last in there:
-            self.remove_file(folder / last)
-        for name in there - {*own, last}:
-            self.remove_file(folder / name)
+        self._remove(folder, sorted(there - set(own) | there & {last}, key=lambda name: name != last))
         for name in sorted(own, key=lambda name: name == last):
             self.put_file(folder / name)
 
     def fetch_file(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        with self._asking():
-            if self.files.exists(self._object(path)):
-                self._get(path)
+        if (content := self._content(path)) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
     def fetch_folder(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name in sorted(self._below(folder)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with self._asking():
-                self._get(folder / name)
+                self.files.get_file(self._object(folder / name), str(folder / name))
 
     def remove_file(self, path: Path) -> None:
         with self._asking():
@@ -126,9 +124,7 @@ class StoreMirror(Mirror):
                 self.files.rm_file(self._object(path))
 
     def remove_folder(self, folder: Path, first: str | None = None) -> None:
-        for name in sorted(self._below(folder), key=lambda name: (name != first, name)):
-            with self._asking():
-                self.files.rm_file(self._object(folder / name))
+        self._remove(folder, sorted(self._below(folder), key=lambda name: (name != first, name)))
 
     def remove_halves(self, folder: Path, last: str) -> None:
         there = self._below(folder)
@@ -139,9 +135,20 @@ class StoreMirror(Mirror):
     def spare(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _get(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.files.get_file(self._object(path), str(path))
+    def _remove(self, folder: Path, names: Iterable[str]) -> None:
+        for name in names:
+            with self._asking():
+                self.files.rm_file(self._object(folder / name))
+
+    def _content(self, path: Path) -> bytes | None:
+        with _named(self.uri, self.root):
+            try:
+                with asking():
+                    return bytes(self.files.cat_file(self._object(path)))
+            except StoreFailed as problem:
+                if problem.trouble is not Trouble.NOT_FOUND:
+                    raise
+        return None
 
     def _below(self, folder: Path) -> set[str]:
         """Paths of the objects below `folder`, relative to it."""

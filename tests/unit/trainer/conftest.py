@@ -2,8 +2,8 @@
 
 import pytest
 
+from buckets import serving
 from rows import save_light_model
-from stores import serving
 from tiny import save_model
 from training import preference_rows, write_jsonl
 
@@ -25,7 +25,7 @@ def training_file(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def store():
+def buckets():
     """An object store; each test takes a bucket of its own."""
     with serving() as found:
         yield found

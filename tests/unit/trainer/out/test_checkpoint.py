@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pickle
 import pickletools
 import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 import torch
 
+from buckets import Death, Died
+from finetune_trainer.mirror import StoreMirror
 from finetune_trainer.out import checkpoint
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 
@@ -186,3 +190,36 @@ def test_the_steps_of_the_states_that_a_restart_may_go_on_from_are_known(store):
         assert step in store.steps(), "also while it is being written"
     store.wait()
     assert store.steps() == {10, 11}
+
+
+def test_whenever_it_dies_the_newest_state_that_was_told_is_whole_in_the_store(buckets, tmp_path):
+    """Three states, of which two are kept: the process dies at every request, and another begins on an empty disk."""
+    mirror = StoreMirror.of(tmp_path / "first", f"{buckets.new()}/team")
+
+    def opened(number, name, told):
+        root = tmp_path / f"{number}-{name}"
+        there = dataclasses.replace(mirror, root=root, uri=f"{mirror.uri}/{number}")
+        return RecoveryStore(root / "recovery", "plan", told.append, there)
+
+    def live(number, death):
+        told = []
+        with suppress(Died), death.threatens(), ExitStack() as closing:
+            dying = opened(number, "dying", told)
+            closing.callback(dying.close)
+            save(dying, 1, 2, 3)
+        return told
+
+    whole = Death()
+    assert live(0, whole) == [1, 2, 3]
+    assert len(whole.requests) > 20
+    for number in range(1, len(whole.requests) + 1):
+        told = live(number, Death(number))
+        another = opened(number, "another", [])
+        found, skipped = another.newest()
+        assert skipped == [], whole.requests[number - 1]
+        assert (found.step if found else 0) in (max(told, default=0), max(told, default=0) + 1)
+        if number % 4 == 0:
+            save(another, 4)
+            assert max(another.steps()) == another.newest()[0].step == 4
+            assert len(another.steps()) <= 2
+        another.close()

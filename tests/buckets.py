@@ -1,7 +1,7 @@
 """An object store on this machine: moto's S3 over HTTP, asked by the real clients; and processes that die in it.
 
-    with serving() as store:
-        uri = store.bucket()        # s3://..., empty
+with serving() as buckets:
+    uri = buckets.new()        # s3://..., empty
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Died(Exception):
 
 
 @dataclass
-class Store:
+class Buckets:
     """What is served."""
 
     url: str
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def bucket(self) -> str:
+    def new(self) -> str:
         """The URI of a new bucket."""
         uri = f"s3://bucket-{next(self.numbers)}"
         self.files.mkdir(uri)
@@ -56,7 +56,7 @@ class Store:
 
 
 @contextmanager
-def serving() -> Iterator[Store]:
+def serving() -> Iterator[Buckets]:
     """Serve a store on a free port of this machine; the environment names it."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -65,7 +65,7 @@ def serving() -> Iterator[Store]:
     before = dict(os.environ)
     os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL_S3=url, AWS_EC2_METADATA_DISABLED="true")
     try:
-        yield Store(url)
+        yield Buckets(url)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -74,10 +74,9 @@ def serving() -> Iterator[Store]:
 
 @dataclass
 class Death:
-    """When a process dies: at its n-th request to the store, before or after it took effect; 0 = never."""
+    """When a process dies: before its n-th request to the store, which is also after the one before; 0 = never."""
 
     at: int = 0
-    after: bool = False
     requests: list[str] = field(default_factory=list)
     dead: bool = False
 
@@ -87,16 +86,12 @@ class Death:
         real = S3FileSystem._call_s3
 
         async def call(files: S3FileSystem, method: str, *args: Any, **kwargs: Any) -> Any:
+            if not self.dead:
+                self.requests.append(f"{method} {kwargs.get('Key', kwargs.get('Prefix', ''))}")
+                self.dead = len(self.requests) == self.at
             if self.dead:
                 raise Died
-            self.requests.append(f"{method} {kwargs.get('Key', kwargs.get('Prefix', ''))}")
-            self.dead = len(self.requests) == self.at
-            if self.dead and not self.after:
-                raise Died
-            answer = await real(files, method, *args, **kwargs)
-            if self.dead:
-                raise Died
-            return answer
+            return await real(files, method, *args, **kwargs)
 
         S3FileSystem._call_s3 = call
         try:
