@@ -27,6 +27,8 @@ BUCKET = r"[a-z0-9]([-a-z0-9._]{0,220}[a-z0-9])?"
 STORE = rf"(s3|gs|az)://{BUCKET}"
 MAX_URI = 1024
 MAX_REVISION = 128
+MAX_HUB_REPO = 193
+"""Two names of at most 96 characters."""
 
 PVC_FILE = rf"pvc://{DNS_NAME}(/{SEGMENT})+"
 MODEL_PATTERN = rf"^({MODEL_NAME}|{HF_MODEL}|{PVC})$"
@@ -57,6 +59,7 @@ DataUri = _uri(
     never=DATA_SET_ALONE,
 )
 OUTPUT_FORMS = "pvc://claim/path, s3://bucket/path, gs://bucket/path or az://container/path of a folder"
+HubRepo = Annotated[str, Matching("must be org/name of the Hugging Face Hub", rf"^{HF_REPO}$", MAX_HUB_REPO)]
 OutputUri = _uri(OUTPUT_PATTERN, OUTPUT_FORMS)
 OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, f"{OUTPUT_FORMS}, with {{namespace}} and {{name}} as segments")
 

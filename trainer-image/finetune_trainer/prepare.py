@@ -44,6 +44,7 @@ from finetune_trainer.data.tokens import CacheKind, write_cache
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import replace, sha256_of, write_atomically, writing, writing_to
 from finetune_trainer.layout import Layout, OutputManifest, claimed
+from finetune_trainer.push import check_repository
 
 CACHE_VERSION = 4
 """Raised when the same data would give other tokens than before."""
@@ -110,6 +111,7 @@ def prepare(config: TrainerConfig, tell: Tell) -> Prepared:
     with writing_to(config.output_uri):
         _claim_output(layout, config.job)
         layout.mirror.begin()
+    check_repository(config)
     inputs = _gather(config, layout)
     with writing_to(config.output_uri):
         checked = _finished(inputs) or _check(inputs, tell)

@@ -151,6 +151,11 @@ class Publisher:
         until = min(after, default=math.inf)
         return any(superseded.step <= state <= until for state in states)
 
+    @property
+    def weights(self) -> Path:
+        """The folder of the final weights for those who want one: merged where the job asks for that."""
+        return self.layout.merged if self.config.merge else self.layout.final
+
     def output(self) -> OutputStatus:
         """Where the final weights lie."""
         uri = self.layout.uri_of(self.layout.final)

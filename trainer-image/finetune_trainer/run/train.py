@@ -23,6 +23,7 @@ from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.out.publish import Publisher, tidy
+from finetune_trainer.push import push
 from finetune_trainer.run.health import few_steps
 from finetune_trainer.run.loop import Loop
 from finetune_trainer.run.merging import Merging, lossy
@@ -89,10 +90,11 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
 
 
 def _conclude(work: Work, publisher: Publisher, teller: Teller, reporter: Reporter) -> None:
-    """What follows the final checkpoint: the merged weights, and the word that all is there."""
+    """What follows the final checkpoint: the merged weights, the Hub, and the word that all is there."""
     if work.merging:
         _publish_merged(work.policy, publisher, work.merging, teller)
-    reporter.update(output=publisher.output())
+    pushed = push(publisher.config, publisher.weights, teller.step)
+    reporter.update(output=publisher.output().model_copy(update={"hf_url": pushed}))
     publisher.conclude(reporter.report)
 
 
