@@ -1,14 +1,16 @@
-"""A Hugging Face Hub on this machine: the part of its HTTP interface that the real client uses to read repositories.
+"""A Hugging Face Hub on this machine: the part of its HTTP interface that the real client uses for repositories.
 
     with serving() as hub:
         hub.add("me/model", {"config.json": b"..."})
         ...  # HF_ENDPOINT=hub.url
 
-It answers as the Hub does: commits in X-Repo-Commit, ETags, ranges, X-Error-Code on errors, bearer tokens.
+It answers as the Hub does: commits in X-Repo-Commit, ETags, ranges, X-Error-Code on errors, bearer tokens. Whoever has
+one of `hub.writers` as token may make repositories and commit to them: small files within the commit, weights by LFS.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -24,6 +26,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
+AUTH = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/auth-check/write")
+CHANGE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>preupload|commit)/main")
+BATCH = re.compile(r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+LARGE = re.compile(r"/large/(?P<oid>[0-9a-f]{64})")
 RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -35,6 +41,9 @@ class Repository:
     tags: set[str] = field(default_factory=set)
     token: str | None = None
     gated: bool = False
+    private: bool = False
+    commits: list[str] = field(default_factory=list)
+    """Their messages."""
 
     @property
     def commit(self) -> str:
@@ -54,6 +63,9 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
     """Status codes with which the next requests are answered."""
+    writers: set[str] = field(default_factory=set)
+    large: dict[str, bytes] = field(default_factory=dict)
+    """What was uploaded by LFS, by SHA-256."""
 
     def add(self, name: str, files: dict[str, bytes], **options: object) -> Repository:
         """Serve `org/name`, or `datasets/org/name`."""
@@ -70,11 +82,19 @@ def _oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def _mode(file: dict, repository: Repository) -> dict:
+    """How a file is to be sent, and what the repository has under its name: the SHA-256 of what came by LFS."""
+    large, there = file["path"].endswith(".safetensors"), repository.files.get(file["path"])
+    known = None if there is None else hashlib.sha256(there).hexdigest() if large else _oid(there)
+    return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": known}
+
+
 class _Refused(Exception):
-    def __init__(self, status: int, code: str = "") -> None:
+    def __init__(self, status: int, code: str = "", body: bytes = b"") -> None:
         super().__init__(code)
         self.status = status
         self.code = code
+        self.body = body
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -87,6 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(body=False)
 
+    def do_POST(self) -> None:
+        self._take(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+    do_PUT = do_POST
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -96,7 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.hub.failures:
                 raise _Refused(self.hub.failures.pop(0))
-            if match := API.fullmatch(path):
+            if match := AUTH.fullmatch(path):
+                self._repository(match["repo"], None)
+                self._may_write()
+                self._send(200, b"{}", {"Content-Type": "application/json"}, body)
+            elif match := API.fullmatch(path):
                 self._send(200, self._describe(match), {"Content-Type": "application/json"}, body)
             elif match := RESOLVE.fullmatch(path):
                 self._send_file(match, body)
@@ -104,6 +133,64 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(404)
         except _Refused as refused:
             self._send(refused.status, b"", {"X-Error-Code": refused.code, "X-Error-Message": refused.code}, body)
+
+    def _take(self, given: bytes) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path))
+        try:
+            if self.hub.failures:
+                raise _Refused(self.hub.failures.pop(0))
+            answer = self._write(path, given)
+            self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
+        except _Refused as refused:
+            headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.code}
+            self._send(refused.status, refused.body, headers, True)
+
+    def _write(self, path: str, given: bytes) -> dict:
+        if match := LARGE.fullmatch(path):
+            assert hashlib.sha256(given).hexdigest() == match["oid"]
+            self.hub.large[match["oid"]] = given
+            return {}
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        self._may_write()
+        if path == "/api/repos/create":
+            return self._create(json.loads(given))
+        if match := BATCH.fullmatch(path):
+            return {"objects": [self._action(wanted) for wanted in json.loads(given)["objects"]]}
+        if (match := CHANGE.fullmatch(path)) is None:
+            raise _Refused(404)
+        repository = self._repository(match["repo"], "main")
+        if match["what"] == "preupload":
+            return {"files": [_mode(file, repository) for file in json.loads(given)["files"]]}
+        return self._commit(repository, match["repo"], [json.loads(line) for line in given.splitlines()])
+
+    def _may_write(self) -> None:
+        if self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.hub.writers:
+            raise _Refused(403)
+
+    def _create(self, wanted: dict) -> dict:
+        name = f"{wanted['organization']}/{wanted['name']}"
+        if name in self.hub.repositories:
+            raise _Refused(409, body=json.dumps({"url": f"{self.hub.url}/{name}"}).encode())
+        self.hub.add(name, {}, private=wanted.get("visibility") == "private")
+        return {"url": f"{self.hub.url}/{name}"}
+
+    def _action(self, wanted: dict) -> dict:
+        if wanted["oid"] in self.hub.large:
+            return wanted
+        return {**wanted, "actions": {"upload": {"href": f"{self.hub.url}/large/{wanted['oid']}"}}}
+
+    def _commit(self, repository: Repository, name: str, lines: list[dict]) -> dict:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                repository.commits.append(value["summary"])
+            elif line["key"] == "file":
+                repository.files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                repository.files[value["path"]] = self.hub.large[value["oid"]]
+        return {"commitUrl": f"{self.hub.url}/{name}/commit/{repository.commit}", "commitOid": repository.commit}
 
     def _repository(self, name: str, revision: str | None) -> Repository:
         repository = self.hub.repositories.get(name)
@@ -179,6 +266,7 @@ def on_this_machine(cache: Path) -> Iterator[Hub]:
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "ENDPOINT", hub.url)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its part in Rust knows of no other Hub
         patch.setattr(time, "sleep", lambda seconds: None)  # the client waits between its tries, as we do
         patch.delenv("HF_TOKEN", raising=False)
         try:

@@ -41,6 +41,7 @@ class FailureCode(StrEnum):
     ADAPTER_UNSUPPORTED = "AdapterUnsupported"
     OUTPUT_NOT_WRITABLE = "OutputNotWritable"
     OUTPUT_TAKEN = "OutputTaken"
+    HUB_NOT_WRITABLE = "HubNotWritable"
     STORAGE_FULL = "StorageFull"
     MERGE_FAILED = "MergeFailed"
     STOPPED = "Stopped"
@@ -142,6 +143,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.MERGE_FAILED: (
         ExitCode.PUBLISH_FAILED,
         "the adapter is published, but it could not be merged into {model}: {problem}",
+    ),
+    FailureCode.HUB_NOT_WRITABLE: (
+        ExitCode.PUBLISH_FAILED,
+        "output.hfRepo is {repo}, which cannot be written: {problem}",
     ),
     FailureCode.STORAGE_FULL: (
         ExitCode.PUBLISH_FAILED,

@@ -186,6 +186,11 @@ class JobSpec(ApiModel):
             holds=lambda s: not s.merges or s.training_type.type is TrainingKind.LORA,
         ),
         Rule(
+            message="output.hfRepo needs hfTokenSecretRef",
+            cel="!has(self.output) || !has(self.output.hfRepo) || has(self.hfTokenSecretRef)",
+            holds=lambda s: s.hf_repo is None or s.hf_token_secret_ref is not None,
+        ),
+        Rule(
             message="Early stopping needs a validationFile",
             cel="!has(self.evaluation.earlyStopping) || has(self.validationFile)",
             holds=lambda s: s.evaluation.early_stopping is None or s.validation_file is not None,
@@ -209,6 +214,11 @@ class JobSpec(ApiModel):
     def merges(self) -> bool:
         """Whether the adapter is also published merged into its base."""
         return self.output is not None and bool(self.output.merge)
+
+    @property
+    def hf_repo(self) -> str | None:
+        """The repository to which the final weights are pushed."""
+        return self.output.hf_repo if self.output is not None else None
 
 
 MUTABLE_FIELDS = frozenset({"suspend", "cancel", "active_deadline_seconds", "ttl_seconds_after_finished"})

@@ -195,6 +195,8 @@ class OutputStatus(ApiModel):
     """The trained weights."""
     merged_uri: Text | None = None
     """The trained adapter merged into its base (output.merge)."""
+    hf_url: Text | None = None
+    """Page of the repository to which the final weights were pushed (output.hfRepo)."""
 
 
 class JobWarning(ApiModel):

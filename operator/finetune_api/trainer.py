@@ -105,6 +105,8 @@ class TrainerConfig(ApiModel):
     """Checkpoints, as in the spec."""
     merge: Flag = False
     """Whether to publish the final adapter also merged into its base."""
+    hf_repo: Name | None = None
+    """Repository of the Hub to which the final weights are pushed."""
     output_uri: Text
     """Folder that holds the outputs of jobs."""
     output_name: Name

@@ -21,8 +21,14 @@ HF_MODEL = rf"hf://{HF_REPO}{REVISION}"
 HF_DATA = rf"hf://(datasets/)?{HF_REPO}{REVISION}(/{SEGMENT})+"
 MODEL_NAME = rf"{SEGMENT}(/{SEGMENT})?{REVISION}"
 LOCAL_FILE = "file://"
+OBJECT_STORES = ("s3", "gs", "az")
+"""Schemes of object stores: a bucket, or for az a container, and a path in it."""
+BUCKET = r"[a-z0-9]([-a-z0-9._]{0,220}[a-z0-9])?"
+STORE = rf"(s3|gs|az)://{BUCKET}"
 MAX_URI = 1024
 MAX_REVISION = 128
+MAX_HUB_REPO = 193
+"""Two names of at most 96 characters."""
 
 PVC_FILE = rf"pvc://{DNS_NAME}(/{SEGMENT})+"
 MODEL_PATTERN = rf"^({MODEL_NAME}|{HF_MODEL}|{PVC})$"
@@ -30,8 +36,9 @@ DATA_PATTERN = rf"^({PVC_FILE}|{CONFIG_MAP}|{HF_DATA})$"
 DATA_SET_ALONE = rf"^hf://datasets/{SEGMENT}{REVISION}/{SEGMENT}{REVISION}$"
 """A data set without a file of it, which reads like a file of the repository datasets/org."""
 HUB_MODEL_PATTERN = rf"^(hf://)?{HF_REPO}{REVISION}$"
-OUTPUT_PATTERN = rf"^{PVC}$"
-OUTPUT_TEMPLATE_PATTERN = rf"^pvc://{DNS_NAME}(/({SEGMENT}|\{{namespace\}}|\{{name\}}))*$"
+OUTPUT_PATTERN = rf"^({PVC}|{STORE}(/{SEGMENT})+)$"
+TEMPLATE_SEGMENT = rf"({SEGMENT}|\{{namespace\}}|\{{name\}})"
+OUTPUT_TEMPLATE_PATTERN = rf"^(pvc://{DNS_NAME}(/{TEMPLATE_SEGMENT})*|{STORE}(/{TEMPLATE_SEGMENT})+)$"
 
 
 def _uri(pattern: str, takes: str, never: str | None = None) -> Any:
@@ -51,13 +58,15 @@ DataUri = _uri(
     "pvc://claim/path, configmap://name/key or hf://datasets/org/name[@revision]/path of a file",
     never=DATA_SET_ALONE,
 )
-OutputUri = _uri(OUTPUT_PATTERN, "pvc://claim/path of a folder")
-OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, "pvc://claim/path of a folder, with {namespace} and {name} as segments")
+OUTPUT_FORMS = "pvc://claim/path, s3://bucket/path, gs://bucket/path or az://container/path of a folder"
+HubRepo = Annotated[str, Matching("must be org/name of the Hugging Face Hub", rf"^{HF_REPO}$", MAX_HUB_REPO)]
+OutputUri = _uri(OUTPUT_PATTERN, OUTPUT_FORMS)
+OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, f"{OUTPUT_FORMS}, with {{namespace}} and {{name}} as segments")
 
 
 @dataclass(frozen=True, slots=True)
 class UriParts:
-    """A URI taken apart: scheme, what holds the data (claim, config map, Hub repository) and the path inside it."""
+    """A URI taken apart: scheme, what holds the data (claim, config map, Hub repository, bucket) and the path there."""
 
     scheme: str
     root: str

@@ -2,10 +2,13 @@
 
 <output URI>/<output name>/     metrics.jsonl data-report.json manifest.json checkpoints/ adapter/ or model/ merged/
 <output URI>/.finetune/<uid>/   prepared/ reference/ recovery/
+
+Paths are those of this machine; where the output is in an object store, its mirror carries what is there.
 """
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,9 @@ from finetune_api.method import TrainingKind
 from finetune_api.report import Report
 from finetune_api.status import Checkpoint
 from finetune_api.trainer import JobIdentity, Start, TrainerConfig
+from finetune_api.uris import OBJECT_STORES, parse_uri
 from finetune_trainer.failures import failed
+from finetune_trainer.mirror import VOLUME, Mirror, StoreMirror
 from finetune_trainer.volumes import OutsideVolume, locate_folder
 
 
@@ -47,6 +52,8 @@ class Layout:
     """State that no other job reads."""
     final: Path
     """The trained adapter or model, below `output`."""
+    mirror: Mirror = VOLUME
+    """Told of everything that is complete, wanted or removed."""
 
     @property
     def prepared(self) -> Path:
@@ -98,11 +105,15 @@ class Layout:
         """The layout that `config` asks for.
 
         Raises:
-            RunFailed: the output URI names no mounted volume, or a symlink leads out of it.
+            RunFailed: the output URI names no mounted volume, or a symlink leads out of it; or its store has no client.
         """
         base = config.output_uri.rstrip("/")
         uri = f"{base}/{config.output_name}" if config.output_name else base
         final = names.ADAPTER_DIRECTORY if config.training_kind is TrainingKind.LORA else names.MODEL_DIRECTORY
+        if parse_uri(base).scheme in OBJECT_STORES:
+            root = Path(tempfile.gettempdir()) / f"finetune-{config.job.uid}"
+            output, private = root / config.output_name, root / names.PRIVATE_DIRECTORY / config.job.uid
+            return cls(uri, output, private, output / final, StoreMirror.of(root, base))
         try:
             output = locate_folder(uri, config.mounts)
             private = locate_folder(f"{base}/{names.PRIVATE_DIRECTORY}/{config.job.uid}", config.mounts)
@@ -118,6 +129,7 @@ def claimed(layout: Layout, job: JobIdentity) -> OutputManifest | None:
         RunFailed: OutputTaken: it is another job's, or damaged; OutputNotWritable: it is out of reach.
     """
     try:
+        layout.mirror.fetch_file(layout.manifest)
         manifest = OutputManifest.model_validate_json(layout.manifest.read_bytes())
     except FileNotFoundError:
         return None

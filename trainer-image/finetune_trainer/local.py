@@ -254,6 +254,7 @@ def _summary(report: Report) -> list[str]:
     if output:
         lines.append(f"result: {output.adapter_uri or output.model_uri}")
         lines += [f"merged: {output.merged_uri}"] if output.merged_uri else []
+        lines += [f"on the Hub: {output.hf_url}"] if output.hf_url else []
     return lines
 
 

@@ -6,8 +6,9 @@ of three: it is not there, it may not be touched, or it could not be reached.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum, auto
 
 import fsspec
@@ -16,6 +17,7 @@ from azure.core.exceptions import AzureError, ClientAuthenticationError, Resourc
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.spec import AbstractFileSystem
 from google.auth.exceptions import GoogleAuthError
+from s3fs import S3FileSystem
 
 
 class Trouble(Enum):
@@ -46,6 +48,35 @@ def filesystem(uri: str) -> AbstractFileSystem:
     with asking():
         found, _ = fsspec.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True)
     return found
+
+
+def create(files: AbstractFileSystem, uri: str, content: bytes) -> None:
+    """Write an object unless there is one. A store that cannot do that in one request is asked in two.
+
+    Raises what a client raises: call it in `asking`.
+    """
+    with suppress(FileExistsError):
+        try:
+            files.pipe_file(uri, content, mode="create")
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            if not files.exists(uri):
+                files.pipe_file(uri, content)
+
+
+def abort_uploads(files: AbstractFileSystem, uri: str) -> None:
+    """End the uploads below `uri` that were begun in parts and never completed.
+
+    Only S3 keeps, and bills, such parts for ever. One that does not let us see them has a rule of its own for them.
+    """
+    if not isinstance(files, S3FileSystem):
+        return
+    bucket, prefix, _ = files.split_path(uri)
+    with suppress(OSError):
+        begun = files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
+        for upload in begun.get("Uploads", ()):
+            files.abort_mpu(bucket, upload["Key"], upload["UploadId"])
 
 
 @contextmanager

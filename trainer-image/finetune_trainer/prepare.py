@@ -44,6 +44,7 @@ from finetune_trainer.data.tokens import CacheKind, write_cache
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import replace, sha256_of, write_atomically, writing, writing_to
 from finetune_trainer.layout import Layout, OutputManifest, claimed
+from finetune_trainer.push import check_repository
 
 CACHE_VERSION = 4
 """Raised when the same data would give other tokens than before."""
@@ -109,11 +110,14 @@ def prepare(config: TrainerConfig, tell: Tell) -> Prepared:
     layout = Layout.of(config)
     with writing_to(config.output_uri):
         _claim_output(layout, config.job)
+        layout.mirror.begin()
+    check_repository(config)
     inputs = _gather(config, layout)
     with writing_to(config.output_uri):
         checked = _finished(inputs) or _check(inputs, tell)
         prepared = _conclude(inputs, checked)
         write_atomically(layout.prepared / PREPARED_FILE, json.dumps(prepared.to_json(), indent=1))
+        layout.mirror.put_folder(layout.prepared, last=PREPARED_FILE)
     tell(data=prepared.data, resolved=prepared.resolved, warnings=prepared.warnings)
     return prepared
 
@@ -122,15 +126,19 @@ def _claim_output(layout: Layout, job: JobIdentity) -> None:
     """Prove that the output takes a file, and put this job's name on it unless another's is there.
 
     Raises:
-        RunFailed: OutputTaken.
+        RunFailed: OutputTaken, OutputNotWritable.
     """
     for folder in (layout.output, layout.prepared):
         folder.mkdir(parents=True, exist_ok=True)
     probe = layout.output / f".{job.uid}.probe"
     probe.write_text("written to see whether this folder can be written\n")
+    layout.mirror.put_file(probe)
     probe.unlink()
+    layout.mirror.remove_file(probe)
     if claimed(layout, job) is None:
         write_atomically(layout.manifest, json.dumps(OutputManifest(job=job).to_json()))
+        layout.mirror.claim(layout.manifest)
+        claimed(layout, job)
 
 
 def _gather(config: TrainerConfig, layout: Layout) -> Inputs:
@@ -155,6 +163,7 @@ def _fetch_file(config: TrainerConfig, name: str, uri: str) -> DataFile:
 
 def _finished(inputs: Inputs) -> Checked | None:
     """What an earlier run of this step left, if it was about the same data and every file is whole."""
+    inputs.layout.mirror.fetch_folder(inputs.layout.prepared)
     found = load_prepared(inputs.layout.prepared)
     if found is None or found.key != inputs.key or found.digests != cache_digests(inputs.layout.prepared):
         return None
@@ -170,6 +179,7 @@ def _check(inputs: Inputs, tell: Tell) -> Checked:
     """
     layout = inputs.layout
     _clear(layout.prepared)
+    layout.mirror.remove_folder(layout.prepared, first=PREPARED_FILE)
     with ExitStack() as open_files:
         checks = _checks(inputs, open_files)
         for file, check in zip(inputs.files, checks, strict=True):
@@ -177,6 +187,7 @@ def _check(inputs: Inputs, tell: Tell) -> Checked:
         data = _describe(layout, inputs.rules, checks)
         with writing(layout.data_report) as out:
             write_reports(out, [_reported(file, check) for file, check in zip(inputs.files, checks, strict=True)])
+        layout.mirror.put_file(layout.data_report)
     tell(data=data)
     if data.error_count:
         _clear(layout.prepared)

@@ -46,7 +46,9 @@ def uses_of(job: FineTuneJob, target: str) -> tuple[Use, ...]:
     spec = job.spec
     secrets = (Use(f"{secret.field}.name", f"{SECRET}{secret.ref.name}") for secret in secrets_of(job))
     validation = (Use("validationFile", spec.validation_file),) if spec.validation_file else ()
-    return (*secrets, Use("trainingFile", spec.training_file), *validation, Use("output.uri", target, write=True))
+    pushed = (Use("output.hfRepo", f"hf://{spec.hf_repo}", write=True),) if spec.hf_repo else ()
+    output = (Use("output.uri", target, write=True), *pushed)
+    return (*secrets, Use("trainingFile", spec.training_file), *validation, *output)
 
 
 def namespace_refused(job: FineTuneJob, runtime: str, access: Access) -> Refusal | None:

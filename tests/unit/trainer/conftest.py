@@ -2,6 +2,7 @@
 
 import pytest
 
+from buckets import serving
 from rows import save_light_model
 from tiny import save_model
 from training import preference_rows, write_jsonl
@@ -21,3 +22,10 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture
 def training_file(tmp_path):
     return write_jsonl(tmp_path / "train.jsonl", preference_rows(6))
+
+
+@pytest.fixture(scope="session")
+def buckets():
+    """An object store; each test takes a bucket of its own."""
+    with serving() as found:
+        yield found

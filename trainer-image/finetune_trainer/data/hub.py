@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from enum import Enum, auto
+from pathlib import Path
 from typing import TypeVar
 
 import httpx2
@@ -39,7 +40,19 @@ LEFT_OUT = ["*/*", "consolidated*"]
 """Subfolders hold other formats of the same weights (onnx, original); `consolidated` is a second copy of them."""
 WAITS = (1.0, 4.0)
 """Seconds before another try where the client itself makes only one; after that the pod ends and is retried."""
+PUSH_WAITS = (1.0, 4.0, 16.0, 64.0)
+"""The same where a pod's end would cost more: training is done."""
 NO_WAITS: tuple[float, ...] = ()
+
+ASKED = (
+    HfHubHTTPError,
+    httpx2.HTTPError,
+    OfflineModeIsEnabled,
+    EntryNotFoundError,
+    FileMetadataError,
+    RuntimeError,
+)
+"""What the client raises for a Hub that does not give or take what it should; a RuntimeError is an upload's."""
 
 T = TypeVar("T")
 
@@ -113,12 +126,39 @@ def fetch_one(repo: str, kind: str, path: str, revision: str | None, *, offline:
     )
 
 
+def make_repository(repo: str) -> None:
+    """Make sure that a model repository is there and may be written; a new one is private.
+
+    Raises:
+        HubFailed
+    """
+    _ask(lambda: HfApi().create_repo(repo, private=True, exist_ok=True), WAITS)
+    _ask(lambda: HfApi().auth_check(repo, write=True), WAITS)
+
+
+def push_folder(repo: str, folder: Path, message: str) -> None:
+    """Put the files of `folder` into a model repository, in one commit; in none if it has them all.
+
+    Raises:
+        HubFailed
+    """
+    disable_progress_bars()
+
+    def upload() -> None:
+        try:
+            HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        except ValueError as error:  # of an error page where it expects JSON
+            raise RuntimeError from error
+
+    _ask(upload, PUSH_WAITS)
+
+
 def _ask(call: Callable[[], T], waits: tuple[float, ...]) -> T:
     """Call the Hub, and again after each of `waits` (seconds) while it is the Hub that fails."""
     for wait in (*waits, None):
         try:
             return _with_room(call)
-        except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, FileMetadataError) as error:
+        except ASKED as error:
             failure = HubFailed(*_judge(error))
             if failure.trouble is not Trouble.UNREACHABLE or wait is None:
                 raise failure from error
@@ -150,6 +190,8 @@ def _judge(error: BaseException) -> tuple[Trouble, str]:
         if cause is None or isinstance(cause, OfflineModeIsEnabled):
             return Trouble.UNREACHABLE, "it is not in the cache, and the runtime is offline"
         return _judge(cause)
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, ASKED):
+        return _judge(error.__cause__)
     if isinstance(error, GatedRepoError):
         return Trouble.NOT_FOUND, "it is gated and the token may not read it"
     if isinstance(error, RepositoryNotFoundError):
@@ -162,6 +204,6 @@ def _judge(error: BaseException) -> tuple[Trouble, str]:
         status = error.response.status_code
         forbidden = status in (401, 403, 404)
         return (Trouble.NOT_FOUND if forbidden else Trouble.UNREACHABLE), f"the Hub answered {status}"
-    if isinstance(error, FileMetadataError):
+    if isinstance(error, FileMetadataError | RuntimeError):
         return Trouble.UNREACHABLE, "the endpoint does not answer like a Hub"
     return Trouble.UNREACHABLE, type(error).__name__

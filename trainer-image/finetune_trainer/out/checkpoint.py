@@ -1,9 +1,9 @@
 """Recovery states: from the newest one a run goes on exactly as if it had never stopped.
 
 A state is a folder of safetensors and JSON. It gets a temporary name, a manifest with the SHA-256 of each file as the
-last of them, and then its own name, so a state is either whole or recognisably not. The newest two are kept, because
-the newest may turn out damaged. Where weights are spread over processes, each writes its shares, and the first one,
-when all have, the manifest.
+last of them, and then its own name, so a state is either whole or recognisably not. To a store its manifest goes last
+too. The newest two are kept, because the newest may turn out damaged. Where weights are spread over processes, each
+writes its shares, and the first one, when all have, the manifest.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from finetune_trainer.files import replace, sha256_of, sync, write_atomically
+from finetune_trainer.files import replace, sha256_of, sync
+from finetune_trainer.mirror import VOLUME, Mirror
 from finetune_trainer.shares import SavedShares, Share, save_shares
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 ENDING = ".safetensors"
-DIGESTS = ".digests-"
 NEEDED = {"state", WEIGHTS, OPTIMIZER}
 KEPT = 2
 
@@ -63,8 +63,8 @@ class Writers:
 
     rank: int = 0
     size: int = 1
-    meet: Callable[[], None] = lambda: None
-    """Returns once all have come so far; called by a background thread."""
+    exchange: Callable[[dict[str, str]], dict[str, str]] = dict
+    """What each of them gives, together, once all have come so far; called by a background thread."""
 
     def file(self, kind: str) -> str:
         """What this process's file of a kind of tensors is called."""
@@ -75,7 +75,12 @@ class RecoveryStore:
     """The recovery states of one run, written by one background thread of each process that has something to write."""
 
     def __init__(
-        self, folder: Path, identity: str, saved: Callable[[int], None], writers: Writers | None = None
+        self,
+        folder: Path,
+        identity: str,
+        saved: Callable[[int], None],
+        mirror: Mirror = VOLUME,
+        writers: Writers | None = None,
     ) -> None:
         """`identity` stands for the run's plan: states of another plan are never loaded. `saved` hears each step.
 
@@ -85,7 +90,8 @@ class RecoveryStore:
         if self._writers.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             _clean(folder)
-        self._folder = folder
+            mirror.remove_halves(folder, MANIFEST_FILE)
+        self._folder, self._mirror = folder, mirror
         self._identity = identity
         self._saved = saved
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recovery")
@@ -125,7 +131,9 @@ class RecoveryStore:
     def newest(self) -> tuple[SavedState | None, list[str]]:
         """The newest state that is whole and of this plan, and a sentence for each newer one that is not."""
         skipped: list[str] = []
-        for folder in reversed(self._folders()):
+        for step in sorted(self._written(), reverse=True):
+            folder = self._place(step)
+            self._mirror.fetch_folder(folder)
             try:
                 return self._read(folder), skipped
             except (OSError, ValueError, KeyError, SafetensorError) as problem:
@@ -134,45 +142,61 @@ class RecoveryStore:
 
     def steps(self) -> frozenset[int]:
         """Steps of the states that a restart may go on from, the one that is being written among them."""
-        written = {_step_of(folder) for folder in self._folders()}
-        return frozenset(written if self._pending_step is None else written | {self._pending_step})
+        written = self._written()
+        return written if self._pending_step is None else written | {self._pending_step}
 
-    def _folders(self) -> list[Path]:
-        found = (folder for folder in self._folder.glob("step-*") if folder.name.removeprefix("step-").isdecimal())
-        return sorted(found, key=_step_of)
+    def _written(self) -> frozenset[int]:
+        numbers = [name.removeprefix("step-") for name in self._mirror.names(self._folder) if name.startswith("step-")]
+        return frozenset(int(number) for number in numbers if number.isdecimal())
+
+    def _place(self, step: int) -> Path:
+        return self._folder / f"step-{step}"
 
     def _write(self, state: RecoveryState) -> None:
-        final = self._folder / f"step-{state.step}"
+        final = self._place(state.step)
         # Counted, so that no writer takes the folder of an earlier state of this step for that of this one.
         temporary = self._folder / f".{final.name}.{self._saves}.tmp"
-        temporary.mkdir(exist_ok=True)
-        self._write_shares(state, temporary)
-        self._writers.meet()
+        temporary.mkdir(parents=True, exist_ok=True)
+        digests = self._write_shares(state, temporary, final)
         if self._writers.rank == 0:
             facts = {"step": state.step, "identity": self._identity, "facts": state.facts}
             (temporary / STATE_FILE).write_text(json.dumps(facts))
-            (temporary / MANIFEST_FILE).write_text(json.dumps(_digests(temporary)))
+            digests[STATE_FILE] = sha256_of(temporary / STATE_FILE)
+            (temporary / MANIFEST_FILE).write_text(json.dumps(digests))
             _put(temporary, final)
+            self._mirror.put_folder(final, last=MANIFEST_FILE, kept=digests.keys())
+            self._mirror.spare(final)
             self._forget(state.step)
             self._saved(state.step)
 
-    def _write_shares(self, state: RecoveryState, folder: Path) -> None:
-        """This process's files; and, where it is not the first one, their digests, so that nobody has to read them."""
+    def _write_shares(self, state: RecoveryState, temporary: Path, final: Path) -> dict[str, str]:
+        """This process's files, to be those of the state `final`; returns the digests of all writers' files.
+
+        In a store there is no temporary name: of an earlier state of this step, which this one replaces, the manifest
+        goes before any other file does.
+        """
+        first, several = self._writers.rank == 0, self._writers.size > 1
+        if first and several:
+            self._mirror.remove_file(final / MANIFEST_FILE)
+        if several:
+            self._writers.exchange({})
+        digests = {}
         for kind, shares in state.tensors.items():
-            save_shares(shares, folder / self._writers.file(kind))
-        if self._writers.rank > 0:
-            files = [folder / self._writers.file(kind) for kind in state.tensors]
-            for file in files:
+            file = temporary / self._writers.file(kind)
+            save_shares(shares, file)
+            digests[file.name] = sha256_of(file)
+            if not first:
                 sync(file)
-            digests = {file.name: sha256_of(file) for file in files}
-            write_atomically(folder / f"{DIGESTS}{self._writers.rank}", json.dumps(digests))
+                self._mirror.put_file(file, final / file.name)
+                self._mirror.spare(file)
+        return self._writers.exchange(digests)
 
     def _forget(self, step: int) -> None:
         """Remove all but the newest two up to `step`: this run has skipped what lies beyond its newest state."""
-        kept = [folder for folder in self._folders() if _step_of(folder) <= step][-KEPT:]
-        for folder in self._folders():
-            if folder not in kept:
-                shutil.rmtree(folder)
+        written = self._written()
+        for gone in written.difference(sorted(known for known in written if known <= step)[-KEPT:]):
+            shutil.rmtree(self._place(gone), ignore_errors=True)
+            self._mirror.remove_folder(self._place(gone), first=MANIFEST_FILE)
 
     def _read(self, folder: Path) -> SavedState:
         """Raises: OSError, ValueError, KeyError, SafetensorError: the state is damaged or of another plan."""
@@ -189,16 +213,6 @@ class RecoveryStore:
         for kind in (WEIGHTS, OPTIMIZER):
             state.tensors(kind)
         return state
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """Of every file of a state; those that the other writers have left are taken from what they say, which goes."""
-    told: dict[str, str] = {}
-    for note in folder.glob(f"{DIGESTS}*"):
-        told |= json.loads(note.read_text())
-        note.unlink()
-    own = {path.name: sha256_of(path) for path in folder.iterdir() if path.name not in told}
-    return dict(sorted((told | own).items()))
 
 
 def _put(temporary: Path, final: Path) -> None:
@@ -223,7 +237,3 @@ def _clean(folder: Path) -> None:
 
 def _aside(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))

@@ -84,6 +84,7 @@ class Publisher:
             if kind is CheckpointType.FINAL:
                 self._write_folder(self.layout.final, lambda new: _copy(folder, new, folder.iterdir()), lambda: card)
             entry = self._entry(step, kind, folder, metrics)
+            self.layout.mirror.spare(folder)
             return self._list((*(c for c in self._published() if c.uri != entry.uri), entry), best)
 
     def publish_merged(self, save: Callable[[Path], float]) -> tuple[Checkpoint, ...]:
@@ -138,7 +139,7 @@ class Publisher:
                 self._write_manifest(kept)
                 for checkpoint in listed:
                     if checkpoint not in kept:
-                        _remove(self._folder(checkpoint.step))
+                        _unpublish(self.layout, self._folder(checkpoint.step))
 
     def _is_known(self, superseded: Checkpoint, listed: Iterable[Checkpoint], states: Collection[int]) -> bool:
         """Whether one of `states` may know `superseded` as the best: it was saved before the next best one.
@@ -149,6 +150,11 @@ class Publisher:
         after = (c.step for c in listed if c.step > superseded.step and (c.best or c.step not in self.planned))
         until = min(after, default=math.inf)
         return any(superseded.step <= state <= until for state in states)
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the final weights for those who want one: merged where the job asks for that."""
+        return self.layout.merged if self.config.merge else self.layout.final
 
     def output(self) -> OutputStatus:
         """Where the final weights lie."""
@@ -185,6 +191,7 @@ class Publisher:
     def _write_manifest(self, checkpoints: tuple[Checkpoint, ...], last: Report | None = None) -> None:
         manifest = OutputManifest(job=self.config.job, start=self.config.start, checkpoints=checkpoints, last=last)
         write_atomically(self.layout.manifest, json.dumps(manifest.to_json(), indent=1) + "\n")
+        self.layout.mirror.put_file(self.layout.manifest)
 
     def _write_folder(self, folder: Path, save: Callable[[Path], None], card: Callable[[], str]) -> None:
         """Write a folder under a temporary name, then put it in place of an earlier one with other weights.
@@ -201,10 +208,10 @@ class Publisher:
             _copy(self.tokenizer, temporary, (self.tokenizer / name for name in TOKENIZER_FILES))
             self._put_template(temporary)
             (temporary / "README.md").write_text(card(), encoding="utf-8")
-            if folder.exists() and weights_digest(folder) == weights_digest(temporary):
-                return
-            _remove(folder)
-            replace(temporary, folder)
+            if not folder.exists() or weights_digest(folder) != weights_digest(temporary):
+                _remove(folder)
+                replace(temporary, folder)
+        self.layout.mirror.put_folder(folder)
 
     def _put_template(self, folder: Path) -> None:
         """Put the job's own chat template where it is read before any that the tokenizer has."""
@@ -216,15 +223,22 @@ class Publisher:
 def tidy(layout: Layout, last: Report) -> None:
     """Remove what only a restart would need: checkpoints that `last` does not name, and the job's private state."""
     named = {f"step-{checkpoint.step}" for checkpoint in last.checkpoints}
-    for folder in layout.checkpoints.glob("step-*"):
-        if folder.name not in named:
-            _remove(folder)
+    for name in layout.mirror.names(layout.checkpoints):
+        if name.startswith("step-") and name not in named:
+            _unpublish(layout, layout.checkpoints / name)
     for half in layout.checkpoints.glob(".step-*"):
         shutil.rmtree(half)
     if layout.private.exists():
         shutil.rmtree(layout.private)
+    layout.mirror.remove_folder(layout.private)
     with suppress(OSError):
         layout.private.parent.rmdir()
+
+
+def _unpublish(layout: Layout, folder: Path) -> None:
+    """Remove a folder that manifest.json does not list any more."""
+    _remove(folder)
+    layout.mirror.remove_folder(folder)
 
 
 def _remove(folder: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from finetune_api.status import JobWarning, Recovery
+from finetune_trainer.layout import Layout
 from finetune_trainer.out.checkpoint import OPTIMIZER, WEIGHTS, RecoveryState, SavedState
 from finetune_trainer.out.clock import now
 from finetune_trainer.run.ledger import Account
@@ -52,11 +52,17 @@ def _shares(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Share]:
     return {name: share for name, share in shares.items() if share is not None}
 
 
-def shared(state: SavedState | None, ranks: Ranks) -> SavedState | None:
-    """What the first process has found, on every process."""
-    found = {"step": state.step, "facts": state.facts, "folder": str(state.folder)} if state is not None else None
+def shared(state: SavedState | None, layout: Layout, ranks: Ranks) -> SavedState | None:
+    """What the first process has found, on every process. One process of each other pod fetches it for those there."""
+    found = {"step": state.step, "facts": state.facts, "name": state.folder.name} if state is not None else None
     told = json.loads(ranks.text(json.dumps(found)))
-    return SavedState(told["step"], told["facts"], Path(told["folder"])) if told else None
+    if told is None:
+        return None
+    folder = layout.recovery / told["name"]
+    if ranks.local == 0 and not ranks.first:
+        layout.mirror.fetch_folder(folder)
+    ranks.wait()
+    return SavedState(told["step"], told["facts"], folder)
 
 
 def recipe_of(state: SavedState | None) -> Recipe | None:

@@ -70,12 +70,15 @@ class Work:
         return self.fitter.policy
 
 
-def verified(layout: Layout) -> Prepared:
-    """What prepare left, its token caches unchanged since.
+def verified(layout: Layout, ranks: Ranks = ALONE) -> Prepared:
+    """What prepare left, its token caches unchanged since. One process of each pod fetches it for the others there.
 
     Raises:
         RunFailed: ConfigInvalid: nothing is prepared, or a cache is another one than prepare wrote.
     """
+    if ranks.local == 0:
+        layout.mirror.fetch_folder(layout.prepared)
+    ranks.wait()
     prepared = load_prepared(layout.prepared)
     if prepared is None:
         problem = "the data is not prepared: run `finetune-train prepare` with the same configuration first"
@@ -147,7 +150,7 @@ def load_work(
         fitter = Fitter(policy, recipe, lambda said: teller.warn(WarningCode.MICRO_BATCH_HALVED, said, teller.step))
         plan = plan_of(config, prepared)
         folder = layout.reference / _reference_key(config, prepared, policy)
-        reference = _Reference(fitter, folder, layout.uri, teller, before_each)
+        reference = _Reference(fitter, folder, layout, teller, before_each)
         return Work(
             fitter=fitter,
             plan=plan,
@@ -215,8 +218,7 @@ class _Reference:
 
     fitter: Fitter
     folder: Path
-    uri: str
-    """URI of the output, named when no scores can be written."""
+    layout: Layout
     teller: Teller
     before_each: Callable[[], None]
 
@@ -224,7 +226,10 @@ class _Reference:
         """`rows` with their scores; rows that share a group may share a micro-batch."""
         if isinstance(rows, ConversationRows) or rows.objective.reference_free:
             return rows
-        with writing_to(self.uri):
+        ranks, mirror = self.fitter.policy.ranks, self.layout.mirror
+        with writing_to(self.layout.uri):
+            if ranks.first:
+                mirror.fetch_folder(self.folder / name)
             scores = reference_scores(
                 rows.cache.pair,
                 groups,
@@ -233,7 +238,8 @@ class _Reference:
                 self.teller.scoring,
                 self.fitter.policy.base.uri,
                 "trainingFile" if name == TRAIN_FOLDER else "validationFile",
-                self.fitter.policy.ranks,
+                ranks,
+                mirror.put_file,
             )
         return replace(rows, reference=scores)
 

@@ -22,6 +22,7 @@ from finetune_trainer.out.checkpoint import RecoveryStore, SavedState, Writers
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.out.publish import Publisher, tidy
+from finetune_trainer.push import push
 from finetune_trainer.run.health import few_steps
 from finetune_trainer.run.loop import Loop
 from finetune_trainer.run.merging import Merging, lossy
@@ -55,7 +56,7 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
         return
     torch.use_deterministic_algorithms(config.gpus == 0)
     disable_progress_bar()
-    prepared = verified(layout)
+    prepared = verified(layout, ranks)
     plan = plan_of(config, prepared)
     teller = Teller(reporter.update, plan.total_steps, plan.steps_per_epoch)
     if beta := beta_warning(config.training_method):
@@ -69,14 +70,14 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
             store = _store(config, layout, identity_of(config, prepared), teller, ranks)
             if store is not None:
                 open_files.enter_context(closing(store))
-            state = shared(_newest(store, teller) if store is not None and ranks.first else None, ranks)
+            state = shared(_newest(store, teller) if store is not None and ranks.first else None, layout, ranks)
         teller.resumed(state.step if state else 0)
         work = load_work(config, layout, prepared, recipe_of(state), teller, lambda: _go_on(ranks, stopping, 0), ranks)
         open_files.enter_context(writing_to(layout.uri))
         open_files.enter_context(weights_fit(work.policy.device))
         if work.publisher is not None:
             teller.published(work.publisher.forget_after(state.step if state else 0, position_of(state).best.step))
-        with MetricsLog(layout.metrics if ranks.first else None, metrics_position(state)) as metrics:
+        with MetricsLog(layout.metrics if ranks.first else None, metrics_position(state), layout.mirror) as metrics:
             loop = Loop(config, work, metrics, teller, lambda: _go_on(ranks, stopping, loop.position.step))
             if state:
                 restore(loop, state)
@@ -89,10 +90,11 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
 
 
 def _conclude(work: Work, publisher: Publisher, teller: Teller, reporter: Reporter) -> None:
-    """What follows the final checkpoint: the merged weights, and the word that all is there."""
+    """What follows the final checkpoint: the merged weights, the Hub, and the word that all is there."""
     if work.merging:
         _publish_merged(work.policy, publisher, work.merging, teller)
-    reporter.update(output=publisher.output())
+    pushed = push(publisher.config, publisher.weights, teller.step)
+    reporter.update(output=publisher.output().model_copy(update={"hf_url": pushed}))
     publisher.conclude(reporter.report)
 
 
@@ -123,12 +125,18 @@ def _go_on(ranks: Ranks, stopping: Event, step: int) -> None:
 
 
 def _store(config: TrainerConfig, layout: Layout, identity: str, teller: Teller, ranks: Ranks) -> RecoveryStore | None:
-    """Where states are, on each process that has something of them to write."""
+    """Where states are, on each process that has something of them to write.
+
+    What a killed process has left half done is cleared away, by the first one.
+    """
     spread = are_spread(config.training_kind, ranks)
     if not (spread or ranks.first):
         return None
-    writers = Writers(ranks.rank, ranks.size, ranks.meet_behind) if spread else Writers()
-    return RecoveryStore(layout.recovery, identity, teller.saved, writers)
+    if ranks.first:
+        layout.output.mkdir(parents=True, exist_ok=True)
+        layout.mirror.begin()
+    writers = Writers(ranks.rank, ranks.size, ranks.exchange_behind) if spread else Writers()
+    return RecoveryStore(layout.recovery, identity, teller.saved, layout.mirror, writers)
 
 
 def _newest(store: RecoveryStore, teller: Teller) -> SavedState | None:

@@ -7,6 +7,7 @@ is lost the others end too, and the run goes on from its newest state, with as m
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -57,10 +58,15 @@ class Ranks:
         """Until all have come here."""
         self.most(0)
 
-    def meet_behind(self) -> None:
-        """Until the background threads of all have come here."""
-        if self.behind is not None:
-            dist.all_reduce(torch.zeros(1), group=self.behind)
+    def exchange_behind(self, given: dict[str, str]) -> dict[str, str]:
+        """What the background threads of all give, together, once all have come here."""
+        text = bytearray(json.dumps(given).encode())
+        longest = torch.tensor([len(text)])
+        dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.behind)
+        text.extend(b" " * (int(longest) - len(text)))
+        texts = [torch.empty(len(text), dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(texts, torch.frombuffer(text, dtype=torch.uint8), group=self.behind)
+        return {key: value for one in texts for key, value in json.loads(bytes(one.tolist())).items()}
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place; each gets the same bits."""

@@ -40,6 +40,7 @@ def reference_scores(
     uri: str,
     file: str,
     ranks: Ranks = ALONE,
+    kept: Callable[[Path], None] = lambda shard: None,
 ) -> Tensor:
     """Sums of log-probabilities under the starting weights, fp64 [rows, 2], preferred first.
 
@@ -53,6 +54,7 @@ def reference_scores(
         uri: of the model, named where its scores are not finite.
         file: field of the job that names the file whose rows they are.
         ranks: the processes that score together; the first has the shards.
+        kept: hears of each shard that has been written.
 
     Raises:
         RunFailed: ConfigInvalid: a shard is about other tokens; ModelUnsupported: a score is not finite.
@@ -70,11 +72,11 @@ def reference_scores(
                 done[missing] = True
                 fresh += missing
             if ranks.first and fresh and monotonic() - since >= SHARD_SECONDS:
-                _save(folder, fresh, sums, pair)
+                kept(_save(folder, fresh, sums, pair))
                 fresh, since = [], monotonic()
     finally:
         if ranks.first and fresh:
-            _save(folder, fresh, sums, pair)
+            kept(_save(folder, fresh, sums, pair))
     return sums
 
 
@@ -117,8 +119,8 @@ def _load(folder: Path, pair: Tokens, count: int) -> tuple[Tensor, Tensor]:
     return sums, done
 
 
-def _save(folder: Path, rows: Sequence[int], sums: Tensor, pair: Tokens) -> None:
-    """Write a shard under the next free number."""
+def _save(folder: Path, rows: Sequence[int], sums: Tensor, pair: Tokens) -> Path:
+    """Write a shard under the next free number and return its path."""
     numbers = [int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.safetensors")]
     path = folder / f"shard-{max(numbers, default=-1) + 1:06d}.safetensors"
     counts = [[len(pair(row).preferred), len(pair(row).non_preferred)] for row in rows]
@@ -131,6 +133,7 @@ def _save(folder: Path, rows: Sequence[int], sums: Tensor, pair: Tokens) -> None
     temporary = path.with_name(f".{path.name}.tmp")
     save_file(tensors, temporary)
     replace(temporary, path)
+    return path
 
 
 def _digests(rows: Sequence[int], pair: Tokens) -> Tensor:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pickle
 import pickletools
 import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 
 import pytest
 import torch
 
+from buckets import Death, Died
+from finetune_trainer.mirror import VOLUME, StoreMirror
 from finetune_trainer.out import checkpoint
 from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore, Writers
 from finetune_trainer.shares import Share
@@ -193,23 +197,42 @@ def test_the_steps_of_the_states_that_a_restart_may_go_on_from_are_known(store):
     assert store.steps() == {10, 11}
 
 
-@pytest.fixture
-def barrier():
-    return Barrier(3)
+class Exchange:
+    """What the writers tell each other; a writer that does not come ends the wait of the others."""
+
+    def __init__(self, size):
+        self.barrier, self.pending, self.told = Barrier(size, self.collect), {}, {}
+
+    def __call__(self, given):
+        self.pending.update(given)
+        self.barrier.wait(10)
+        return dict(self.told)
+
+    def collect(self):
+        self.told, self.pending = self.pending, {}
+
+
+def writers(root, exchange, mirror=VOLUME):
+    """Those of three processes that write a state together, each on a disk of its own where `mirror` is a store's."""
+    made = []
+    for rank in range(3):
+        own = root if mirror is VOLUME else root / str(rank)
+        there = mirror if mirror is VOLUME else dataclasses.replace(mirror, root=own)
+        store = RecoveryStore(own / "recovery", "plan", lambda _step: None, there, Writers(rank, 3, exchange))
+        made.append(store)
+    return made
 
 
 @pytest.fixture
-def stores(tmp_path, barrier):
-    """Those of three processes that write a state together."""
+def exchange():
+    return Exchange(3)
 
-    def meet():
-        barrier.wait(10)
 
-    made = [
-        RecoveryStore(tmp_path / "recovery", "plan", lambda _step: None, Writers(rank, 3, meet)) for rank in range(3)
-    ]
+@pytest.fixture
+def stores(tmp_path, exchange):
+    made = writers(tmp_path, exchange)
     yield made
-    barrier.abort()
+    exchange.barrier.abort()
     for store in made:
         store.close()
 
@@ -221,12 +244,16 @@ def shares(step, rank):
     return RecoveryState(step, {"weights": {"a": Share(rows, 2 * rank)}, "optimizer": count}, {"of": rank})
 
 
+def save_together(stores, step):
+    for rank, store in enumerate(stores):
+        store.save(shares(step, rank))
+    for store in stores:
+        store.wait()
+
+
 def test_a_state_of_several_writers_is_whole_when_all_have_written(stores, tmp_path):
     for step in (1, 2, 2, 3):
-        for rank, store in enumerate(stores):
-            store.save(shares(step, rank))
-        for store in stores:
-            store.wait()
+        save_together(stores, step)
     folder = tmp_path / "recovery" / "step-3"
     kinds = [f"{kind}-0000{rank}-of-00003.safetensors" for kind in ("optimizer", "weights") for rank in (1, 2, 3)]
     assert sorted(file.name for file in folder.iterdir()) == ["manifest.json", *kinds[:3], "state.json", *kinds[3:]]
@@ -240,17 +267,62 @@ def test_a_state_of_several_writers_is_whole_when_all_have_written(stores, tmp_p
     assert stores[0].newest()[0].step == 2, "a share that is another's is damage"
 
 
-def test_a_state_that_one_of_the_writers_did_not_write_is_none(stores, barrier, tmp_path):
-    for rank, store in enumerate(stores):
-        store.save(shares(1, rank))
-    for store in stores:
-        store.wait()
+def test_a_state_that_one_of_the_writers_did_not_write_is_none(stores, exchange, tmp_path):
+    save_together(stores, 1)
     for rank, store in enumerate(stores[:2]):
         store.save(shares(2, rank))
-    barrier.abort()
+    exchange.barrier.abort()
     with pytest.raises(BrokenBarrierError):
         stores[0].wait()
     again = RecoveryStore(tmp_path / "recovery", "plan", lambda _step: None)
     assert again.newest()[0].step == 1
     assert {folder.name for folder in (tmp_path / "recovery").iterdir()} == {"step-1"}
     again.close()
+
+
+def test_writers_on_disks_of_their_own_put_a_state_into_a_store(buckets, exchange, tmp_path):
+    """The same step twice, too: the second state takes the place of the first file by file."""
+    mirror = StoreMirror.of(tmp_path, f"{buckets.new()}/team")
+    made = writers(tmp_path, exchange, mirror)
+    for step in (1, 2, 2, 3):
+        save_together(made, step)
+    another = RecoveryStore(tmp_path / "recovery", "plan", lambda _step: None, mirror)
+    found, skipped = another.newest()
+    assert (found.step, skipped) == (3, [])
+    assert found.tensors("weights").whole("a").tolist() == [3, 4, 5, 6, 7]
+    assert another.steps() == {2, 3}
+    for store in (*made, another):
+        store.close()
+
+
+def test_whenever_it_dies_the_newest_state_that_was_told_is_whole_in_the_store(buckets, tmp_path):
+    """Three states, of which two are kept: the process dies at every request, and another begins on an empty disk."""
+    mirror = StoreMirror.of(tmp_path / "first", f"{buckets.new()}/team")
+
+    def opened(number, name, told):
+        root = tmp_path / f"{number}-{name}"
+        there = dataclasses.replace(mirror, root=root, uri=f"{mirror.uri}/{number}")
+        return RecoveryStore(root / "recovery", "plan", told.append, there)
+
+    def live(number, death):
+        told = []
+        with suppress(Died), death.threatens(), ExitStack() as closing:
+            dying = opened(number, "dying", told)
+            closing.callback(dying.close)
+            save(dying, 1, 2, 3)
+        return told
+
+    whole = Death()
+    assert live(0, whole) == [1, 2, 3]
+    assert len(whole.requests) > 20
+    for number in range(1, len(whole.requests) + 1):
+        told = live(number, Death(number))
+        another = opened(number, "another", [])
+        found, skipped = another.newest()
+        assert skipped == [], whole.requests[number - 1]
+        assert (found.step if found else 0) in (max(told, default=0), max(told, default=0) + 1)
+        if number % 4 == 0:
+            save(another, 4)
+            assert max(another.steps()) == another.newest()[0].step == 4
+            assert len(another.steps()) <= 2
+        another.close()

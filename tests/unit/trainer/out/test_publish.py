@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataclasses import replace
 import pytest
 from transformers import AutoTokenizer
 
+from buckets import Death, Died
 from finetune_api.failures import FailureCode
 from finetune_api.report import Report
 from finetune_api.status import CheckpointType
@@ -17,6 +19,7 @@ from finetune_api.trainer import Stage
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout
+from finetune_trainer.mirror import StoreMirror
 from finetune_trainer.out.card import Card
 from finetune_trainer.out.publish import Publisher
 from tiny import save_tokenizer
@@ -282,3 +285,51 @@ def test_at_the_end_nothing_is_left_that_is_not_offered(publisher):
     entries = publisher.publish(9, CheckpointType.FINAL, {}, saving("9"), best=7)
     publisher.conclude(Report(job_uid=publisher.config.job.uid, stage=Stage.TRAIN, checkpoints=entries))
     assert folders(publisher) == {7, 9} == set(listed(publisher))
+
+
+def test_whenever_it_dies_only_whole_checkpoints_are_listed_in_the_store_and_a_retry_mends_it(
+    publisher, buckets, tmp_path
+):
+    """A best one that is superseded, a final one and the conclusion; the process dies at every request of that."""
+    (tmp_path / "no-tokenizer").mkdir()
+    mirror = StoreMirror.of(tmp_path / "first", f"{buckets.new()}/team")
+
+    def publisher_of(number, name):
+        root = tmp_path / f"{number}-{name}"
+        there = replace(mirror, root=root, uri=f"{mirror.uri}/{number}")
+        layout = Layout(f"{there.uri}/out", root / "out", root / ".finetune/uid", root / "out/adapter", there)
+        return replace(publisher, layout=layout, tokenizer=tmp_path / "no-tokenizer")
+
+    def live(own):
+        own.publish(3, CheckpointType.INTERMEDIATE, {}, saving("three"), best=3)
+        checkpoints = own.publish(9, CheckpointType.FINAL, {}, saving("nine"), best=9)
+        own.remove_superseded([])
+        own.conclude(Report(job_uid="uid", stage=Stage.TRAIN, checkpoints=checkpoints))
+
+    def listed(number):
+        found = buckets.below(f"{mirror.uri}/{number}")
+        manifest = json.loads(found.get("out/manifest.json", b"{}"))
+        return found, {entry["uri"].split("/out/")[1]: entry for entry in manifest.get("checkpoints", ())}
+
+    whole = Death()
+    with whole.threatens():
+        live(publisher_of(0, "whole"))
+    objects, entries = listed(0)
+    assert set(entries) == {"checkpoints/step-9"}
+    assert len(whole.requests) > 30
+    for number in range(1, len(whole.requests) + 1):
+        with pytest.raises(Died), Death(number).threatens():
+            live(publisher_of(number, "dying"))
+        found, shown = listed(number)
+        for place, entry in shown.items():
+            content = found[f"out/{place}/adapter_model.safetensors"]
+            assert hashlib.sha256(content).hexdigest() == entry["sha256"], whole.requests[number - 1]
+            assert (
+                sum(len(body) for name, body in found.items() if name.startswith(f"out/{place}/")) == entry["sizeBytes"]
+            )
+        if number % 4:
+            continue
+        live(publisher_of(number, "another"))
+        found, shown = listed(number)
+        assert (set(shown), set(found)) == (set(entries), set(objects))
+        assert all(found[name] == objects[name] for name in found if name != "out/manifest.json")
