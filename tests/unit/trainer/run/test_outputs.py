@@ -4,19 +4,28 @@ import json
 import os
 import signal
 import tempfile
+from dataclasses import replace
 from threading import Event
 
 import pytest
 
 from finetune_api.failures import FailureCode
 from finetune_api.hyperparameters import Hyperparameters
+from finetune_api.trainer import ExitCode, Stage
+from finetune_trainer.data.model import check_checkpoint
 from finetune_trainer.failures import RunFailed
+from finetune_trainer.files import ADAPTER_WEIGHTS, sha256_of
 from finetune_trainer.mirror import StoreMirror
+from finetune_trainer.out.progress import Reporter
 from finetune_trainer.run.telling import Teller
+from finetune_trainer.run.train import train
+from hub import on_this_machine
 from runs import Blow, Stopping, attempt, prepared, published, run, struck, weights
+from together import together
 from training import metrics_rows
 
 NAME = "ml/tiny-0f1e2d3c"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client and its own
 EPOCHS = {"learningRate": 1e-2, "seed": 7}
 
 
@@ -109,6 +118,56 @@ def test_killed_and_resumed_on_an_empty_disk_equals_uninterrupted(stored, bucket
     new_disk()
     assert attempt(stored, Event()) >= 3
     assert_left_as(whole, buckets, stored, tmp_path / "left")
+
+
+def test_each_pod_of_several_fetches_what_it_needs_onto_its_own_disk(stored, buckets, whole, tmp_path):
+    def work(ranks):
+        pod = tmp_path / f"pod-{ranks.rank}"
+        pod.mkdir()
+        tempfile.tempdir = str(pod)
+        train(stored, Reporter(stored.job, Stage.TRAIN, "pod"), Event(), replace(ranks, local=0))
+        return sorted(path.name for path in pod.rglob("prepared/*"))
+
+    assert together(2, work) == [["prepared.json", "train", "validation"]] * 2
+    left = downloaded(buckets, stored, tmp_path / "left") / NAME
+    assert [row["step"] for row in metrics_rows(left / "metrics.jsonl")] == [
+        row["step"] for row in metrics_rows(whole / "metrics.jsonl")
+    ]
+    assert weights(left).keys() == weights(whole).keys()
+
+
+def test_the_hub_gets_the_final_weights_and_the_status_its_page(config, tmp_path, monkeypatch):
+    with on_this_machine(tmp_path / "cache") as hub:
+        monkeypatch.setenv("HF_TOKEN", "token")
+        hub.writers.add("token")
+        asked = prepared(config.model_copy(update={"hf_repo": "me/support-dpo"}))
+        hub.writers.clear()
+        with pytest.raises(RunFailed) as end:
+            run(asked)
+        assert end.value.failure.exit_code == ExitCode.PUBLISH_FAILED
+        assert (tmp_path / "out" / "adapter").is_dir(), "what is published stays"
+        hub.writers.add("token")
+        report = run(asked)
+        assert report.output.hf_url == f"{hub.url}/me/support-dpo"
+        files = hub.repositories["me/support-dpo"].files
+        assert files == {path.name: path.read_bytes() for path in (tmp_path / "out" / "adapter").iterdir()}
+        assert hub.repositories["me/support-dpo"].commits == ["FineTuneJob ml/dpo, step 24"]
+
+
+def test_a_job_goes_on_from_a_checkpoint_in_a_store_and_from_no_other(stored, buckets, whole, new_disk):
+    uri = f"{buckets.new()}/first/adapter"
+    buckets.files.put(str(whole / "adapter"), uri, recursive=True)
+    start = stored.start.model_copy(update={"adapter": uri, "sha256": sha256_of(whole / "adapter" / ADAPTER_WEIGHTS)})
+    report = run(prepared(stored.model_copy(update={"start": start})))
+    assert report.progress.step == 9
+    changed = start.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(RunFailed) as end:
+        check_checkpoint(changed, {})
+    assert end.value.failure.code is FailureCode.CHECKPOINT_CHANGED
+    gone = start.model_copy(update={"adapter": f"{uri}/nowhere"})
+    with pytest.raises(RunFailed) as end:
+        check_checkpoint(gone, {})
+    assert end.value.failure.code is FailureCode.CHECKPOINT_MISSING
 
 
 def test_the_output_of_another_job_is_refused(stored, buckets):
