@@ -323,7 +323,7 @@ def new_disk(tmp_path, monkeypatch):
 
 
 def test_a_store_gets_what_training_needs_whenever_it_dies(config, buckets, new_disk):
-    """At every request; only a whole one vouches for itself, and another pod ends the work."""
+    """At every second request; only a whole one vouches for itself, and another pod ends the work."""
     uri = f"{buckets.new()}/team"
     filesystem = StoreMirror.of(Path("/"), uri).files
     private = "12345678-0000-0000-0000-000000000000/prepared"
@@ -337,12 +337,12 @@ def test_a_store_gets_what_training_needs_whenever_it_dies(config, buckets, new_
     whole = Death()
     expected = live(0, whole)
     kept = buckets.below(f"{uri}/0/.finetune/{private}")
-    for number in range(1, len(whole.requests) + 1):
+    for number in range(1, len(whole.requests) + 1, 2):
         with pytest.raises(Died):
             live(number, Death(number))
         left = buckets.below(f"{uri}/{number}/.finetune/{private}")
         assert "prepared.json" not in left or left.keys() == kept.keys(), whole.requests[number - 1]
-        if number % 4 == 0:
+        if number % 4 == 1:
             assert live(number, Death()).digests == expected.digests
             assert buckets.below(f"{uri}/{number}/.finetune/{private}").keys() == kept.keys()
 

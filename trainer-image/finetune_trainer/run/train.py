@@ -127,7 +127,7 @@ def _go_on(ranks: Ranks, stopping: Event, step: int) -> None:
 def _store(config: TrainerConfig, layout: Layout, prepared: Prepared, teller: Teller) -> RecoveryStore:
     """Where states are; what a killed process has left half done is cleared away."""
     layout.output.mkdir(parents=True, exist_ok=True)
-    layout.mirror.begin()
+    layout.clear()
     return RecoveryStore(layout.recovery, identity_of(config, prepared), teller.saved, layout.mirror)
 
 

@@ -45,8 +45,8 @@ def new_disk(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def short(settings):
-    """9 steps."""
-    return settings.model_copy(update={"hyperparameters": Hyperparameters.model_validate({**EPOCHS, "nEpochs": 3})})
+    """6 steps."""
+    return settings.model_copy(update={"hyperparameters": Hyperparameters.model_validate({**EPOCHS, "nEpochs": 2})})
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +106,17 @@ def test_a_store_holds_in_the_end_what_a_volume_would_and_the_disk_has_room(
 
 
 def test_stopped_and_resumed_on_an_empty_disk_equals_uninterrupted(stored, buckets, whole, new_disk, tmp_path):
-    assert attempt(stored, Stopping(15)) is FailureCode.STOPPED
+    assert attempt(stored, Stopping(10)) is FailureCode.STOPPED
     new_disk()
     assert attempt(stored, Event()) > 0
     assert_left_as(whole, buckets, stored, tmp_path / "left")
 
 
 def test_killed_and_resumed_on_an_empty_disk_equals_uninterrupted(stored, buckets, whole, new_disk, tmp_path):
-    blow = Blow(signal.SIGKILL, Teller, "saved", lambda _teller, step: step >= 4)
+    blow = Blow(signal.SIGKILL, Teller, "saved", lambda _teller, step: step >= 3)
     assert os.WTERMSIG(struck(stored, blow)) == signal.SIGKILL
     new_disk()
-    assert attempt(stored, Event()) >= 3
+    assert attempt(stored, Event()) >= 2
     assert_left_as(whole, buckets, stored, tmp_path / "left")
 
 
@@ -128,7 +128,7 @@ def test_each_pod_of_several_fetches_what_it_needs_onto_its_own_disk(stored, buc
         train(stored, Reporter(stored.job, Stage.TRAIN, "pod"), Event(), replace(ranks, local=0))
         return sorted(path.name for path in pod.rglob("prepared/*"))
 
-    assert together(2, work) == [["prepared.json", "train", "validation"]] * 2
+    assert together(2, work) == [[], ["prepared.json", "train", "validation"]], "the first tidies up"
     left = downloaded(buckets, stored, tmp_path / "left") / NAME
     assert [row["step"] for row in metrics_rows(left / "metrics.jsonl")] == [
         row["step"] for row in metrics_rows(whole / "metrics.jsonl")
@@ -136,11 +136,11 @@ def test_each_pod_of_several_fetches_what_it_needs_onto_its_own_disk(stored, buc
     assert weights(left).keys() == weights(whole).keys()
 
 
-def test_the_hub_gets_the_final_weights_and_the_status_its_page(config, tmp_path, monkeypatch):
+def test_the_hub_gets_the_final_weights_and_the_status_its_page(short, tmp_path, monkeypatch):
     with on_this_machine(tmp_path / "cache") as hub:
         monkeypatch.setenv("HF_TOKEN", "token")
         hub.writers.add("token")
-        asked = prepared(config.model_copy(update={"hf_repo": "me/support-dpo"}))
+        asked = prepared(short.model_copy(update={"output_uri": f"file://{tmp_path}/out", "hf_repo": "me/support-dpo"}))
         hub.writers.clear()
         with pytest.raises(RunFailed) as end:
             run(asked)
@@ -151,7 +151,7 @@ def test_the_hub_gets_the_final_weights_and_the_status_its_page(config, tmp_path
         assert report.output.hf_url == f"{hub.url}/me/support-dpo"
         files = hub.repositories["me/support-dpo"].files
         assert files == {path.name: path.read_bytes() for path in (tmp_path / "out" / "adapter").iterdir()}
-        assert hub.repositories["me/support-dpo"].commits == ["FineTuneJob ml/dpo, step 24"]
+        assert hub.repositories["me/support-dpo"].commits == ["FineTuneJob ml/dpo, step 6"]
 
 
 def test_a_job_goes_on_from_a_checkpoint_in_a_store_and_from_no_other(stored, buckets, whole, new_disk):
@@ -159,7 +159,7 @@ def test_a_job_goes_on_from_a_checkpoint_in_a_store_and_from_no_other(stored, bu
     buckets.files.put(str(whole / "adapter"), uri, recursive=True)
     start = stored.start.model_copy(update={"adapter": uri, "sha256": sha256_of(whole / "adapter" / ADAPTER_WEIGHTS)})
     report = run(prepared(stored.model_copy(update={"start": start})))
-    assert report.progress.step == 9
+    assert report.progress.step == 6
     changed = start.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(RunFailed) as end:
         check_checkpoint(changed, {})
