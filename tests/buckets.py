@@ -56,9 +56,9 @@ class Buckets:
 
 
 @contextmanager
-def serving() -> Iterator[Buckets]:
-    """Serve a store on a free port of this machine; the environment names it."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+def serving(address: str = "127.0.0.1") -> Iterator[Buckets]:
+    """Serve a store at a free port of that address of this machine; the environment names it."""
+    server = ThreadedMotoServer(address, 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"

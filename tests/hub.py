@@ -110,7 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._take(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
-    do_PUT = do_POST
+    def do_PUT(self) -> None:
+        self.do_POST()
 
     def log_message(self, *args: object) -> None:
         pass

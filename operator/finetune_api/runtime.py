@@ -64,7 +64,7 @@ class Access(ApiModel):
     claims: ClaimAccess = ClaimAccess()
     """Persistent volume claims."""
     uri_prefixes: UriAccess = UriAccess()
-    """Every other URI (hf://)."""
+    """Every other URI: hf://, s3://, gs://, az://; also hf://org/ for output.hfRepo."""
 
 
 class SecretName(ApiModel):
@@ -118,7 +118,8 @@ class DefaultOutput(ApiModel):
     """Where results go when a job does not say."""
 
     uri: OutputTemplate | None = None
-    """`pvc://claim/path`; {namespace} and {name} expand."""
+    """`pvc://claim/path`, `s3://bucket/path`, `gs://bucket/path` or `az://container/path`; {namespace} and {name}
+    expand."""
 
 
 class Defaults(ApiModel):

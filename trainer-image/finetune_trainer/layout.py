@@ -95,6 +95,15 @@ class Layout:
         """Published checkpoints, `step-<N>/` each."""
         return self.output / names.CHECKPOINTS_DIRECTORY
 
+    def clear(self) -> None:
+        """Clear away what a killed process of this job has left half uploaded: other jobs may be uploading beside it.
+
+        Raises:
+            RunFailed: OutputNotWritable.
+        """
+        for folder in (self.output, self.private):
+            self.mirror.abort_uploads(folder)
+
     def uri_of(self, path: Path) -> str:
         """The URI of a path at or below `output`."""
         relative = path.relative_to(self.output).as_posix()

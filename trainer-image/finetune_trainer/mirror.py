@@ -25,8 +25,8 @@ from finetune_trainer.objects import StoreFailed, Trouble, abort_uploads, asking
 class Mirror:
     """That of a volume: what is written there is where it belongs."""
 
-    def begin(self) -> None:
-        """Clear away the uploads that a killed process has left unfinished."""
+    def abort_uploads(self, folder: Path) -> None:
+        """Clear away the uploads into `folder` that a killed process has left unfinished."""
 
     def names(self, folder: Path) -> list[str]:
         """What lies in `folder`, sorted."""
@@ -86,9 +86,9 @@ class StoreMirror(Mirror):
         with _named(uri, root):
             return cls(root, uri, filesystem(uri))
 
-    def begin(self) -> None:
+    def abort_uploads(self, folder: Path) -> None:
         with self._asking():
-            abort_uploads(self.files, self.uri)
+            abort_uploads(self.files, self._object(folder))
 
     def names(self, folder: Path) -> list[str]:
         return sorted({name.split("/", 1)[0] for name in self._below(folder)})

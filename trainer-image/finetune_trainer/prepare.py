@@ -110,7 +110,7 @@ def prepare(config: TrainerConfig, tell: Tell) -> Prepared:
     layout = Layout.of(config)
     with writing_to(config.output_uri):
         _claim_output(layout, config.job)
-        layout.mirror.begin()
+        layout.clear()
     check_repository(config)
     inputs = _gather(config, layout)
     with writing_to(config.output_uri):

@@ -21,6 +21,7 @@ from manifests import job, runtime
         ("hf://org/model@main", UriParts("hf", "org/model", revision="main")),
         ("hf://datasets/org/set/a/b.jsonl", UriParts("hf", "datasets/org/set", "a/b.jsonl")),
         ("hf://datasets/org/set@v1/a.jsonl", UriParts("hf", "datasets/org/set", "a.jsonl", "v1")),
+        ("s3://bucket.with-dots/a/b", UriParts("s3", "bucket.with-dots", "a/b")),
         ("file:///data/a.jsonl", UriParts("file", "", "/data/a.jsonl")),
     ],
 )
@@ -61,6 +62,12 @@ def test_local_runs_take_files() -> None:
     [
         ("pvc://claim/{namespace}/{name}", True),
         ("pvc://claim", True),
+        ("s3://bucket/{namespace}/{name}", True),
+        ("gs://bucket/models", True),
+        ("az://container/models/{name}", True),
+        ("s3://bucket", False),
+        ("s3://{namespace}/a", False),
+        ("s3://bucket/../a", False),
         ("pvc://claim/{uid}", False),
         ("pvc://{namespace}/a", False),
         ("pvc://claim/a{name}", False),

@@ -35,6 +35,7 @@ CLOSED: dict[str, Any] = {
     "claims": {"read": [], "write": []},
     "uriPrefixes": {"read": [], "write": []},
 }
+TOKEN = {"hfTokenSecretRef": {"name": "finetune-hf", "key": "token"}}
 CHECKED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "hfTokenSecretRef.name": [({"hfTokenSecretRef": {"name": "theirs", "key": "token"}}, "secrets")],
     "model": [
@@ -54,7 +55,11 @@ CHECKED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"validationFile": "configmap://theirs/v.jsonl"}, "configMaps"),
         ({"validationFile": "hf://datasets/theirs/data/v.jsonl"}, "uriPrefixes.read"),
     ],
-    "output.uri": [({"output": {"uri": "pvc://theirs/out"}}, "claims.write")],
+    "output.uri": [
+        ({"output": {"uri": "pvc://theirs/out"}}, "claims.write"),
+        *(({"output": {"uri": f"{scheme}://theirs/out"}}, "uriPrefixes.write") for scheme in ("s3", "gs", "az")),
+    ],
+    "output.hfRepo": [({"output": {"uri": "pvc://ours/out", "hfRepo": "theirs/model"}, **TOKEN}, "uriPrefixes.write")],
 }
 """Path of each field that names something outside the job: specs in which it does, and where the entry belongs."""
 HARMLESS = {

@@ -153,19 +153,19 @@ def test_an_upload_in_parts_that_was_killed_shows_nowhere_and_is_ended(root, mir
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert buckets.below(uri) == {}
     assert buckets.unfinished(uri) == ["team/weights"]
-    mirror.begin()
+    mirror.abort_uploads(root)
     assert buckets.unfinished(uri) == []
     in_parts(monkeypatch)
     mirror.put_file(path)
     assert buckets.below(uri)["weights"] == path.read_bytes()
 
 
-def test_only_uploads_below_the_own_uri_are_ended(root, mirror, buckets, uri):
+def test_only_uploads_into_the_folder_are_ended(root, mirror, buckets, uri):
     bucket = uri.removeprefix("s3://").split("/")[0]
-    for key in ("team/a", "team-b/a"):
+    for key in ("team/mine/a", "team/mine-too/a"):
         buckets.files.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
-    mirror.begin()
-    assert buckets.unfinished(uri) == ["team-b/a"]
+    mirror.abort_uploads(root / "mine")
+    assert buckets.unfinished(uri) == ["team/mine-too/a"]
 
 
 def in_parts(monkeypatch):
@@ -213,7 +213,7 @@ def failure_of(act):
 def test_on_a_volume_everything_is_where_it_belongs(tmp_path):
     folder = write(tmp_path / "state", a="1", last="2")
     mirror = Mirror()
-    mirror.begin()
+    mirror.abort_uploads(tmp_path)
     mirror.put_folder(folder, last="last")
     mirror.spare(folder)
     mirror.fetch_folder(folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,18 @@ from finetune_trainer.data import hub
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.data.deadline import TEMPLATE_SECONDS, TookTooLong
 from finetune_trainer.data.hub import HubFailed
-from finetune_trainer.data.sources import FetchedModel, fetch_model, fetch_tokenizer, model_failure
+from finetune_trainer.data.sources import (
+    FetchedModel,
+    fetch_checkpoint,
+    fetch_model,
+    fetch_tokenizer,
+    model_failure,
+)
 from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.files import weight_files, weights_digest
+from finetune_trainer.objects import StoreFailed, Trouble
 from finetune_trainer.remote_code import refuse_code
-from finetune_trainer.volumes import OutsideVolume, locate_folder
+from finetune_trainer.volumes import OutsideVolume
 
 TEMPLATE_FILE = "chat_template.jinja"
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -111,15 +119,13 @@ def check_checkpoint(start: Start, mounts: Mapping[str, str]) -> str | None:
     """The digest of the checkpoint that the job continues, None if it continues none.
 
     Raises:
-        RunFailed: CheckpointMissing, CheckpointChanged.
+        RunFailed: CheckpointMissing, CheckpointChanged, ModelUnreachable.
     """
     uri = start.adapter or start.model
     if start.adapter is None and start.sha256 is None:
         return None
-    try:
-        digest = weights_digest(locate_folder(uri, mounts))
-    except (OutsideVolume, OSError, ValueError) as error:
-        raise failed(FailureCode.CHECKPOINT_MISSING, uri=uri) from error
+    with _reading_checkpoint(uri):
+        digest = weights_digest(fetch_checkpoint(uri, mounts))
     if start.sha256 is not None and digest != start.sha256:
         raise failed(FailureCode.CHECKPOINT_CHANGED, uri=uri)
     return digest
@@ -150,16 +156,25 @@ def inherited_template(start: Start, mounts: Mapping[str, str]) -> str | None:
     """The chat template that was published with the adapter that the job continues; None if it continues none.
 
     Raises:
-        RunFailed: CheckpointMissing.
+        RunFailed: CheckpointMissing, ModelUnreachable.
     """
     if start.adapter is None:
         return None
+    with _reading_checkpoint(start.adapter):
+        file = fetch_checkpoint(start.adapter, mounts) / TEMPLATE_FILE
+        return file.read_text(encoding="utf-8") if file.exists() else None
+
+
+@contextmanager
+def _reading_checkpoint(uri: str) -> Iterator[None]:
     try:
-        return (locate_folder(start.adapter, mounts) / TEMPLATE_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
+        yield
+    except StoreFailed as problem:
+        if problem.trouble is Trouble.NOT_FOUND:
+            raise failed(FailureCode.CHECKPOINT_MISSING, uri=uri) from problem
+        raise failed(FailureCode.MODEL_UNREACHABLE, uri=uri, problem=problem) from problem
     except (OutsideVolume, OSError, ValueError) as error:
-        raise failed(FailureCode.CHECKPOINT_MISSING, uri=start.adapter) from error
+        raise failed(FailureCode.CHECKPOINT_MISSING, uri=uri) from error
 
 
 def _read_config(uri: str, folder: Path) -> dict[str, Any]:

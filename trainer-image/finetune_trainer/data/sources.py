@@ -6,16 +6,20 @@ could not be reached (tried again by a new pod).
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.failures import FailureCode
-from finetune_api.uris import UriParts, parse_uri
+from finetune_api.uris import OBJECT_STORES, UriParts, parse_uri
 from finetune_trainer.data import hub
 from finetune_trainer.data.hub import HubFailed, Trouble
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import weight_files
+from finetune_trainer.objects import asking, filesystem
 from finetune_trainer.volumes import OutsideVolume, locate, locate_folder
 
 DATASETS = "datasets/"
@@ -94,6 +98,33 @@ def fetch_model(
     except ValueError as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=error) from error
     return FetchedModel(path, None)
+
+
+def fetch_checkpoint(uri: str, mounts: Mapping[str, str]) -> Path:
+    """The folder of an earlier job's checkpoint; one in an object store is downloaded once.
+
+    Raises:
+        OutsideVolume, StoreFailed, OSError
+    """
+    if parse_uri(uri).scheme not in OBJECT_STORES:
+        return locate_folder(uri, mounts)
+    place = Path(tempfile.gettempdir()) / f"finetune-checkpoint-{hashlib.sha256(uri.encode()).hexdigest()}"
+    if not place.is_dir():
+        with tempfile.TemporaryDirectory(prefix="finetune-", ignore_cleanup_errors=True) as half:
+            _download(uri, Path(half))
+            with suppress(OSError):  # another process of this pod may have been quicker
+                Path(half).rename(place)
+    return place
+
+
+def _download(uri: str, folder: Path) -> None:
+    files = filesystem(uri)
+    root = f"{files._strip_protocol(uri)}/"
+    with asking():
+        for found in files.find(root):
+            path = folder / str(found).removeprefix(root)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(found, str(path))
 
 
 def fetch_tokenizer(uri: str) -> tuple[Path, str | None]:

@@ -16,7 +16,7 @@ from finetune_api.trainer import TrainerConfig
 from finetune_api.uris import parse_uri
 from finetune_trainer.data.model import check_checkpoint
 from finetune_trainer.data.prepared import TRAIN_FOLDER, VALIDATION_FOLDER, Prepared, cache_digests, load_prepared
-from finetune_trainer.data.sources import FetchedModel, fetch_model
+from finetune_trainer.data.sources import FetchedModel, fetch_checkpoint, fetch_model
 from finetune_trainer.data.tokens import open_cache
 from finetune_trainer.failures import failed
 from finetune_trainer.files import writing_to
@@ -36,7 +36,6 @@ from finetune_trainer.step.recipe import Level, Recipe
 from finetune_trainer.step.reference import reference_scores
 from finetune_trainer.step.rehearsal import Rehearsal, most_tokens
 from finetune_trainer.step.weights import StartFolders
-from finetune_trainer.volumes import locate
 
 VALIDATION_GROUP = 256
 """Validation rows that are evaluated together, and that may share a micro-batch."""
@@ -258,7 +257,7 @@ def _start_folders(config: TrainerConfig, fetched: FetchedModel) -> StartFolders
         base_uri=config.start.model,
         base_name=parts.root if on_hub else config.start.model,
         base_revision=fetched.revision,
-        adapter=locate(config.start.adapter, config.mounts) if config.start.adapter else None,
+        adapter=fetch_checkpoint(config.start.adapter, config.mounts) if config.start.adapter else None,
         remote_code=config.allow_remote_code,
     )
 

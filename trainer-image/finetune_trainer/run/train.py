@@ -134,7 +134,7 @@ def _store(config: TrainerConfig, layout: Layout, identity: str, teller: Teller,
         return None
     if ranks.first:
         layout.output.mkdir(parents=True, exist_ok=True)
-        layout.mirror.begin()
+        layout.clear()
     writers = Writers(ranks.rank, ranks.size, ranks.exchange_behind) if spread else Writers()
     return RecoveryStore(layout.recovery, identity, teller.saved, layout.mirror, writers)
 

@@ -14,17 +14,21 @@ from safetensors.torch import load_file
 from finetune_api.failures import FailureCode
 from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.method import TrainingKind
-from finetune_api.trainer import Stage
+from finetune_api.trainer import ExitCode, Stage
+from finetune_trainer.data.model import check_checkpoint
 from finetune_trainer.failures import RunFailed
+from finetune_trainer.files import ADAPTER_WEIGHTS, sha256_of
 from finetune_trainer.mirror import StoreMirror
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.run.train import train
+from hub import on_this_machine
 from runs import Blow, Stopping, attempt, prepared, published, run, struck, weights
 from together import together
 from training import metrics_rows
 
 NAME = "ml/tiny-0f1e2d3c"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client and its own
 EPOCHS = {"learningRate": 1e-2, "seed": 7}
 
 
@@ -44,8 +48,8 @@ def new_disk(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def short(settings):
-    """9 steps."""
-    return settings.model_copy(update={"hyperparameters": Hyperparameters.model_validate({**EPOCHS, "nEpochs": 3})})
+    """6 steps."""
+    return settings.model_copy(update={"hyperparameters": Hyperparameters.model_validate({**EPOCHS, "nEpochs": 2})})
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +109,68 @@ def test_a_store_holds_in_the_end_what_a_volume_would_and_the_disk_has_room(
 
 
 def test_stopped_and_resumed_on_an_empty_disk_equals_uninterrupted(stored, buckets, whole, new_disk, tmp_path):
-    assert attempt(stored, Stopping(15)) is FailureCode.STOPPED
+    assert attempt(stored, Stopping(10)) is FailureCode.STOPPED
     new_disk()
     assert attempt(stored, Event()) > 0
     assert_left_as(whole, buckets, stored, tmp_path / "left")
 
 
 def test_killed_and_resumed_on_an_empty_disk_equals_uninterrupted(stored, buckets, whole, new_disk, tmp_path):
-    blow = Blow(signal.SIGKILL, Teller, "saved", lambda _teller, step: step >= 4)
+    blow = Blow(signal.SIGKILL, Teller, "saved", lambda _teller, step: step >= 3)
     assert os.WTERMSIG(struck(stored, blow)) == signal.SIGKILL
     new_disk()
-    assert attempt(stored, Event()) >= 3
+    assert attempt(stored, Event()) >= 2
     assert_left_as(whole, buckets, stored, tmp_path / "left")
+
+
+def test_each_pod_of_several_fetches_what_it_needs_onto_its_own_disk(stored, buckets, whole, tmp_path):
+    def work(ranks):
+        pod = tmp_path / f"pod-{ranks.rank}"
+        pod.mkdir()
+        tempfile.tempdir = str(pod)
+        train(stored, Reporter(stored.job, Stage.TRAIN, "pod"), Event(), replace(ranks, local=0))
+        return sorted(path.name for path in pod.rglob("prepared/*"))
+
+    assert together(2, work) == [[], ["prepared.json", "train", "validation"]], "the first tidies up"
+    left = downloaded(buckets, stored, tmp_path / "left") / NAME
+    assert [row["step"] for row in metrics_rows(left / "metrics.jsonl")] == [
+        row["step"] for row in metrics_rows(whole / "metrics.jsonl")
+    ]
+    assert weights(left).keys() == weights(whole).keys()
+
+
+def test_the_hub_gets_the_final_weights_and_the_status_its_page(short, tmp_path, monkeypatch):
+    with on_this_machine(tmp_path / "cache") as hub:
+        monkeypatch.setenv("HF_TOKEN", "token")
+        hub.writers.add("token")
+        asked = prepared(short.model_copy(update={"output_uri": f"file://{tmp_path}/out", "hf_repo": "me/support-dpo"}))
+        hub.writers.clear()
+        with pytest.raises(RunFailed) as end:
+            run(asked)
+        assert end.value.failure.exit_code == ExitCode.PUBLISH_FAILED
+        assert (tmp_path / "out" / "adapter").is_dir(), "what is published stays"
+        hub.writers.add("token")
+        report = run(asked)
+        assert report.output.hf_url == f"{hub.url}/me/support-dpo"
+        files = hub.repositories["me/support-dpo"].files
+        assert files == {path.name: path.read_bytes() for path in (tmp_path / "out" / "adapter").iterdir()}
+        assert hub.repositories["me/support-dpo"].commits == ["FineTuneJob ml/dpo, step 6"]
+
+
+def test_a_job_goes_on_from_a_checkpoint_in_a_store_and_from_no_other(stored, buckets, whole, new_disk):
+    uri = f"{buckets.new()}/first/adapter"
+    buckets.files.put(str(whole / "adapter"), uri, recursive=True)
+    start = stored.start.model_copy(update={"adapter": uri, "sha256": sha256_of(whole / "adapter" / ADAPTER_WEIGHTS)})
+    report = run(prepared(stored.model_copy(update={"start": start})))
+    assert report.progress.step == 6
+    changed = start.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(RunFailed) as end:
+        check_checkpoint(changed, {})
+    assert end.value.failure.code is FailureCode.CHECKPOINT_CHANGED
+    gone = start.model_copy(update={"adapter": f"{uri}/nowhere"})
+    with pytest.raises(RunFailed) as end:
+        check_checkpoint(gone, {})
+    assert end.value.failure.code is FailureCode.CHECKPOINT_MISSING
 
 
 def test_the_output_of_another_job_is_refused(stored, buckets):
