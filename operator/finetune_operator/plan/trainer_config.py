@@ -47,6 +47,6 @@ def start_of(model: ResolvedModel, base: str | None = None) -> Start:
     Args:
         base: URI of the model whose architecture they must have.
     """
-    pinned = f"{model.source}@{model.revision}" if model.revision else model.source
+    pinned = f"{model.source}@{model.revision}" if model.revision and model.source.startswith("hf://") else model.source
     adapter = model.checkpoint if model.checkpoint != model.source else None
     return Start(model=pinned, adapter=adapter, same_as=base, sha256=model.checkpoint_sha256)

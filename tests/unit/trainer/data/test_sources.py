@@ -77,8 +77,8 @@ def test_offline_takes_the_cache_and_asks_nothing(hub, files):
 @pytest.mark.parametrize("kind", ["datasets/", ""])
 def test_a_data_file_is_fetched_from_either_kind_of_repository(hub, kind):
     hub.add(f"{kind}me/rows", {"data/train.jsonl": ROWS})
-    assert fetch_file(f"hf://{kind}me/rows/data/train.jsonl", {}, offline=False).read_bytes() == ROWS
-    assert fetch_file(f"hf://{kind}me/rows@main/data/train.jsonl", {}, offline=False).read_bytes() == ROWS
+    assert fetch_file(f"hf://{kind}me/rows/data/train.jsonl", {}, offline=False).path.read_bytes() == ROWS
+    assert fetch_file(f"hf://{kind}me/rows@main/data/train.jsonl", {}, offline=False).path.read_bytes() == ROWS
 
 
 def test_a_token_opens_what_is_private(hub, files, monkeypatch):
@@ -158,7 +158,7 @@ def test_a_file_of_a_volume(tmp_path):
     mounts = {"pvc://data": str(tmp_path)}
     (tmp_path / "train.jsonl").write_bytes(ROWS)
     (tmp_path / "folder").mkdir()
-    assert fetch_file("pvc://data/train.jsonl", mounts, offline=True) == tmp_path / "train.jsonl"
+    assert fetch_file("pvc://data/train.jsonl", mounts, offline=True).path == tmp_path / "train.jsonl"
     for absent in ("gone.jsonl", "folder", "train.jsonl/x"):
         failure = failure_of(lambda uri=f"pvc://data/{absent}": fetch_file(uri, mounts, offline=True))
         assert failure.sentence == f"pvc://data/{absent} does not exist or may not be read: check trainingFile"
