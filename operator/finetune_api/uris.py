@@ -60,6 +60,7 @@ DataUri = _uri(
     " gs://bucket/path, az://container/path, or https://host/path without query or credentials, of a file",
     never=DATA_SET_ALONE,
 )
+ClaimFolder = Annotated[str, Matching("must be pvc://claim/path of a folder", OUTPUT_PATTERN, MAX_URI)]
 OutputUri = _uri(OUTPUT_PATTERN, "pvc://claim/path of a folder")
 OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, "pvc://claim/path of a folder, with {namespace} and {name} as segments")
 
