@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -28,6 +29,7 @@ class S3:
     """A store that speaks S3."""
 
     port: int
+    buckets: set[str] = field(default_factory=set)
 
     @staticmethod
     def environment(port: int) -> dict[str, str]:
@@ -42,18 +44,22 @@ class S3:
 
     def put(self, bucket: str, key: str, content: bytes) -> None:
         """Write an object; the bucket is made if it is missing."""
+        if bucket not in self.buckets:
+            self._client.create_bucket(Bucket=bucket)
+            self.buckets.add(bucket)
+        self._client.put_object(Bucket=bucket, Key=key, Body=content)
+
+    @cached_property
+    def _client(self) -> Any:
         import boto3
 
-        client = boto3.client(
+        return boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{self.port}",
             aws_access_key_id="me",
             aws_secret_access_key="secret",
             region_name="us-east-1",
         )
-        client.create_bucket(Bucket=bucket)
-        client.put_object(Bucket=bucket, Key=key, Body=content)
-        client.close()
 
 
 @contextmanager
@@ -64,9 +70,11 @@ def s3() -> Iterator[S3]:
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    store = S3(server.get_host_and_port()[1])
     try:
-        yield S3(server.get_host_and_port()[1])
+        yield store
     finally:
+        store._client.close()
         server.stop()
         moto_api_backend.reset()
 
@@ -123,6 +131,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: object) -> None:
+        """A client whose wire was cut is no error here."""
 
 
 class _Google(_Handler):
@@ -189,8 +204,7 @@ class _Azure(_Handler):
 @contextmanager
 def _serving(handler: type[_Handler]) -> Iterator[Blobs]:
     blobs = Blobs()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"blobs": blobs}))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), type("Handler", (handler,), {"blobs": blobs}))
     blobs.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -29,11 +29,12 @@ from finetune_api.method import MethodType, TrainOnInputs
 from finetune_api.status import Progress
 from finetune_api.trainer import ExitCode
 from finetune_trainer.data.check import FileCheck, Rules
+from finetune_trainer.data.https import ANYWHERE
 from finetune_trainer.data.model import read_without_weights
 from finetune_trainer.data.report import Findings
 from finetune_trainer.data.rows import Problem
 from finetune_trainer.data.seen import Seen
-from finetune_trainer.data.sources import ANY_HOST, fetch_file
+from finetune_trainer.data.sources import fetch_file
 from finetune_trainer.data.tokenise import Tokeniser
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import writing_to
@@ -76,7 +77,7 @@ class CheckRun:
         return ExitCode.DATA_INVALID if findings.error_count else ExitCode.DONE
 
     def _fetch(self, uri: str, scratch: Path) -> Path:
-        return fetch_file(uri, {}, offline=False, field="FILE", hosts=ANY_HOST, scratch=scratch).path
+        return fetch_file(uri, {}, offline=False, field="FILE", web=ANYWHERE, scratch=scratch).path
 
     def _rules(self) -> Rules:
         if self.model is None:

@@ -22,6 +22,7 @@ from finetune_api.report import WarningCode
 from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Progress, Resolved, ResolvedFile, ResolvedModel
 from finetune_api.trainer import JobIdentity, TrainerConfig
 from finetune_trainer.data.check import PROGRESS_SECONDS, FileCheck, Rules, Tell
+from finetune_trainer.data.https import Web
 from finetune_trainer.data.model import (
     StartModel,
     check_architecture,
@@ -83,7 +84,7 @@ class Downloads:
             config.mounts,
             config.offline,
             name,
-            hosts=config.https_hosts,
+            web=Web(config.https_hosts),
             scratch=self.scratch,
             told=self._progress,
         )

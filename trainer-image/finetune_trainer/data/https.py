@@ -12,7 +12,7 @@ import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from socket import IPPROTO_TCP, getaddrinfo
@@ -68,7 +68,8 @@ class Web:
     """Globs of host names."""
     may_reach: Judge = is_public
     """Judges an address. Another one is for tests alone, which have none that is public."""
-    trusted: ssl.SSLContext = field(default_factory=create_ssl_context)
+    trusted: ssl.SSLContext | None = None
+    """Whose certificates are believed; None = those of the system, or of SSL_CERT_FILE."""
 
     @contextmanager
     def open(self, url: str, start: int, tag: str | None) -> Iterator[Opened]:
@@ -80,9 +81,10 @@ class Web:
         headers: Headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if start and tag:
             headers |= {"Range": f"bytes={start}-", "If-Range": tag}
+        trusted = self.trusted or create_ssl_context()
         with (
             _asking(),
-            httpcore2.ConnectionPool(self.trusted, network_backend=_Judged(self.may_reach)) as pool,
+            httpcore2.ConnectionPool(trusted, network_backend=_Judged(self.may_reach)) as pool,
             self._answer(pool, url, headers, MAX_REDIRECTS) as answer,
         ):
             yield _opened(answer)
@@ -116,6 +118,10 @@ class Web:
             raise NotAllowed(f"no entry of access.httpsHosts in the FineTuneRuntime admits {host}: add it, or {ELSEWHERE}")
         target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         return httpcore2.URL(scheme="https", host=host, port=port, target=quote(target, safe=PRINTABLE))
+
+
+NOWHERE, ANYWHERE = Web(()), Web(("*",))
+"""Anywhere is for a laptop, where there is nobody on whose behalf a host could be refused."""
 
 
 class _Judged(httpcore2.SyncBackend):

@@ -10,13 +10,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finetune_api.failures import FailureCode
 from finetune_api.uris import OBJECT_STORES, UriParts, parse_uri
 from finetune_trainer import objects
 from finetune_trainer.data import hub, stores
-from finetune_trainer.data.https import NotAllowed, Web
+from finetune_trainer.data.https import NOWHERE, NotAllowed, Web
 from finetune_trainer.data.hub import HubFailed, Trouble
 from finetune_trainer.download import Told, download, fetch_object, untold
 from finetune_trainer.failures import RunFailed, failed
@@ -26,8 +27,6 @@ from finetune_trainer.volumes import OutsideVolume, locate, locate_folder
 
 DATASETS = "datasets/"
 NO_WEIGHTS = "it has no weights in safetensors format"
-ANY_HOST = ("*",)
-"""What a laptop may reach by https: there is nobody on whose behalf it could be refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +53,14 @@ def fetch_file(
     offline: bool,
     field: str = "trainingFile",
     *,
-    hosts: tuple[str, ...] = (),
+    web: Web = NOWHERE,
     scratch: Path | None = None,
     told: Told = untold,
 ) -> FetchedFile:
     """A data file, downloaded unless it lies on a volume; `field` names it in the error.
 
     Args:
-        hosts: globs of the hosts from which it may come by https.
+        web: from where it may come by https.
         scratch: where a download goes; None = this machine's temporary folder.
         told: hears how far a download is; the Hub's own client tells nothing.
 
@@ -69,28 +68,22 @@ def fetch_file(
         RunFailed: DataNotFound, DataRefused, DataUnreachable, StorageFull.
     """
     with _told_of_data(uri, field):
-        found = _file(parse_uri(uri), uri, mounts, offline, hosts, scratch, told)
+        parts = parse_uri(uri)
+        if parts.scheme == "hf":
+            found = _file_from_hub(parts, offline)
+        elif parts.scheme == "https" or parts.scheme in OBJECT_STORES:
+            found = _download(uri, web, Path(tempfile.mkdtemp(dir=scratch)), told)
+        else:
+            found = FetchedFile(locate(uri, mounts))
         with found.path.open("rb"):
             return found
 
 
-def _file(
-    parts: UriParts,
-    uri: str,
-    mounts: Mapping[str, str],
-    offline: bool,
-    hosts: tuple[str, ...],
-    scratch: Path | None,
-    told: Told,
-) -> FetchedFile:
-    if parts.scheme == "hf":
-        return _file_from_hub(parts, offline)
-    if parts.scheme not in (*OBJECT_STORES, "https"):
-        return FetchedFile(locate(uri, mounts))
-    path = Path(tempfile.mkdtemp(dir=scratch)) / parts.path.rsplit("/", 1)[-1]
-    if parts.scheme == "https":
-        web = Web(hosts)
-        download(lambda start, tag: web.open(uri, start, tag), path, told)
+def _download(uri: str, web: Web, folder: Path, told: Told) -> FetchedFile:
+    """Under its own name, which says what it is where its bytes do not."""
+    path = folder / uri.rsplit("/", 1)[-1]
+    if uri.startswith("https://"):
+        download(partial(web.open, uri), path, told)
     else:
         fetch_object(uri, path, told)
     return FetchedFile(path)

@@ -36,7 +36,8 @@ def fetch_snapshot(uri: str, digest: str | None, *, weights: bool, code: bool = 
         digest: the one that it had before; None = whatever it is now.
 
     Raises:
-        FileNotFoundError: it has no weights in safetensors format; StoreFailed; RunFailed: StorageFull.
+        FileNotFoundError: it has no weights in safetensors format; ValueError: its digest is not that one; StoreFailed;
+            RunFailed: StorageFull.
     """
     kept = Path(constants.HF_HUB_CACHE) / FOLDER
     if digest is not None and (found := _place(kept, uri, digest, weights, code)).is_dir():
@@ -44,7 +45,7 @@ def fetch_snapshot(uri: str, digest: str | None, *, weights: bool, code: bool = 
     listed = _list_model(uri)
     now = _digest(listed)
     if digest not in (None, now):
-        raise StoreFailed(Trouble.NOT_FOUND, "it has changed since the job was prepared")
+        raise ValueError("it has changed since the job was prepared: create the job anew")
     place = _place(kept, uri, now, weights, code)
     wanted = [file for file in listed if is_wanted(file.name, weights=weights, code=code)]
     with writing_to(str(kept)):
