@@ -232,10 +232,12 @@ def azure() -> Iterator[Blobs]:
 
 def google_environment(port: int) -> dict[str, str]:
     """What Google's client reads."""
-    return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}", "FSSPEC_GS_TOKEN": "anon"}
+    return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}
 
 
 def azure_environment(port: int) -> dict[str, str]:
     """What Azure's client reads."""
     where = f"BlobEndpoint=http://127.0.0.1:{port}/me"
-    return {"AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;AccountName=me;AccountKey={KEY};{where};"}
+    return {
+        "AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;AccountName=me;AccountKey={KEY};{where};"
+    }

@@ -47,7 +47,7 @@ class Site:
 
     @property
     def trusted(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cadata=_authority()[0])
+        return ssl.create_default_context(cadata=authority()[0])
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,7 +100,7 @@ def serving() -> Iterator[Site]:
     """Serve a site on a free port of this machine."""
     site = Site()
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site}))
-    server.socket = _server_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.socket = server_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     site.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -112,9 +112,10 @@ def serving() -> Iterator[Site]:
         server.server_close()
 
 
-def _server_context() -> ssl.SSLContext:
+def server_context() -> ssl.SSLContext:
+    """A server's side of TLS, with a certificate for HOSTS and 127.0.0.1."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _, pem = _authority()
+    _, pem = authority()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "server.pem"
         path.write_bytes(pem)
@@ -123,15 +124,13 @@ def _server_context() -> ssl.SSLContext:
 
 
 @cache
-def _authority() -> tuple[str, bytes]:
+def authority() -> tuple[str, bytes]:
     """(certificate of the authority, key and certificate of the server), PEM."""
-    authority, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    signer, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     names = [*(x509.DNSName(host) for host in HOSTS), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    root = _certificate("authority", authority, authority, x509.BasicConstraints(ca=True, path_length=None))
-    leaf = _certificate("server", own, authority, x509.SubjectAlternativeName(names))
-    key = own.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    root = _certificate("authority", signer, signer, x509.BasicConstraints(ca=True, path_length=None))
+    leaf = _certificate("server", own, signer, x509.SubjectAlternativeName(names))
+    key = own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return root.decode(), key + leaf
 
 

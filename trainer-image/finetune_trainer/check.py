@@ -64,7 +64,11 @@ class CheckRun:
         try:
             uri = self.file if "://" in self.file else f"file://{Path(self.file).resolve()}"
             rules = self._rules()
-            with TemporaryDirectory(prefix="finetune-") as scratch, Findings(FILE) as findings, Seen(prompts=False) as seen:
+            with (
+                TemporaryDirectory(prefix="finetune-") as scratch,
+                Findings(FILE) as findings,
+                Seen(prompts=False) as seen,
+            ):
                 path = self._fetch(uri, Path(scratch))
                 check = FileCheck(path, self.file, rules, findings, seen)
                 self._pass(check)

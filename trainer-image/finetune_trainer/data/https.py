@@ -115,7 +115,9 @@ class Web:
         if parts.scheme != "https" or parts.username is not None:
             raise NotAllowed(f"it leads on to an address that is not https, or holds credentials: {ELSEWHERE}")
         if not any(fnmatchcase(host, glob.lower()) for glob in self.hosts):
-            raise NotAllowed(f"no entry of access.httpsHosts in the FineTuneRuntime admits {host}: add it, or {ELSEWHERE}")
+            raise NotAllowed(
+                f"no entry of access.httpsHosts in the FineTuneRuntime admits {host}: add it, or {ELSEWHERE}"
+            )
         target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         return httpcore2.URL(scheme="https", host=host, port=port, target=quote(target, safe=PRINTABLE))
 
