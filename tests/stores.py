@@ -112,7 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(url.path, query)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _answer(self, path: str, query: dict[str, str]) -> None:
         raise NotImplementedError
@@ -186,8 +187,9 @@ class _Azure(_Handler):
             f"<Etag>0x{written:X}</Etag><BlobType>BlockBlob</BlobType></Properties></Blob>"
             for key, content, written in self.blobs.listed(container, query.get("prefix", ""))
         )
-        body = f'<?xml version="1.0" encoding="utf-8"?><EnumerationResults ContainerName="{container}"><Blobs>{blobs}</Blobs><NextMarker/>'
-        self._send(200, f"{body}</EnumerationResults>".encode(), {"Content-Type": "application/xml"})
+        results = f'<EnumerationResults ContainerName="{container}"><Blobs>{blobs}</Blobs></EnumerationResults>'
+        body = f'<?xml version="1.0" encoding="utf-8"?>{results}'
+        self._send(200, body.encode(), {"Content-Type": "application/xml"})
 
     def _blob(self, content: bytes, written: int) -> None:
         tag = f'"0x{written:X}"'
