@@ -76,7 +76,7 @@ chart: setup cluster-build ## lint the chart and test what it renders
 	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator
 	$(PY) -m pytest tests/chart
 
-.PHONY: bench-data bench-cpu bench-gpu bench-idle bench-faults soak scale
+.PHONY: bench-data bench-cpu bench-gpu bench-idle bench-faults bench-stores soak scale
 bench-data: setup ## rows per second and memory of the data gate, up to a million rows
 	$(PY) benchmarks/data_gate.py
 
@@ -94,6 +94,9 @@ bench-idle: setup cluster-build ## an hour without any job: the operator neither
 
 bench-faults: setup cluster-build ## how long the operator needs after each fault between it and the API server
 	$(PY) benchmarks/faults.py
+
+bench-stores: setup ## five gigabytes from an object store and by https, with and without cuts: rate and memory
+	$(PY) benchmarks/stores.py
 
 soak: setup ## fifty jobs at once on a real node while the operator and training pods are killed; up to an hour
 	$(PY) benchmarks/soak.py

@@ -83,7 +83,7 @@ def whole() -> Report:
         resolved=Resolved(
             model=ResolvedModel(source="org/tiny", revision="main", parameters=9),
             training_file=ResolvedFile(sha256="ab" * 32, size_bytes=9),
-            validation_file=ResolvedFile(sha256="ab" * 32, size_bytes=9),
+            validation_file=ResolvedFile(sha256="ab" * 32, size_bytes=9, revision="main"),
             max_seq_length=128,
             total_steps=20,
         ),

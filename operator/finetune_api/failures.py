@@ -25,6 +25,7 @@ class FailureCode(StrEnum):
     TEXT_WITHOUT_INPUTS = "TextWithoutInputs"
     DATA_INVALID = "DataInvalid"
     DATA_NOT_FOUND = "DataNotFound"
+    DATA_REFUSED = "DataRefused"
     DATA_UNREACHABLE = "DataUnreachable"
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_UNSUPPORTED = "ModelUnsupported"
@@ -90,6 +91,7 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         "{count} bad rows in {file}; the first: line {line}, {field}: {problem}",
     ),
     FailureCode.DATA_NOT_FOUND: (ExitCode.DATA_UNREACHABLE, "{uri} does not exist or may not be read: check {field}"),
+    FailureCode.DATA_REFUSED: (ExitCode.BAD_CONFIG, "{field} is {uri}, which may not be read: {problem}"),
     FailureCode.DATA_UNREACHABLE: (ExitCode.DATA_UNREACHABLE, "{uri} could not be read: {problem}"),
     FailureCode.MODEL_NOT_FOUND: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} does not exist or may not be read"),
     FailureCode.MODEL_UNSUPPORTED: (ExitCode.MODEL_UNAVAILABLE, "the model {uri} cannot be trained: {problem}"),

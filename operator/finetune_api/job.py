@@ -85,8 +85,8 @@ class JobSpec(ApiModel):
     runtime: Name | None = None
     """FineTuneRuntime to run on. Absent = the one with spec.default true."""
     model: ModelUri | None = None
-    """Starting weights: a name in the runtime's model list, a Hub id (org/name[@revision]) or a URI (hf://, pvc://).
-    Exactly one of model and fromCheckpoint."""
+    """Starting weights: a name in the runtime's model list, a Hub id (org/name[@revision]) or a URI (hf://, pvc://, or
+    a folder in an object store: s3://, gs://, az://). Exactly one of model and fromCheckpoint."""
     from_checkpoint: CheckpointName | None = None
     """Starting weights of an earlier job in this namespace: JOB (its final checkpoint), JOB:STEP, or JOB:best (the
     one with the best evaluation). A LoRA job that continues a LoRA job goes on with its adapter and inherits rank,
@@ -101,7 +101,8 @@ class JobSpec(ApiModel):
     """Token for private and gated repositories of the Hugging Face Hub; the pods get it as HF_TOKEN."""
     training_file: DataUri
     """Training rows, JSON Lines (also .gz, .zst) or Parquet: pvc://claim/path, configmap://name/key,
-    hf://datasets/org/name[@revision]/path."""
+    hf://datasets/org/name[@revision]/path, s3://bucket/path, gs://bucket/path, az://container/path, or
+    https://host/path without a query."""
     validation_file: DataUri | None = None
     """Validation rows, the same formats. Needed when evaluation.nEvals > 0."""
     data: DataOptions = DataOptions()

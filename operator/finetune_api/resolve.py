@@ -44,6 +44,8 @@ class Place:
     nodes: int = 1
     allow_remote_code: bool = False
     """The runtime's word."""
+    https_hosts: tuple[str, ...] = ()
+    shared_cache: bool = False
 
 
 def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerConfig:
@@ -71,6 +73,8 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         offline=place.offline,
         mounts=place.mounts,
         allow_remote_code=place.allow_remote_code,
+        https_hosts=place.https_hosts,
+        shared_cache=place.shared_cache,
     )
 
 

@@ -26,7 +26,7 @@ class ResolvedModel(ApiModel):
     source: Text
     """Hub id or URI of the base weights."""
     revision: Annotated[str, StringConstraints(max_length=128)] | None = None
-    """Commit on the Hub."""
+    """Commit on the Hub; of a folder in an object store the digest of the names, sizes and tags of its files."""
     parameters: Integer | None = None
     """Number of weights of the base model."""
     checkpoint: Text | None = None
@@ -42,6 +42,8 @@ class ResolvedFile(ApiModel):
     """Digest of the file."""
     size_bytes: Integer
     """Its size."""
+    revision: Annotated[str, StringConstraints(max_length=128)] | None = None
+    """Commit on the Hub that it is of."""
 
 
 ModuleNameText = Annotated[str, StringConstraints(max_length=128)]

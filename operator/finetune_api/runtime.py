@@ -13,7 +13,7 @@ from finetune_api.job import MAX_CHECKPOINTS, MAX_SECONDS, ObjectMeta
 from finetune_api.method import MethodType, ModuleName, TrainingKind
 from finetune_api.names import ApiVersion
 from finetune_api.resources import MAX_GPUS_PER_NODE, MAX_NODES, Cpu, Memory, Resources
-from finetune_api.uris import ModelUri, OutputTemplate
+from finetune_api.uris import ClaimFolder, ModelUri, OutputTemplate
 
 Opaque = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 """A Kubernetes structure passed on as it is; the API server judges it when the pod is made."""
@@ -64,7 +64,19 @@ class Access(ApiModel):
     claims: ClaimAccess = ClaimAccess()
     """Persistent volume claims."""
     uri_prefixes: UriAccess = UriAccess()
-    """Every other URI: hf://, s3://, gs://, az://; also hf://org/ for output.hfRepo."""
+    """Repositories of the Hub and object stores: hf://, s3://, gs://, az://. A prefix admits what lies at it and below:
+    s3://bucket is that bucket, and not s3://bucket-of-others. output.hfRepo needs hf://org/ to write."""
+    https_hosts: Globs = ()
+    """Hosts from which data may come by https://, redirects included. None of them is reached at an address of a
+    private network."""
+
+
+class Cache(ApiModel):
+    """Models and data of the Hub, kept for all jobs of a namespace."""
+
+    uri: ClaimFolder
+    """`pvc://claim/path` in the namespace of the job. Preparing downloads into it, training only reads it. Several
+    nodes need a claim that is ReadWriteMany."""
 
 
 class SecretName(ApiModel):
@@ -213,7 +225,8 @@ class RuntimeModel(ApiModel):
     name: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256)]
     """What a job writes in spec.model."""
     source: ModelUri
-    """Where its weights are: hf://org/name[@revision] or pvc://claim/path."""
+    """Where its weights are: hf://org/name[@revision], pvc://claim/path, or a folder in an object store (s3://, gs://,
+    az://)."""
     limits: ModelLimits = ModelLimits()
     """Bounds for jobs on it."""
 
@@ -244,7 +257,9 @@ class RuntimeSpec(ApiModel):
     termination_grace_period_seconds: Annotated[Integer, Field(ge=1, le=3600)] = 120
     """Time to save on SIGTERM; a save that does not fit is abandoned and the previous state stands."""
     models: Annotated[tuple[RuntimeModel, ...], Field(max_length=128)] = ()
-    """Models that jobs may name. Empty = any Hub model; a pvc:// model needs an entry in access."""
+    """Models that jobs may name. Empty = any Hub model; one with another URI needs an entry in access."""
+    cache: Cache | None = None
+    """Where downloaded models are kept. Absent: each pod downloads into temporary storage of its own."""
     allow_remote_code: Flag = False
     """True lets the pods run Python code that comes with a model, where transformers has no class of its own for it.
     Whoever can publish such a model then runs code with all that the pods may read and write."""

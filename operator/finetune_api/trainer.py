@@ -56,7 +56,7 @@ class Start(ApiModel):
     """The weights that training starts from, and that are the reference of DPO."""
 
     model: Text
-    """URI of full weights: hf://org/name[@revision], pvc://claim/path or file:///path."""
+    """URI of full weights: hf://org/name[@revision], pvc://claim/path, s3:// gs:// az:// or file:///path."""
     adapter: Text | None = None
     """URI of the LoRA adapter on top of them, when a LoRA job is continued."""
     same_as: Text | None = None
@@ -119,6 +119,10 @@ class TrainerConfig(ApiModel):
     """Code that comes with the model may be run; only the runtime can say so."""
     offline: Flag = False
     """The Hub's client stays off the network."""
+    https_hosts: tuple[str, ...] = ()
+    """Globs of the hosts from which data may come by https."""
+    shared_cache: Flag = False
+    """The cache of models outlives the pod: preparing fetches the weights too, and training only reads them."""
     mounts: dict[str, str] = Field(default_factory=dict)
     """Folder of each volume: `pvc://claim` or `configmap://name` to a path."""
 

@@ -19,20 +19,24 @@ CONFIG_MAP = rf"configmap://{DNS_NAME}/{SEGMENT}"
 HF_REPO = rf"{SEGMENT}/{SEGMENT}"
 HF_MODEL = rf"hf://{HF_REPO}{REVISION}"
 HF_DATA = rf"hf://(datasets/)?{HF_REPO}{REVISION}(/{SEGMENT})+"
-MODEL_NAME = rf"{SEGMENT}(/{SEGMENT})?{REVISION}"
-LOCAL_FILE = "file://"
 OBJECT_STORES = ("s3", "gs", "az")
 """Schemes of object stores: a bucket, or for az a container, and a path in it."""
 BUCKET = r"[a-z0-9]([-a-z0-9._]{0,220}[a-z0-9])?"
 STORE = rf"(s3|gs|az)://{BUCKET}"
+OBJECT_SEGMENT = r"\.?[A-Za-z0-9_=+~-][A-Za-z0-9._=+~-]*"
+"""Also what partitioned data is called (day=1), and nothing that a client or a URI gives a meaning of its own."""
+STORED = rf"{STORE}(/{OBJECT_SEGMENT})+"
+HTTPS_FILE = rf"https://{DNS_NAME}(:[0-9]{{1,5}})?(/{OBJECT_SEGMENT})+"
+MODEL_NAME = rf"{SEGMENT}(/{SEGMENT})?{REVISION}"
+LOCAL_FILE = "file://"
 MAX_URI = 1024
 MAX_REVISION = 128
 MAX_HUB_REPO = 193
 """Two names of at most 96 characters."""
 
 PVC_FILE = rf"pvc://{DNS_NAME}(/{SEGMENT})+"
-MODEL_PATTERN = rf"^({MODEL_NAME}|{HF_MODEL}|{PVC})$"
-DATA_PATTERN = rf"^({PVC_FILE}|{CONFIG_MAP}|{HF_DATA})$"
+MODEL_PATTERN = rf"^({MODEL_NAME}|{HF_MODEL}|{PVC}|{STORED})$"
+DATA_PATTERN = rf"^({PVC_FILE}|{CONFIG_MAP}|{HF_DATA}|{STORED}|{HTTPS_FILE})$"
 DATA_SET_ALONE = rf"^hf://datasets/{SEGMENT}{REVISION}/{SEGMENT}{REVISION}$"
 """A data set without a file of it, which reads like a file of the repository datasets/org."""
 HUB_MODEL_PATTERN = rf"^(hf://)?{HF_REPO}{REVISION}$"
@@ -47,7 +51,9 @@ def _uri(pattern: str, takes: str, never: str | None = None) -> Any:
 
 
 ModelUri = _uri(
-    MODEL_PATTERN, "a model of the runtime, org/name[@revision], hf://org/name[@revision] or pvc://claim/path"
+    MODEL_PATTERN,
+    "a model of the runtime, org/name[@revision], hf://org/name[@revision], pvc://claim/path, or a folder"
+    " s3://bucket/path, gs://bucket/path or az://container/path",
 )
 HubModel = Annotated[str, Matching("must be org/name[@revision] of the Hugging Face Hub", HUB_MODEL_PATTERN, MAX_URI)]
 HubRevision = Annotated[
@@ -55,13 +61,15 @@ HubRevision = Annotated[
 ]
 DataUri = _uri(
     DATA_PATTERN,
-    "pvc://claim/path, configmap://name/key or hf://datasets/org/name[@revision]/path of a file",
+    "pvc://claim/path, configmap://name/key, hf://datasets/org/name[@revision]/path, s3://bucket/path,"
+    " gs://bucket/path, az://container/path, or https://host/path without query or credentials, of a file",
     never=DATA_SET_ALONE,
 )
 OUTPUT_FORMS = "pvc://claim/path, s3://bucket/path, gs://bucket/path or az://container/path of a folder"
 HubRepo = Annotated[str, Matching("must be org/name of the Hugging Face Hub", rf"^{HF_REPO}$", MAX_HUB_REPO)]
 OutputUri = _uri(OUTPUT_PATTERN, OUTPUT_FORMS)
 OutputTemplate = _uri(OUTPUT_TEMPLATE_PATTERN, f"{OUTPUT_FORMS}, with {{namespace}} and {{name}} as segments")
+ClaimFolder = Annotated[str, Matching("must be pvc://claim/path of a folder", rf"^{PVC}$", MAX_URI)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich import box
@@ -28,6 +29,7 @@ from finetune_api.method import MethodType, TrainOnInputs
 from finetune_api.status import Progress
 from finetune_api.trainer import ExitCode
 from finetune_trainer.data.check import FileCheck, Rules
+from finetune_trainer.data.https import ANYWHERE
 from finetune_trainer.data.model import read_without_weights
 from finetune_trainer.data.report import Findings
 from finetune_trainer.data.rows import Problem
@@ -47,7 +49,7 @@ class CheckRun:
     """One call of `finetune-train check`."""
 
     file: str
-    """A path, or the URI of a file on the Hub."""
+    """A path, or the URI of a file on the Hub, in an object store or by https."""
     model: str | None
     """Folder, Hub id or URI; None = only the rules that need no model."""
     method: MethodType | None
@@ -61,8 +63,13 @@ class CheckRun:
         """Check, print, and return the exit code."""
         try:
             uri = self.file if "://" in self.file else f"file://{Path(self.file).resolve()}"
-            path, rules = fetch_file(uri, {}, offline=False, field="FILE"), self._rules()
-            with Findings(FILE) as findings, Seen(prompts=False) as seen:
+            rules = self._rules()
+            with (
+                TemporaryDirectory(prefix="finetune-") as scratch,
+                Findings(FILE) as findings,
+                Seen(prompts=False) as seen,
+            ):
+                path = self._fetch(uri, Path(scratch))
                 check = FileCheck(path, self.file, rules, findings, seen)
                 self._pass(check)
                 with _left_by_reader():
@@ -72,6 +79,9 @@ class CheckRun:
             print(end.failure.sentence, file=sys.stderr)
             return end.failure.exit_code
         return ExitCode.DATA_INVALID if findings.error_count else ExitCode.DONE
+
+    def _fetch(self, uri: str, scratch: Path) -> Path:
+        return fetch_file(uri, {}, offline=False, field="FILE", web=ANYWHERE, scratch=scratch).path
 
     def _rules(self) -> Rules:
         if self.model is None:

@@ -34,6 +34,7 @@ from finetune_api.resolve import (
 from finetune_api.runtime import RuntimeModel, RuntimeSpec, runtime_from
 from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import ExitCode, JobIdentity, LoraConfig, Stage, Start, TrainerConfig
+from finetune_trainer.data.https import ANYWHERE
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import ADAPTER_WEIGHTS
 from finetune_trainer.layout import Layout, OutputManifest, concluded
@@ -108,6 +109,7 @@ class LocalRun:
             offline=runtime.offline if runtime else False,
             mounts={f"pvc://{name}": str(folder) for name, folder in self.claims.items()},
             allow_remote_code=runtime.allow_remote_code if runtime else False,
+            https_hosts=ANYWHERE.hosts,
         )
         return configure(spec, values, place)
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from finetune_api.failures import FailureCode
 from finetune_api.findings import DATA_SENTENCES, DataErrorCode, DataWarningCode
 from finetune_api.report import WarningCode
-from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Resolved, ResolvedFile, ResolvedModel
+from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Progress, Resolved, ResolvedFile, ResolvedModel
 from finetune_api.trainer import JobIdentity, TrainerConfig
-from finetune_trainer.data.check import FileCheck, Rules, Tell
+from finetune_trainer.data.check import PROGRESS_SECONDS, FileCheck, Rules, Tell
+from finetune_trainer.data.https import Web
 from finetune_trainer.data.model import (
     StartModel,
     check_architecture,
@@ -60,6 +63,41 @@ class DataFile:
     uri: str
     path: Path
     digest: ResolvedFile
+
+
+@dataclass(slots=True)
+class Downloads:
+    """What is fetched for a run of this step: where it lies until the end, and how it is told of."""
+
+    scratch: Path
+    tell: Tell
+    told: float = 0.0
+    """When progress was last told, on the monotonic clock."""
+
+    def fetch(self, config: TrainerConfig, name: str, uri: str) -> DataFile:
+        """The data file of field `name`.
+
+        Raises:
+            RunFailed: as `fetch_file`.
+        """
+        found = fetch_file(
+            uri,
+            config.mounts,
+            config.offline,
+            name,
+            web=Web(config.https_hosts),
+            scratch=self.scratch,
+            told=self._progress,
+        )
+        size, digest = found.path.stat().st_size, sha256_of(found.path)
+        return DataFile(name, uri, found.path, ResolvedFile(sha256=digest, size_bytes=size, revision=found.revision))
+
+    def _progress(self, here: int, size: int | None) -> None:
+        if time.monotonic() - self.told >= PROGRESS_SECONDS:
+            display = f"{here / 1e9:.2f} of {size / 1e9:.2f} GB" if size else f"{here / 1e9:.2f} GB"
+            share = int(100 * here / size) if size else 0
+            self.tell(progress=Progress(display=display, step=0, total_steps=0, percentage=share))
+            self.told = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +150,13 @@ def prepare(config: TrainerConfig, tell: Tell) -> Prepared:
         _claim_output(layout, config.job)
         layout.clear()
     check_repository(config)
-    inputs = _gather(config, layout)
-    with writing_to(config.output_uri):
-        checked = _finished(inputs) or _check(inputs, tell)
-        prepared = _conclude(inputs, checked)
-        write_atomically(layout.prepared / PREPARED_FILE, json.dumps(prepared.to_json(), indent=1))
-        layout.mirror.put_folder(layout.prepared, last=PREPARED_FILE)
+    with TemporaryDirectory(prefix="finetune-") as scratch:
+        inputs = _gather(config, layout, Downloads(Path(scratch), tell))
+        with writing_to(config.output_uri):
+            checked = _finished(inputs) or _check(inputs, tell)
+            prepared = _conclude(inputs, checked)
+            write_atomically(layout.prepared / PREPARED_FILE, json.dumps(prepared.to_json(), indent=1))
+            layout.mirror.put_folder(layout.prepared, last=PREPARED_FILE)
     tell(data=prepared.data, resolved=prepared.resolved, warnings=prepared.warnings)
     return prepared
 
@@ -141,24 +180,26 @@ def _claim_output(layout: Layout, job: JobIdentity) -> None:
         claimed(layout, job)
 
 
-def _gather(config: TrainerConfig, layout: Layout) -> Inputs:
+def _gather(config: TrainerConfig, layout: Layout, downloads: Downloads) -> Inputs:
     """Cheap and certain things first, so that a wrong checkpoint or length is told before the data is read."""
     checkpoint_digest = check_checkpoint(config.start, config.mounts)
     check_architecture(config.start, config.mounts, config.offline)
     template = config.data.chat_template or inherited_template(config.start, config.mounts)
-    model = read_model(config.start.model, config.mounts, config.offline, template, config.allow_remote_code)
+    model = read_model(
+        config.start.model,
+        config.mounts,
+        config.offline,
+        template,
+        config.allow_remote_code,
+        weights=config.shared_cache,
+    )
     length = resolve_length(config.max_seq_length, model)
     method = config.training_method
     tokenise = Tokeniser(model.chat, model.vocab_size, method.train_on_inputs)
     rules = Rules(method.type, tokenise, length, config.data)
     named = (("trainingFile", config.training_file), ("validationFile", config.validation_file))
-    files = [_fetch_file(config, name, uri) for name, uri in named if uri is not None]
+    files = [downloads.fetch(config, name, uri) for name, uri in named if uri is not None]
     return Inputs(config, layout, checkpoint_digest, model, rules, files)
-
-
-def _fetch_file(config: TrainerConfig, name: str, uri: str) -> DataFile:
-    path = fetch_file(uri, config.mounts, config.offline, name)
-    return DataFile(name, uri, path, ResolvedFile(sha256=sha256_of(path), size_bytes=path.stat().st_size))
 
 
 def _finished(inputs: Inputs) -> Checked | None:

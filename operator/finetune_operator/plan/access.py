@@ -75,15 +75,32 @@ def use_refused(use: Use, namespace: str, runtime: str, access: Access) -> Refus
         if _matches(parts.root, access.config_maps, namespace):
             return None
         return _refusal(use.field, use.uri, f"config map {parts.root}", runtime, "configMaps", parts.root)
+    if parts.scheme == "https":
+        host = parts.root.partition(":")[0]
+        if _matches(host, access.https_hosts, namespace):
+            return None
+        return _refusal(use.field, use.uri, f"the host {host}", runtime, "httpsHosts", host)
     prefixes = access.uri_prefixes.write if use.write else access.uri_prefixes.read
-    if _matches(use.uri, [f"{prefix}*" for prefix in prefixes], namespace):
+    if _matches(use.uri, [glob for prefix in prefixes for glob in _at_and_below(prefix)], namespace):
         return None
     entry = f"{parts.scheme}://{parts.root.rsplit('/', 1)[0]}/"
     return _refusal(use.field, use.uri, "this URI", runtime, f"uriPrefixes.{word}", entry)
 
 
+def _at_and_below(prefix: str) -> tuple[str, ...]:
+    """Globs for what a prefix admits: a name that only begins like it is another's."""
+    if prefix.endswith(("/", "*")):
+        return (f"{prefix}*",)
+    return prefix, f"{prefix}/*", f"{prefix}@*"
+
+
+def expanded(globs: Iterable[str], namespace: str) -> tuple[str, ...]:
+    """The entries of a list in `access` as they are for jobs of `namespace`."""
+    return tuple(glob.replace("{namespace}", namespace) for glob in globs)
+
+
 def _matches(value: str, globs: Iterable[str], namespace: str) -> bool:
-    return any(fnmatchcase(value, glob.replace("{namespace}", namespace)) for glob in globs)
+    return any(fnmatchcase(value, glob) for glob in expanded(globs, namespace))
 
 
 def _refusal(field: str, value: str, what: str, runtime: str, where: str, entry: str) -> Refusal:

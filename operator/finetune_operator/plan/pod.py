@@ -16,7 +16,7 @@ from finetune_operator.plan import torchrun
 from finetune_operator.plan.secrets import secret_environment
 from finetune_operator.plan.size import Size, size_of
 from finetune_operator.plan.state import Manifest
-from finetune_operator.plan.volumes import volumes_of
+from finetune_operator.plan.volumes import cache_folder, volumes_of
 
 CONTAINER = "trainer"
 
@@ -42,7 +42,9 @@ def pod_template(
 
 def _pod_spec(stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, size: Size, more: list[Manifest]) -> Manifest:
     platform = runtime.pod_template
-    volumes, mounts = volumes_of(config)
+    cache = runtime.cache.uri if runtime.cache else None
+    volumes, mounts = volumes_of(config, cache, stage)
+    hub = [{"name": "HF_HUB_CACHE", "value": cache_folder(cache, config)}] if cache else []
     return {
         **_placement(platform),
         **({"imagePullSecrets": [s.to_json() for s in secrets]} if (secrets := runtime.image_pull_secrets) else {}),
@@ -60,7 +62,7 @@ def _pod_spec(stage: Stage, runtime: RuntimeSpec, config: TrainerConfig, size: S
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [*platform.volumes, *volumes],
-        "containers": [_container(stage, runtime, size, mounts, more)],
+        "containers": [_container(stage, runtime, size, mounts, [*hub, *more])],
     }
 
 

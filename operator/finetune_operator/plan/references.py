@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
 from finetune_api.resolve import ResolvedValues, resolve
-from finetune_api.runtime import FineTuneRuntime
+from finetune_api.runtime import FineTuneRuntime, RuntimeSpec
 from finetune_api.status import Reason
 from finetune_operator.plan.access import Use, namespace_refused, use_refused, uses_of
 from finetune_operator.plan.claims import cannot_share, claim_template, is_made
@@ -71,7 +71,7 @@ def permit(job: FineTuneJob, observed: Observed) -> Permitted | Refusal:
     values = resolve(job.spec, weights.entry, weights.parent)
     refused = size_refused(size_of(job, spec), name, spec) or deadline_refused(job, name, spec)
     refused = refused or model_limits_refused(job, values, weights.entry, name)
-    return refused or Permitted(runtime, weights, values, (*named, *_weight_files(weights)))
+    return refused or Permitted(runtime, weights, values, (*named, *_weight_files(weights), *_cache(name, spec)))
 
 
 def choose_runtime(name: str | None, observed: Observed) -> FineTuneRuntime | Refusal:
@@ -128,6 +128,10 @@ def _weight_files(weights: Weights) -> tuple[Use, ...]:
         ("fromCheckpoint", weights.model.checkpoint),
     ]
     return tuple(Use(field, uri) for field, uri in sources if uri)
+
+
+def _cache(name: str, runtime: RuntimeSpec) -> tuple[Use, ...]:
+    return (Use(f"cache.uri of FineTuneRuntime {name}", runtime.cache.uri, write=True),) if runtime.cache else ()
 
 
 def _no_claim(use: Use, namespace: str) -> Refusal:

@@ -8,6 +8,7 @@ from finetune_api.resolve import Place, configure, resolve, same_as
 from finetune_api.runtime import RuntimeSpec
 from finetune_api.status import Resolved, ResolvedModel
 from finetune_api.trainer import JobIdentity, Start, TrainerConfig
+from finetune_operator.plan.access import expanded
 from finetune_operator.plan.size import output_uri, size_of
 from finetune_operator.plan.volumes import mounts_of
 from finetune_operator.plan.weights import adapter_of
@@ -35,10 +36,24 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
         gpus=size.gpus,
         nodes=size.nodes,
         offline=runtime.offline,
-        mounts=mounts_of(start.model, start.same_as, start.adapter, spec.training_file, spec.validation_file, target),
+        mounts=mounts_of(
+            *(start.model, start.same_as, start.adapter),
+            *(spec.training_file, spec.validation_file, target),
+            runtime.cache.uri if runtime.cache else None,
+        ),
         allow_remote_code=runtime.allow_remote_code,
+        https_hosts=_https_hosts(job, runtime),
+        shared_cache=runtime.cache is not None,
     )
     return configure(spec, values, place)
+
+
+def _https_hosts(job: FineTuneJob, runtime: RuntimeSpec) -> tuple[str, ...]:
+    """The hosts that the trainer holds redirects to; none for a job without https."""
+    files = (job.spec.training_file, job.spec.validation_file or "")
+    if not any(file.startswith("https://") for file in files):
+        return ()
+    return expanded(runtime.access.https_hosts, job.metadata.namespace or "")
 
 
 def start_of(model: ResolvedModel, base: str | None = None) -> Start:
@@ -47,6 +62,6 @@ def start_of(model: ResolvedModel, base: str | None = None) -> Start:
     Args:
         base: URI of the model whose architecture they must have.
     """
-    pinned = f"{model.source}@{model.revision}" if model.revision else model.source
+    pinned = f"{model.source}@{model.revision}" if model.revision and model.source.startswith("hf://") else model.source
     adapter = model.checkpoint if model.checkpoint != model.source else None
     return Start(model=pinned, adapter=adapter, same_as=base, sha256=model.checkpoint_sha256)

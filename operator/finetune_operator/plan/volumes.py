@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from finetune_api import names
-from finetune_api.trainer import TrainerConfig
+from finetune_api.trainer import Stage, TrainerConfig
 from finetune_api.uris import parse_uri
 from finetune_operator.plan.state import Manifest
 
@@ -27,10 +27,17 @@ def mounts_of(*uris: str | None) -> dict[str, str]:
     return {p.volume: f"{roots[p.scheme]}/{p.root}" for p in parts if p.scheme in roots}
 
 
-def volumes_of(config: TrainerConfig) -> tuple[list[Manifest], list[Manifest]]:
-    """(volumes, volumeMounts) of a pod with this configuration. Only the output's claim can be written."""
+def cache_folder(cache: str, config: TrainerConfig) -> str:
+    """The folder in the pod of the runtime's cache, a `pvc://` URI."""
+    parts = parse_uri(cache)
+    return f"{config.mounts[parts.volume]}/{parts.path}".rstrip("/")
+
+
+def volumes_of(config: TrainerConfig, cache: str | None, stage: Stage) -> tuple[list[Manifest], list[Manifest]]:
+    """(volumes, volumeMounts) of a pod with this configuration. Only the output's claim can be written, and, in
+    preparing, that of the runtime's cache."""
     volumes, mounts = _fixed()
-    wanted = _wanted(config)
+    wanted = _wanted(config, ((cache, stage is Stage.PREPARE),))
     for index, (claim, writable) in enumerate(sorted(wanted.writable.items())):
         source = {"claimName": claim} if writable else {"claimName": claim, "readOnly": True}
         volumes.append({"name": f"finetune-claim-{index}", "persistentVolumeClaim": source})
@@ -42,7 +49,7 @@ def volumes_of(config: TrainerConfig) -> tuple[list[Manifest], list[Manifest]]:
     return volumes, mounts
 
 
-def _wanted(config: TrainerConfig) -> _Wanted:
+def _wanted(config: TrainerConfig, more: tuple[tuple[str | None, bool], ...]) -> _Wanted:
     wanted = _Wanted()
     read = (
         config.start.model,
@@ -51,7 +58,7 @@ def _wanted(config: TrainerConfig) -> _Wanted:
         config.training_file,
         config.validation_file,
     )
-    for uri, writable in (*((uri, False) for uri in read), (config.output_uri, True)):
+    for uri, writable in (*((uri, False) for uri in read), (config.output_uri, True), *more):
         if uri is None:
             continue
         parts = parse_uri(uri)

@@ -23,6 +23,8 @@ from manifests import job, runtime
         ("hf://datasets/org/set@v1/a.jsonl", UriParts("hf", "datasets/org/set", "a.jsonl", "v1")),
         ("s3://bucket.with-dots/a/b", UriParts("s3", "bucket.with-dots", "a/b")),
         ("file:///data/a.jsonl", UriParts("file", "", "/data/a.jsonl")),
+        ("s3://bucket/a/b.jsonl", UriParts("s3", "bucket", "a/b.jsonl")),
+        ("https://host.example:8443/a/b.jsonl", UriParts("https", "host.example:8443", "a/b.jsonl")),
     ],
 )
 def test_parts(uri, parts) -> None:
@@ -41,7 +43,33 @@ def test_no_path_leaves_its_volume_or_means_something_else(path) -> None:
         job_from(job(trainingFile=f"pvc://claim/{path}"))
 
 
-@pytest.mark.parametrize("uri", ["s3://b/k", "https://h/f", "file:///a", "pvc://Claim/a", "pvc:///a", "a/b"])
+@pytest.mark.parametrize("root", ["s3://bucket", "gs://bucket_1", "az://container", "https://host", "https://h.io:443"])
+@pytest.mark.parametrize("path", ["a.jsonl", "day=2026-01-01/part+1~a.jsonl", ".hidden/a"])
+def test_objects_and_files_of_hosts_are_sources_of_rows(root, path) -> None:
+    assert job_from(job(trainingFile=f"{root}/{path}")).spec.training_file == f"{root}/{path}"
+
+
+@pytest.mark.parametrize("root", ["s3://bucket", "gs://bucket", "az://container"])
+def test_folders_of_object_stores_are_models(root) -> None:
+    assert job_from(job(model=f"{root}/models/tiny")).spec.model == f"{root}/models/tiny"
+    with pytest.raises(ValidationError, match="or a folder"):
+        job_from(job(model=f"{root}/../tiny"))
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "https"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *("b", "b/", "/k", "b/..", "b/a/../c", "b/...", "b//a", "b/a/", "b/a b", "b/a\n", "b/a?x=1", "b/a#1", "b/a\\b"),
+        *("b/%2e%2e/a", "b/a*", "b/[a]", "B/a", "me:pw@b/a", "b@account/a", "b/ä", "b/$(x)", "-b/a", "b-/a", "b/a:1"),
+    ],
+)
+def test_what_a_client_might_read_otherwise_is_no_source_of_rows(scheme, rest) -> None:
+    with pytest.raises(ValidationError, match="without query or credentials"):
+        job_from(job(trainingFile=f"{scheme}://{rest}"))
+
+
+@pytest.mark.parametrize("uri", ["http://h/f", "ftp://h/f", "file:///a", "pvc://Claim/a", "pvc:///a", "a/b"])
 def test_what_is_no_source_of_rows(uri) -> None:
     with pytest.raises(ValidationError):
         job_from(job(trainingFile=uri))
@@ -54,7 +82,7 @@ def test_local_runs_take_files() -> None:
     read = job_from(manifest, local=True)
     assert read.spec.training_file == "file:///data/a.jsonl"
     with pytest.raises(ValidationError):
-        job_from(job(trainingFile="https://host/a"), local=True)
+        job_from(job(trainingFile="http://host/a"), local=True)
 
 
 @pytest.mark.parametrize(

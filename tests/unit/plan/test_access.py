@@ -69,6 +69,77 @@ def test_a_hub_uri_outside_access_is_refused_with_the_entry_to_add(spec, field, 
     assert accepted(allowed, **spec).status is ConditionStatus.TRUE
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+@pytest.mark.parametrize("field", ["trainingFile", "validationFile", "model"])
+def test_a_store_outside_access_is_refused_with_the_entry_to_add(scheme, field):
+    uri = f"{scheme}://acme/some/thing"
+    condition = accepted({}, **{field: uri})
+    assert condition.reason == "SourceNotAllowed"
+    assert condition.message == (
+        f"{field} is {uri}, and FineTuneRuntime gpu does not allow this URI:"
+        f' add "{scheme}://acme/" to its spec.access.uriPrefixes.read, or use another'
+    )
+    assert accepted({"uriPrefixes": {"read": ["hf://", f"{scheme}://acme/"]}}, **{field: uri}).reason == "Accepted"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "uri", "admitted"),
+    [
+        ("s3://bucket/", "s3://bucket/t.jsonl", True),
+        ("s3://bucket", "s3://bucket/t.jsonl", True),
+        ("s3://bucket", "s3://bucket-evil/t.jsonl", False),
+        ("s3://bucket/", "s3://bucket-evil/t.jsonl", False),
+        ("s3://bucket/data", "s3://bucket/data/t.jsonl", True),
+        ("s3://bucket/data", "s3://bucket/data", True),
+        ("s3://bucket/data", "s3://bucket/database/t.jsonl", False),
+        ("s3://bucket/{namespace}/", "s3://bucket/team/t.jsonl", True),
+        ("s3://bucket/{namespace}/", "s3://bucket/others/t.jsonl", False),
+        ("s3://bucket-{namespace}", "s3://bucket-team/t.jsonl", True),
+        ("s3://bucket-{namespace}", "s3://bucket-team-evil/t.jsonl", False),
+        ("s3://{namespace}/", "s3://x/team/t.jsonl", False),
+        ("s3://bucket-*", "s3://bucket-any/t.jsonl", True),
+        ("gs://bucket/", "s3://bucket/t.jsonl", False),
+        ("hf://datasets/acme", "hf://datasets/acme/prefs/t.jsonl", True),
+        ("hf://datasets/acme", "hf://datasets/acme-evil/prefs/t.jsonl", False),
+        ("hf://datasets/acme/prefs", "hf://datasets/acme/prefs@v1/t.jsonl", True),
+        ("hf://datasets/acme/prefs", "hf://datasets/acme/prefs-evil@v1/t.jsonl", False),
+    ],
+)
+def test_a_prefix_admits_what_lies_at_it_and_below(prefix, uri, admitted):
+    closed = {"uriPrefixes": {"read": ["hf://org/", prefix], "write": []}}
+    assert accepted(closed, trainingFile=uri).reason == ("Accepted" if admitted else "SourceNotAllowed")
+
+
+@pytest.mark.parametrize(
+    ("glob", "host", "admitted"),
+    [
+        ("data.example", "data.example", True),
+        ("data.example", "data.example:8443", True),
+        ("data.example", "data.example.evil", False),
+        ("data.example", "evil-data.example", False),
+        ("*.example", "data.example", True),
+        ("*.example", "example", False),
+        ("{namespace}.example", "team.example", True),
+        ("{namespace}.example", "others.example", False),
+    ],
+)
+def test_a_host_is_admitted_by_its_whole_name(glob, host, admitted):
+    condition = accepted({"httpsHosts": [glob]}, trainingFile=f"https://{host}/t.jsonl")
+    assert condition.reason == ("Accepted" if admitted else "SourceNotAllowed")
+    if not admitted:
+        name = host.partition(":")[0]
+        assert condition.message == (
+            f"trainingFile is https://{host}/t.jsonl, and FineTuneRuntime gpu does not allow the host {name}:"
+            f' add "{name}" to its spec.access.httpsHosts, or use another'
+        )
+
+
+def test_a_prefix_says_nothing_of_hosts_and_a_host_nothing_of_stores():
+    both = {"uriPrefixes": {"read": ["https://data.example/", "hf://"]}, "httpsHosts": ["bucket"]}
+    assert accepted(both, trainingFile="https://data.example/t.jsonl").reason == "SourceNotAllowed"
+    assert accepted(both, trainingFile="s3://bucket/t.jsonl").reason == "SourceNotAllowed"
+
+
 def test_a_claim_that_may_be_read_may_not_be_written():
     condition = accepted(
         {"claims": {"read": ["*"], "write": ["finetune-models"]}}, output={"uri": "pvc://finetune-data/out"}

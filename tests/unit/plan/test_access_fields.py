@@ -27,6 +27,7 @@ OPEN = {
     "configMaps": ["*"],
     "claims": {"read": ["*"], "write": ["*"]},
     "uriPrefixes": {"read": ["*"], "write": ["*"]},
+    "httpsHosts": ["*"],
 }
 CLOSED: dict[str, Any] = {
     "namespaces": ["*"],
@@ -34,6 +35,7 @@ CLOSED: dict[str, Any] = {
     "configMaps": [],
     "claims": {"read": [], "write": []},
     "uriPrefixes": {"read": [], "write": []},
+    "httpsHosts": [],
 }
 TOKEN = {"hfTokenSecretRef": {"name": "finetune-hf", "key": "token"}}
 CHECKED: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -42,6 +44,7 @@ CHECKED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"model": "pvc://theirs/model"}, "claims.read"),
         ({"model": "hf://theirs/model"}, "uriPrefixes.read"),
         ({"model": "theirs/model"}, "uriPrefixes.read"),
+        *(({"model": f"{scheme}://theirs/model"}, "uriPrefixes.read") for scheme in ("s3", "gs", "az")),
     ],
     "fromHfModel": [({"fromHfModel": "theirs/model"}, "uriPrefixes.read")],
     "fromCheckpoint": [({"model": None, "fromCheckpoint": "first"}, "claims.read")],
@@ -49,11 +52,15 @@ CHECKED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"trainingFile": "pvc://theirs/t.jsonl"}, "claims.read"),
         ({"trainingFile": "configmap://theirs/t.jsonl"}, "configMaps"),
         ({"trainingFile": "hf://datasets/theirs/data/t.jsonl"}, "uriPrefixes.read"),
+        *(({"trainingFile": f"{scheme}://theirs/t.jsonl"}, "uriPrefixes.read") for scheme in ("s3", "gs", "az")),
+        ({"trainingFile": "https://theirs/t.jsonl"}, "httpsHosts"),
     ],
     "validationFile": [
         ({"validationFile": "pvc://theirs/v.jsonl"}, "claims.read"),
         ({"validationFile": "configmap://theirs/v.jsonl"}, "configMaps"),
         ({"validationFile": "hf://datasets/theirs/data/v.jsonl"}, "uriPrefixes.read"),
+        ({"validationFile": "s3://theirs/v.jsonl"}, "uriPrefixes.read"),
+        ({"validationFile": "https://theirs/v.jsonl"}, "httpsHosts"),
     ],
     "output.uri": [
         ({"output": {"uri": "pvc://theirs/out"}}, "claims.write"),

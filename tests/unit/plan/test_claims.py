@@ -53,6 +53,39 @@ def test_several_pods_need_claims_that_all_can_mount(data, models, expected):
     assert (expected or "runs on") in message
 
 
+CACHED = make_runtime(limits={"maxNodes": 4}, cache={"uri": "pvc://finetune-cache"})
+
+
+def test_the_cache_of_the_runtime_must_be_there_and_needs_no_entry_in_access():
+    closed = make_runtime(
+        cache={"uri": "pvc://weights-of-all"}, access={"claims": {"read": ["finetune-data"], "write": ["finetune-*"]}}
+    )
+    reason, message = verdict(before_start(closed))
+    assert reason == "ClaimNotFound"
+    assert message.startswith(
+        "cache.uri of FineTuneRuntime gpu is pvc://weights-of-all, but namespace team has no PersistentVolumeClaim"
+        " weights-of-all. Create it, for example with:"
+    )
+    claims = frozenset({"finetune-data", "finetune-models", "weights-of-all"})
+    assert verdict(before_start(closed, claims=claims))[0] == "Accepted"
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes", "expected"),
+    [
+        ("ReadWriteOnce", 1, "Accepted"),
+        ("ReadWriteMany", 2, "Accepted"),
+        ("ReadWriteOnce", 2, "AccessMode"),
+        ("ReadOnlyMany", 2, "AccessMode"),
+    ],
+)
+def test_a_cache_for_several_nodes_must_be_shareable(mode, nodes, expected):
+    shared = ("ReadWriteMany",)
+    found = {"finetune-data": shared, "finetune-models": shared, "finetune-cache": (mode,)}
+    observed = before_start(CACHED, claims=frozenset(found), access_modes=found)
+    assert verdict(observed, resources={"nodes": nodes})[0] == expected
+
+
 def test_one_pod_takes_any_claim():
     assert verdict(modes("ReadWriteOnce", "ReadWriteOncePod"))[0] == "Accepted"
 

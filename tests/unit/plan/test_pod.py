@@ -111,6 +111,30 @@ def test_a_claim_that_is_read_and_written_is_mounted_once_and_writable():
     assert {"claimName": "finetune-models"} in claims
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/tiny", "gs://bucket/tiny", "https://host/tiny"])
+def test_nothing_is_mounted_for_what_is_downloaded(uri):
+    _, plain = pod_of(child())
+    _, container = pod_of(child(trainingFile=uri, validationFile=uri))
+    gone = {m["mountPath"] for m in plain["volumeMounts"]} - {m["mountPath"] for m in container["volumeMounts"]}
+    assert gone == {"/mnt/claims/finetune-data"}
+    assert len(plain["volumeMounts"]) == len(container["volumeMounts"]) + 1
+
+
+@pytest.mark.parametrize(("stage", "read_only"), [(Stage.PREPARE, None), (Stage.TRAIN, True)])
+def test_the_cache_of_the_runtime_is_written_in_preparing_alone(stage, read_only):
+    _, container = pod_of(child(stage, runtime={"cache": {"uri": "pvc://finetune-cache/hub"}}))
+    (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == "/mnt/claims/finetune-cache"]
+    assert mount.get("readOnly") is read_only
+    environment = {e["name"]: e.get("value") for e in container["env"]}
+    assert environment["HF_HUB_CACHE"] == "/mnt/claims/finetune-cache/hub"
+    assert environment["HF_HOME"].startswith(names.HOME_DIRECTORY), "the token and a model's code stay with the pod"
+
+
+def test_without_a_cache_the_hub_has_that_of_the_pod():
+    _, container = pod_of(child())
+    assert "HF_HUB_CACHE" not in {e["name"] for e in container["env"]}
+
+
 def test_memory_is_limited_cpu_is_not_and_preparing_takes_no_gpu():
     size = {"cpu": "4", "memory": "8Gi", "gpusPerNode": 1}
     _, training = pod_of(child(Stage.TRAIN, resources=size))

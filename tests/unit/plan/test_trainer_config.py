@@ -10,9 +10,10 @@ from hypothesis import given
 
 from builders import NOW_TEXT, job_manifest, make_runtime
 from finetune_api.job import FineTuneJob, job_from
+from finetune_api.runtime import FineTuneRuntime
 from finetune_api.status import Resolved, ResolvedModel, ResolvedRuntime
 from finetune_api.trainer import TrainerConfig
-from finetune_operator.plan.trainer_config import trainer_config
+from finetune_operator.plan.trainer_config import start_of, trainer_config
 from previous import as_previous
 from specs import bases, edits
 
@@ -32,9 +33,9 @@ def config(**spec: Any) -> TrainerConfig:
     return config_of(job_from(job_manifest(**spec)))
 
 
-def config_of(job: FineTuneJob) -> TrainerConfig:
+def config_of(job: FineTuneJob, runtime: FineTuneRuntime | None = None) -> TrainerConfig:
     """The configuration of a job as if it had started."""
-    found = make_runtime()
+    found = runtime or make_runtime()
     resolved = Resolved(
         runtime=ResolvedRuntime(name="gpu", generation=1, spec=found.spec.to_json()),
         model=ResolvedModel(source="pvc://finetune-weights/tiny"),
@@ -87,3 +88,21 @@ def _shared(values: Any, others: Any) -> Any:
     if not isinstance(values, dict) or not isinstance(others, dict):
         return values
     return {key: _shared(value, others[key]) for key, value in values.items() if key in others}
+
+
+def test_redirects_are_held_to_the_hosts_of_the_runtime_as_they_are_for_the_namespace() -> None:
+    runtime = make_runtime(access={"httpsHosts": ["data.example", "{namespace}.example"]})
+    made = config_of(job_from(job_manifest(trainingFile="https://data.example/t.jsonl")), runtime)
+    assert made.https_hosts == ("data.example", "team.example")
+    assert config_of(job_from(job_manifest()), runtime).https_hosts == (), "so that an older trainer takes the job"
+
+
+def test_a_cache_is_told_of_only_where_there_is_one() -> None:
+    job = job_from(job_manifest())
+    assert config_of(job, make_runtime(cache={"uri": "pvc://finetune-cache"})).shared_cache
+    assert "sharedCache" not in config_of(job).to_json()
+
+
+def test_a_model_is_pinned_to_its_commit_and_one_of_a_store_is_not_renamed() -> None:
+    assert start_of(ResolvedModel(source="hf://org/tiny", revision="abc")).model == "hf://org/tiny@abc"
+    assert start_of(ResolvedModel(source="s3://bucket/tiny", revision="abc")).model == "s3://bucket/tiny"

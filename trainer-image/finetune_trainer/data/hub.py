@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from enum import Enum, auto
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,7 +106,7 @@ def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: b
         HubFailed
     """
     disable_progress_bars()
-    patterns = [*CONFIG_PATTERNS, *(WEIGHT_PATTERNS if weights else ()), *(CODE_PATTERNS if code else ())]
+    patterns = _patterns(weights, code)
     return _ask(
         lambda: snapshot_download(
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=LEFT_OUT, local_files_only=offline
@@ -114,16 +115,27 @@ def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: b
     )
 
 
-def fetch_one(repo: str, kind: str, path: str, revision: str | None, *, offline: bool) -> str:
-    """Download one file of a `model` or `dataset` repository and return its path.
+def fetch_one(repo: str, kind: str, path: str, revision: str | None, *, offline: bool) -> tuple[Path, str]:
+    """Download one file of a `model` or `dataset` repository and return where it lies, and its commit.
 
     Raises:
         HubFailed
     """
     disable_progress_bars()
-    return _ask(
+    found = _ask(
         lambda: hf_hub_download(repo, path, repo_type=kind, revision=revision, local_files_only=offline), NO_WAITS
     )
+    return Path(found), Path(found).parents[path.count("/")].name
+
+
+def is_wanted(name: str, *, weights: bool, code: bool) -> bool:
+    """Whether a model's file of that name is one that `fetch_snapshot` would download."""
+    patterns = _patterns(weights, code)
+    return any(fnmatch(name, glob) for glob in patterns) and not any(fnmatch(name, glob) for glob in LEFT_OUT)
+
+
+def _patterns(weights: bool, code: bool) -> list[str]:
+    return [*CONFIG_PATTERNS, *(WEIGHT_PATTERNS if weights else ()), *(CODE_PATTERNS if code else ())]
 
 
 def make_repository(repo: str) -> None:

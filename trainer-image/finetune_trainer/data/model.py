@@ -15,8 +15,8 @@ from jinja2 import TemplateSyntaxError
 from finetune_api.failures import FailureCode
 from finetune_api.resolve import source_uri
 from finetune_api.trainer import Start
-from finetune_api.uris import parse_uri
-from finetune_trainer.data import hub
+from finetune_api.uris import OBJECT_STORES, parse_uri
+from finetune_trainer.data import hub, stores
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.data.deadline import TEMPLATE_SECONDS, TookTooLong
 from finetune_trainer.data.hub import HubFailed
@@ -62,17 +62,24 @@ class StartModel:
 
 
 def read_model(
-    uri: str, mounts: Mapping[str, str], offline: bool, template: str | None = None, remote_code: bool = False
+    uri: str,
+    mounts: Mapping[str, str],
+    offline: bool,
+    template: str | None = None,
+    remote_code: bool = False,
+    *,
+    weights: bool = False,
 ) -> StartModel:
     """Fetch and read everything but the weights; `template` renders messages in place of the model's own.
 
-    No code of the model is run here; one that needs it is refused unless training may run it (`remote_code`).
+    No code of the model is run here; one that needs it is refused unless training may run it (`remote_code`). With
+    `weights` all that training needs is fetched too, for training pods that read the same cache.
 
     Raises:
         RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable, RemoteCode; ConfigInvalid for a template that is
             none.
     """
-    model = fetch_model(uri, mounts, offline, tokenizer_only=True)
+    model = fetch_model(uri, mounts, offline, tokenizer_only=not weights, code=weights and remote_code)
     refuse_code(uri, model.path, remote_code)
     config = _read_config(uri, model.path)
     chat = read_tokenizer(uri, model.path, template)
@@ -225,24 +232,34 @@ def _positive(value: object) -> int | None:
 
 def _count_parameters(uri: str, model: FetchedModel, offline: bool) -> int | None:
     """Number of weights, from the headers of their files; None where only the Hub has these and may not be asked."""
-    if model.revision is not None and not offline:
-        try:
-            return hub.count_parameters(parse_uri(uri).root, model.revision)
-        except HubFailed as problem:
-            raise model_failure(uri, problem) from problem
+    parts = parse_uri(uri)
     try:
-        return sum(_parameters_of(path) for path in weight_files(model.path))
+        if parts.scheme == "hf" and model.revision is not None and not offline:
+            return hub.count_parameters(parts.root, model.revision)
+        if parts.scheme in OBJECT_STORES:
+            return sum(_parameters_of(read) for read in stores.weight_readers(uri))
+        return sum(_parameters_of(_reader(path)) for path in weight_files(model.path))
+    except (HubFailed, StoreFailed) as problem:
+        raise model_failure(uri, problem) from problem
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=DAMAGED) from error
 
 
-def _parameters_of(path: Path) -> int:
+def _reader(path: Path) -> stores.Read:
+    def read(start: int, end: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    return read
+
+
+def _parameters_of(read: stores.Read) -> int:
     """The numbers in a safetensors file: 8 bytes of length (little-endian), then a JSON header with every shape."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > MAX_HEADER_BYTES:
-            raise ValueError("the header is too long")
-        header = json.loads(file.read(size))
+    size = int.from_bytes(read(0, 8), "little")
+    if size > MAX_HEADER_BYTES:
+        raise ValueError("the header is too long")
+    header = json.loads(read(8, 8 + size))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

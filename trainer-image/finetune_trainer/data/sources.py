@@ -1,25 +1,29 @@
-"""From the URIs of a configuration to files on this machine: mounted volumes, and the Hub.
+"""From the URIs of a configuration to files on this machine: volumes, the Hub, object stores, and https.
 
-Every way to fail becomes one of four named causes: the model or the data is not there (the user's to mend), or it
-could not be reached (tried again by a new pod).
+Every way to fail becomes one of a few named causes: the model or the data is not there or may not be read (the user's
+to mend), or it could not be reached (tried again by a new pod).
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finetune_api.failures import FailureCode
 from finetune_api.uris import OBJECT_STORES, UriParts, parse_uri
-from finetune_trainer.data import hub
+from finetune_trainer import objects
+from finetune_trainer.data import hub, stores
+from finetune_trainer.data.https import NOWHERE, NotAllowed, Web
 from finetune_trainer.data.hub import HubFailed, Trouble
+from finetune_trainer.download import Told, download, fetch_folder, fetch_object, untold
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import weight_files
-from finetune_trainer.objects import asking, filesystem
+from finetune_trainer.objects import StoreFailed
 from finetune_trainer.volumes import OutsideVolume, locate, locate_folder
 
 DATASETS = "datasets/"
@@ -32,36 +36,83 @@ class FetchedModel:
 
     path: Path
     revision: str | None
-    """Commit on the Hub; None for a folder of a volume."""
+    """Commit on the Hub, or digest of what an object store lists of it; None for a folder of a volume."""
 
 
-def fetch_file(uri: str, mounts: Mapping[str, str], offline: bool, field: str = "trainingFile") -> Path:
-    """A data file, downloaded when it lies on the Hub; `field` names it in the error.
+@dataclass(frozen=True, slots=True)
+class FetchedFile:
+    """A data file on this machine."""
+
+    path: Path
+    revision: str | None = None
+    """Commit on the Hub."""
+
+
+def fetch_file(
+    uri: str,
+    mounts: Mapping[str, str],
+    offline: bool,
+    field: str = "trainingFile",
+    *,
+    web: Web = NOWHERE,
+    scratch: Path | None = None,
+    told: Told = untold,
+) -> FetchedFile:
+    """A data file, downloaded unless it lies on a volume; `field` names it in the error.
+
+    Args:
+        web: from where it may come by https.
+        scratch: where a download goes; None = this machine's temporary folder.
+        told: hears how far a download is; the Hub's own client tells nothing.
 
     Raises:
-        RunFailed: DataNotFound, DataUnreachable.
+        RunFailed: DataNotFound, DataRefused, DataUnreachable, StorageFull.
     """
-    parts = parse_uri(uri)
+    with _told_of_data(uri, field):
+        parts = parse_uri(uri)
+        if parts.scheme == "hf":
+            found = _file_from_hub(parts, offline)
+        elif parts.scheme == "https" or parts.scheme in OBJECT_STORES:
+            found = _download(uri, web, Path(tempfile.mkdtemp(dir=scratch)), told)
+        else:
+            found = FetchedFile(locate(uri, mounts))
+        with found.path.open("rb"):
+            return found
+
+
+def _download(uri: str, web: Web, folder: Path, told: Told) -> FetchedFile:
+    """Under its own name, which says what it is where its bytes do not."""
+    path = folder / uri.rsplit("/", 1)[-1]
+    if uri.startswith("https://"):
+        download(partial(web.open, uri), path, told)
+    else:
+        fetch_object(uri, path, told)
+    return FetchedFile(path)
+
+
+def _file_from_hub(parts: UriParts, offline: bool) -> FetchedFile:
+    kind = "dataset" if parts.root.startswith(DATASETS) else "model"
+    repo = parts.root.removeprefix(DATASETS)
+    return FetchedFile(*hub.fetch_one(repo, kind, parts.path, parts.revision, offline=offline))
+
+
+@contextmanager
+def _told_of_data(uri: str, field: str) -> Iterator[None]:
+    """What is raised on the way to a data file, as a cause."""
     try:
-        path = _fetch_from_hub(parts, offline) if parts.scheme == "hf" else locate(uri, mounts)
-        with path.open("rb"):
-            return path
+        yield
+    except NotAllowed as problem:
+        raise failed(FailureCode.DATA_REFUSED, uri=uri, field=field, problem=problem) from problem
     except OutsideVolume as problem:
         raise failed(FailureCode.DATA_UNREACHABLE, uri=uri, problem=problem) from problem
-    except HubFailed as problem:
-        missing = problem.trouble is Trouble.NOT_FOUND
-        code = FailureCode.DATA_NOT_FOUND if missing else FailureCode.DATA_UNREACHABLE
+    except (HubFailed, StoreFailed) as problem:
+        passing = (Trouble.UNREACHABLE, objects.Trouble.UNREACHABLE, objects.Trouble.CHANGED)
+        code = FailureCode.DATA_UNREACHABLE if problem.trouble in passing else FailureCode.DATA_NOT_FOUND
         raise failed(code, uri=uri, field=field, problem=problem) from problem
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise failed(FailureCode.DATA_NOT_FOUND, uri=uri, field=field) from error
     except OSError as error:
         raise failed(FailureCode.DATA_UNREACHABLE, uri=uri, problem=error.strerror) from error
-
-
-def _fetch_from_hub(parts: UriParts, offline: bool) -> Path:
-    kind = "dataset" if parts.root.startswith(DATASETS) else "model"
-    repo = parts.root.removeprefix(DATASETS)
-    return Path(hub.fetch_one(repo, kind, parts.path, parts.revision, offline=offline))
 
 
 def fetch_model(
@@ -75,29 +126,38 @@ def fetch_model(
     """A model's folder: configuration, tokenizer and (unless `tokenizer_only`) weights, in safetensors alone.
 
     Args:
-        revision: a commit known from before; it goes before the one that the URI names.
+        revision: known from before; it goes before the one that the URI names.
         code: the model's own code is wanted too.
 
     Raises:
-        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable.
+        RunFailed: ModelNotFound, ModelUnsupported, ModelUnreachable, StorageFull.
     """
     parts = parse_uri(uri)
-    try:
+    with _told_of_model(uri):
         if parts.scheme == "hf":
             return _model_from_hub(parts, revision or parts.revision, offline, tokenizer_only, code)
+        if parts.scheme in OBJECT_STORES:
+            return FetchedModel(*stores.fetch_snapshot(uri, revision, weights=not tokenizer_only, code=code))
         path = locate_folder(uri, mounts)
         if not path.is_dir():
             raise failed(FailureCode.MODEL_NOT_FOUND, uri=uri)
         weight_files(path)
+        return FetchedModel(path, None)
+
+
+@contextmanager
+def _told_of_model(uri: str) -> Iterator[None]:
+    """What is raised on the way to a model, as a cause."""
+    try:
+        yield
     except OutsideVolume as problem:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem) from problem
-    except HubFailed as problem:
+    except (HubFailed, StoreFailed) as problem:
         raise model_failure(uri, problem) from problem
     except FileNotFoundError as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=NO_WEIGHTS) from error
     except ValueError as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=error) from error
-    return FetchedModel(path, None)
 
 
 def fetch_checkpoint(uri: str, mounts: Mapping[str, str]) -> Path:
@@ -111,20 +171,10 @@ def fetch_checkpoint(uri: str, mounts: Mapping[str, str]) -> Path:
     place = Path(tempfile.gettempdir()) / f"finetune-checkpoint-{hashlib.sha256(uri.encode()).hexdigest()}"
     if not place.is_dir():
         with tempfile.TemporaryDirectory(prefix="finetune-", ignore_cleanup_errors=True) as half:
-            _download(uri, Path(half))
+            fetch_folder(uri, Path(half))
             with suppress(OSError):  # another process of this pod may have been quicker
                 Path(half).rename(place)
     return place
-
-
-def _download(uri: str, folder: Path) -> None:
-    files = filesystem(uri)
-    root = f"{files._strip_protocol(uri)}/"
-    with asking():
-        for found in files.find(root):
-            path = folder / str(found).removeprefix(root)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.get_file(found, str(path))
 
 
 def fetch_tokenizer(uri: str) -> tuple[Path, str | None]:
@@ -133,16 +183,16 @@ def fetch_tokenizer(uri: str) -> tuple[Path, str | None]:
     Raises:
         RunFailed: ModelNotFound, ModelUnreachable.
     """
-    try:
-        parts = parse_uri(uri)
+    parts = parse_uri(uri)
+    with _told_of_model(uri):
         if parts.scheme == "file" and Path(parts.path).is_dir():
             return Path(parts.path), None
+        if parts.scheme in OBJECT_STORES:
+            return stores.fetch_snapshot(uri, None, weights=False)
         if parts.scheme != "hf" or "/" not in parts.root:
             raise failed(FailureCode.MODEL_NOT_FOUND, uri=uri)
         path = Path(hub.fetch_snapshot(parts.root, parts.revision, weights=False, offline=False))
         return path, path.name
-    except HubFailed as problem:
-        raise model_failure(uri, problem) from problem
 
 
 def _model_from_hub(
@@ -154,11 +204,15 @@ def _model_from_hub(
     return FetchedModel(path, path.name)
 
 
-def model_failure(uri: str, problem: HubFailed) -> RunFailed:
-    """The cause for what the Hub did not give of the model `uri`."""
+def model_failure(uri: str, problem: HubFailed | StoreFailed) -> RunFailed:
+    """The cause for what the Hub or a store did not give of the model `uri`."""
     code = {
         Trouble.NOT_FOUND: FailureCode.MODEL_NOT_FOUND,
         Trouble.UNSUPPORTED: FailureCode.MODEL_UNSUPPORTED,
         Trouble.UNREACHABLE: FailureCode.MODEL_UNREACHABLE,
+        objects.Trouble.NOT_FOUND: FailureCode.MODEL_NOT_FOUND,
+        objects.Trouble.REFUSED: FailureCode.MODEL_NOT_FOUND,
+        objects.Trouble.CHANGED: FailureCode.MODEL_UNREACHABLE,
+        objects.Trouble.UNREACHABLE: FailureCode.MODEL_UNREACHABLE,
     }[problem.trouble]
     return failed(code, uri=uri, problem=problem)

@@ -133,7 +133,7 @@ def load_work(
     fetched = fetch_model(
         config.start.model,
         config.mounts,
-        config.offline,
+        config.offline or config.shared_cache,
         prepared.model_revision,
         code=config.allow_remote_code,
     )
@@ -256,7 +256,7 @@ def _start_folders(config: TrainerConfig, fetched: FetchedModel) -> StartFolders
         base=fetched.path,
         base_uri=config.start.model,
         base_name=parts.root if on_hub else config.start.model,
-        base_revision=fetched.revision,
+        base_revision=fetched.revision if on_hub else None,
         adapter=fetch_checkpoint(config.start.adapter, config.mounts) if config.start.adapter else None,
         remote_code=config.allow_remote_code,
     )

@@ -6,8 +6,11 @@ import os
 import pytest
 from huggingface_hub import constants
 
+import web
 from finetune_api.failures import FailureCode as Code
+from finetune_trainer import download
 from finetune_trainer.data import hub as hub_module
+from finetune_trainer.data.https import Web
 from finetune_trainer.data.hub import count_parameters
 from finetune_trainer.data.sources import fetch_file, fetch_model
 from finetune_trainer.failures import RunFailed
@@ -77,8 +80,53 @@ def test_offline_takes_the_cache_and_asks_nothing(hub, files):
 @pytest.mark.parametrize("kind", ["datasets/", ""])
 def test_a_data_file_is_fetched_from_either_kind_of_repository(hub, kind):
     hub.add(f"{kind}me/rows", {"data/train.jsonl": ROWS})
-    assert fetch_file(f"hf://{kind}me/rows/data/train.jsonl", {}, offline=False).read_bytes() == ROWS
-    assert fetch_file(f"hf://{kind}me/rows@main/data/train.jsonl", {}, offline=False).read_bytes() == ROWS
+    assert fetch_file(f"hf://{kind}me/rows/data/train.jsonl", {}, offline=False).path.read_bytes() == ROWS
+    assert fetch_file(f"hf://{kind}me/rows@main/data/train.jsonl", {}, offline=False).path.read_bytes() == ROWS
+
+
+def test_what_a_branch_of_the_hub_stood_for_is_known(hub):
+    repository = hub.add("datasets/me/rows", {"deep/down/train.jsonl": ROWS})
+    for uri in ("hf://datasets/me/rows/deep/down/train.jsonl", "hf://datasets/me/rows@main/deep/down/train.jsonl"):
+        assert fetch_file(uri, {}, offline=False).revision == repository.commit
+        assert fetch_file(uri, {}, offline=True).revision == repository.commit
+
+
+def test_a_file_of_a_host_comes_under_its_own_name_into_the_scratch_folder(tmp_path):
+    told = []
+    with web.serving() as site:
+        site.files["/data/train.jsonl"] = ROWS
+        far = Web(("localhost",), lambda address: True, site.trusted)
+        url = site.url("/data/train.jsonl")
+        found = fetch_file(url, {}, True, web=far, scratch=tmp_path, told=lambda *far: told.append(far))
+    assert (found.path.name, found.path.read_bytes(), found.revision) == ("train.jsonl", ROWS, None)
+    assert found.path.is_relative_to(tmp_path)
+    assert told == [(len(ROWS), len(ROWS))]
+
+
+def test_a_host_that_may_not_be_read_is_the_configurations_fault(tmp_path):
+    url = "https://localhost/train.jsonl"
+    failure = failure_of(lambda: fetch_file(url, {}, False, "validationFile", scratch=tmp_path))
+    assert (failure.code, failure.exit_code) == (Code.DATA_REFUSED, 10)
+    assert failure.sentence == (
+        f"validationFile is {url}, which may not be read: no entry of access.httpsHosts in the FineTuneRuntime admits"
+        " localhost: add it, or put the file on a claim or into an object store"
+    )
+    failure = failure_of(lambda: fetch_file(url, {}, False, web=Web(("localhost",)), scratch=tmp_path))
+    assert "has the address" in failure.sentence, "no configuration and no environment opens private networks"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [(404, Code.DATA_NOT_FOUND, 20), (403, Code.DATA_NOT_FOUND, 20), (500, Code.DATA_UNREACHABLE, 20)],
+)
+def test_a_host_that_does_not_give_the_file(tmp_path, monkeypatch, status, code, exit_code):
+    monkeypatch.setattr(download, "WAITS", ())
+    with web.serving() as site:
+        site.answers["/train.jsonl"] = [status]
+        far = Web(("localhost",), lambda address: True, site.trusted)
+        failure = failure_of(lambda: fetch_file(site.url("/train.jsonl"), {}, False, web=far, scratch=tmp_path))
+    assert (failure.code, failure.exit_code) == (code, exit_code)
+    assert failure.args["problem"] == f"the server answered {status}"
 
 
 def test_a_token_opens_what_is_private(hub, files, monkeypatch):
@@ -158,7 +206,7 @@ def test_a_file_of_a_volume(tmp_path):
     mounts = {"pvc://data": str(tmp_path)}
     (tmp_path / "train.jsonl").write_bytes(ROWS)
     (tmp_path / "folder").mkdir()
-    assert fetch_file("pvc://data/train.jsonl", mounts, offline=True) == tmp_path / "train.jsonl"
+    assert fetch_file("pvc://data/train.jsonl", mounts, offline=True).path == tmp_path / "train.jsonl"
     for absent in ("gone.jsonl", "folder", "train.jsonl/x"):
         failure = failure_of(lambda uri=f"pvc://data/{absent}": fetch_file(uri, mounts, offline=True))
         assert failure.sentence == f"pvc://data/{absent} does not exist or may not be read: check trainingFile"

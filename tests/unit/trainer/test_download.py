@@ -1,0 +1,158 @@
+"""Objects and folders from stores that the real clients speak to, over wires that break."""
+
+import asyncio
+import hashlib
+import os
+import random
+import resource
+import signal
+
+import pytest
+
+import cutting
+import stores
+from finetune_trainer import download as download_module
+from finetune_trainer import objects
+from finetune_trainer.download import WAITS, fetch_folder, fetch_object
+from finetune_trainer.failures import RunFailed
+from finetune_trainer.objects import StoreFailed, Trouble, filesystem, list_folder
+
+ROWS = random.Random(0).randbytes(3_000_000)
+SERVERS = {
+    "s3": (stores.s3, stores.S3.environment),
+    "gs": (stores.google, stores.google_environment),
+    "az": (stores.azure, stores.azure_environment),
+}
+
+
+@pytest.fixture(autouse=True)
+def slept(monkeypatch):
+    """Seconds that were not waited."""
+    waited, pause = [], asyncio.sleep
+    monkeypatch.setattr(download_module.time, "sleep", waited.append)
+    monkeypatch.setattr(asyncio, "sleep", lambda _seconds: pause(0))  # what the clients wait by themselves
+    return waited
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def scheme(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def server(scheme):
+    with SERVERS[scheme][0]() as server:
+        yield server
+
+
+@pytest.fixture
+def store(server, scheme, monkeypatch):
+    """A store with one object, its client told of it by the environment."""
+    for name, value in SERVERS[scheme][1](server.port).items():
+        monkeypatch.setenv(name, value)
+    server.put("bucket", "data/train.jsonl", ROWS)
+    return server
+
+
+@pytest.fixture
+def wire(store, scheme, monkeypatch):
+    """A wire to the store, on which its client depends."""
+    with cutting.to(store.port) as wire:
+        for name, value in SERVERS[scheme][1](wire.port).items():
+            monkeypatch.setenv(name, value)
+        yield wire
+
+
+def test_an_object_comes_as_it_is_and_says_how_far_it_is(store, scheme, tmp_path):
+    told = []
+    fetch_object(f"{scheme}://bucket/data/train.jsonl", tmp_path / "rows", lambda *far: told.append(far))
+    assert (tmp_path / "rows").read_bytes() == ROWS
+    assert told[-1] == (len(ROWS), len(ROWS))
+
+
+def test_an_empty_object_is_an_empty_file(store, scheme, tmp_path):
+    store.put("bucket", "empty", b"")
+    fetch_object(f"{scheme}://bucket/empty", tmp_path / "rows")
+    assert (tmp_path / "rows").read_bytes() == b""
+
+
+def test_a_connection_cut_ten_times_in_the_middle_still_yields_the_right_digest(wire, scheme, tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "BLOCK_BYTES", 300_000)
+    wire.cuts, wire.after = 10, 200_000
+    fetch_object(f"{scheme}://bucket/data/train.jsonl", tmp_path / "rows")
+    assert wire.done == 10
+    assert hashlib.sha256((tmp_path / "rows").read_bytes()).digest() == hashlib.sha256(ROWS).digest()
+
+
+def test_an_object_that_changes_in_the_middle_comes_whole_as_it_is_then(store, wire, scheme, tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "BLOCK_BYTES", 300_000)
+    other = bytes(reversed(ROWS))
+    wire.cuts, wire.after = 1, 2_000_000
+    wire.meanwhile = lambda: store.put("bucket", "data/train.jsonl", other)
+    fetch_object(f"{scheme}://bucket/data/train.jsonl", tmp_path / "rows")
+    assert wire.done == 1
+    assert (tmp_path / "rows").read_bytes() == other
+
+
+def test_what_is_not_there_is_not_found_and_not_asked_for_twice(store, scheme, tmp_path, slept):
+    for uri in (f"{scheme}://bucket/gone", f"{scheme}://nowhere/gone"):
+        with pytest.raises(StoreFailed, match="it does not exist") as failed:
+            fetch_object(uri, tmp_path / "rows")
+        assert (failed.value.trouble, slept) == (Trouble.NOT_FOUND, [])
+
+
+def test_a_folder_comes_with_what_is_wanted_of_it(store, scheme, tmp_path):
+    for name in ("config.json", "model.safetensors", "onnx/model.onnx", "README.md"):
+        store.put("bucket", f"model/{name}", name.encode())
+    store.put("bucket", "model-evil/config.json", b"not of this folder")
+    fetch_folder(f"{scheme}://bucket/model", tmp_path, lambda name: name != "README.md")
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {name: name for name in ("config.json", "model.safetensors", "onnx/model.onnx")}
+
+
+def test_an_object_whose_name_leads_out_of_the_folder_is_left_out(store, scheme, tmp_path):
+    store.put("bucket", "odd/good", b"good")
+    for name in ("odd/../../evil", "odd//etc/evil", "odd/./evil", "odd/a\\..\\evil"):
+        store.put("bucket", name, b"evil")
+    uri = f"{scheme}://bucket/odd"
+    assert [found.name for found in list_folder(filesystem(uri), uri)] == ["good"]
+
+
+def test_a_folder_without_objects_is_not_found(store, scheme, tmp_path):
+    with pytest.raises(StoreFailed, match="there is nothing below it") as failed:
+        fetch_folder(f"{scheme}://bucket/data/train.jsonl", tmp_path)
+    assert failed.value.trouble is Trouble.NOT_FOUND
+
+
+def test_a_file_of_a_folder_that_changes_is_never_mixed_with_the_others(store, scheme, tmp_path):
+    for name in ("a", "b"):
+        store.put("bucket", f"two/{name}", b"before")
+    client, uri = filesystem(f"{scheme}://bucket/two"), f"{scheme}://bucket/two"
+    listed = list_folder(client, uri)
+    store.put("bucket", "two/b", b"after!")
+    with pytest.raises(StoreFailed, match="it changed while it was read") as failed:
+        download_module.fetch_listed(client, listed, tmp_path)
+    assert failed.value.trouble is Trouble.CHANGED
+
+
+def test_a_store_that_nobody_serves_is_given_up_after_growing_waits(scheme, monkeypatch, tmp_path, slept):
+    monkeypatch.setattr(download_module, "WAITS", WAITS[:2])
+    for name, value in SERVERS[scheme][1](9).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StoreFailed) as failed:
+        fetch_object(f"{scheme}://bucket/data/train.jsonl", tmp_path / "rows")
+    assert (failed.value.trouble, slept) == (Trouble.UNREACHABLE, [1.0, 2.0])
+
+
+def test_a_full_disk_is_told_as_such(store, scheme, tmp_path):
+    """The system's own limit on a file's size takes the place of a full disk; both are an OSError of the write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(RunFailed) as ended:
+            fetch_object(f"{scheme}://bucket/data/train.jsonl", tmp_path / "rows")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert ended.value.failure.args["uri"] == os.fspath(tmp_path)
