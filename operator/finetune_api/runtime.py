@@ -13,6 +13,7 @@ from finetune_api.job import MAX_CHECKPOINTS, MAX_SECONDS, ObjectMeta
 from finetune_api.method import MethodType, ModuleName, TrainingKind
 from finetune_api.names import ApiVersion
 from finetune_api.resources import MAX_NODES, Cpu, Memory, Resources
+from finetune_api.tracking import DEFAULT_WANDB, host_of
 from finetune_api.uris import ModelUri, OutputTemplate
 
 Opaque = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
@@ -65,6 +66,8 @@ class Access(ApiModel):
     """Persistent volume claims."""
     uri_prefixes: UriAccess = UriAccess()
     """Every other URI (hf://)."""
+    tracking_hosts: Globs = (host_of(DEFAULT_WANDB),)
+    """Hosts of trackers to which jobs may send their metrics, without ports."""
 
 
 class SecretName(ApiModel):

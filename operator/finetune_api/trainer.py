@@ -20,6 +20,7 @@ from finetune_api.evaluation import Evaluation
 from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.job import Checkpointing
 from finetune_api.method import TrainingKind, TrainingMethod
+from finetune_api.tracking import Tracking
 
 
 class ExitCode(IntEnum):
@@ -105,6 +106,8 @@ class TrainerConfig(ApiModel):
     """Checkpoints, as in the spec."""
     merge: Flag = False
     """Whether to publish the final adapter also merged into its base."""
+    tracking: Tracking = Tracking()
+    """Trackers, as in the spec."""
     output_uri: Text
     """Folder that holds the outputs of jobs."""
     output_name: Name

@@ -4,6 +4,7 @@ import pytest
 
 from rows import save_light_model
 from tiny import save_model
+from trackers import mlflow_server
 from training import preference_rows, write_jsonl
 
 
@@ -21,3 +22,10 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture
 def training_file(tmp_path):
     return write_jsonl(tmp_path / "train.jsonl", preference_rows(6))
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory):
+    """MLflow's own server; a test that kills it starts it again."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
