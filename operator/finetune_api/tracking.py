@@ -22,14 +22,23 @@ DEFAULT_PROJECT = "together"
 DEFAULT_WANDB = "https://api.wandb.ai"
 DEFAULT_EXPERIMENT = "Default"
 """MLflow's own, which every server has."""
-LABEL_LENGTH = 128
+TITLE_LENGTH = 128
 
-Label = Annotated[
+Title = Annotated[
     str,
     Matching(
-        f"must have 1 to {LABEL_LENGTH} characters, none of them / \\ # ? % : or a control character",
-        rf"^[^/\\#?%:\x00-\x1f\x7f]{{1,{LABEL_LENGTH}}}$",
-        max_length=LABEL_LENGTH,
+        f"must have 1 to {TITLE_LENGTH} characters, none of them a control character",
+        rf"^[^\x00-\x1f\x7f]{{1,{TITLE_LENGTH}}}$",
+        max_length=TITLE_LENGTH,
+    ),
+]
+PathPart = Annotated[
+    str,
+    Matching(
+        f"must have 1 to {TITLE_LENGTH} characters, none of them a slash, a backslash, a colon, #, ?, % or a control"
+        " character",
+        rf"^[^/\\#?%:\x00-\x1f\x7f]{{1,{TITLE_LENGTH}}}$",
+        max_length=TITLE_LENGTH,
     ),
 ]
 Address = Annotated[
@@ -59,11 +68,11 @@ def host_of(address: str) -> str:
 class Wandb(ApiModel):
     """A run on Weights & Biases. An empty block is one with these defaults."""
 
-    project: Label = DEFAULT_PROJECT
+    project: PathPart = DEFAULT_PROJECT
     """Project of the run; made where there is none."""
-    name: Label | None = None
+    name: Title | None = None
     """Name of the run. Absent = the job's."""
-    entity: Label | None = None
+    entity: PathPart | None = None
     """User or team that owns the project. Absent = the default one of the API key."""
     base_url: Address = DEFAULT_WANDB
     """Address of the server's API. Its host must match the runtime's access.trackingHosts."""
@@ -77,9 +86,9 @@ class Mlflow(ApiModel):
 
     tracking_uri: Address
     """Address of the server. Its host must match the runtime's access.trackingHosts."""
-    experiment: Label = DEFAULT_EXPERIMENT
+    experiment: Title = DEFAULT_EXPERIMENT
     """Experiment of the run; made where there is none."""
-    name: Label | None = None
+    name: Title | None = None
     """Name of the run. Absent = the job's."""
     token_secret_ref: SecretKeyRef | None = None
     """Bearer token; the pods get it as MLFLOW_TRACKING_TOKEN. Absent = what the runtime's podTemplate sets, a token or

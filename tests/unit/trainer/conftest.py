@@ -2,9 +2,9 @@
 
 import pytest
 
+from held import mlflow_server
 from rows import save_light_model
 from tiny import save_model
-from trackers import mlflow_server
 from training import preference_rows, write_jsonl
 
 

@@ -12,7 +12,7 @@ from finetune_api.trainer import JobIdentity
 from finetune_trainer.out.follow import BATCH_ROWS, follow
 from finetune_trainer.out.metrics import Row
 from finetune_trainer.out.tracking import FINISHED, Said, Task
-from trackers import single, tensorboard_series, written_series
+from held import single, tensorboard_series, written_series
 
 
 class Notebook:

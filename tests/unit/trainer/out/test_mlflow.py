@@ -18,7 +18,7 @@ from finetune_api.trainer import JobIdentity
 from finetune_trainer.out.metrics import Row
 from finetune_trainer.out.mlflow import MlflowRun
 from finetune_trainer.out.tracking import Task, TrackerFailed
-from trackers import series
+from held import series
 
 ROWS = [
     Row(0, {"eval/loss": 0.7, "eval/kl": 0.0}),

@@ -12,7 +12,7 @@ from finetune_api.trainer import JobIdentity
 from finetune_trainer.out.metrics import Row
 from finetune_trainer.out.tensorboard import EventFile, record
 from finetune_trainer.out.tracking import Task, TrackerFailed
-from trackers import series, single, tensorboard_series
+from held import series, single, tensorboard_series
 
 ROWS = [
     Row(0, {"eval/loss": 0.7}),

@@ -18,9 +18,9 @@ from finetune_api.tracking import Tracker, Tracking
 from finetune_api.trainer import JobIdentity
 from finetune_trainer.out import trackers
 from finetune_trainer.out.metrics import MetricsLog
-from finetune_trainer.out.tracking import Task
 from finetune_trainer.out.trackers import Trackers
-from trackers import children_of, program_of, wandb_config, wandb_files, wandb_series, written_series
+from finetune_trainer.out.tracking import Task
+from held import children_of, program_of, wandb_config, wandb_files, wandb_series, written_series
 
 FACTS = {"trainingMethod": {"type": "DPO", "dpo": {"beta": 0.1}}}
 KEY = "x" * 39
@@ -81,7 +81,7 @@ def test_an_offline_run_at_the_output_holds_every_value_and_the_configuration(fo
     assert (heard.status, heard.warnings) == ([], [])
     others = {path.name for path in file.parent.rglob("*") if path.is_file()}
     assert not others & {"requirements.txt", "wandb-metadata.json", "diff.patch"}, "nothing but what was asked for"
-    assert not [path for path in (followed / "home").rglob("*.wandb")]
+    assert not list((followed / "home").rglob("*.wandb"))
 
 
 def test_a_killed_service_process_costs_no_value(followed, monkeypatch):
