@@ -63,7 +63,7 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         evaluation=spec.evaluation,
         checkpointing=spec.checkpointing,
         merge=spec.merges,
-        tracking=spec.tracking,
+        tracking=spec.tracking.without_secrets,
         output_uri=place.output_uri,
         output_name=place.output_name,
         gpus=place.gpus,

@@ -107,6 +107,16 @@ class Tracking(ApiModel):
     """MLflow."""
 
     @property
+    def without_secrets(self) -> Tracking:
+        """The same for the trainer, which is given values of Secrets and needs no names of them."""
+        wandb, mlflow = self.wandb, self.mlflow
+        return Tracking(
+            wandb=wandb.model_copy(update={"api_key_secret_ref": None}) if wandb else None,
+            tensorboard=self.tensorboard,
+            mlflow=mlflow.model_copy(update={"token_secret_ref": None}) if mlflow else None,
+        )
+
+    @property
     def chosen(self) -> tuple[Tracker, ...]:
         """The trackers that are asked for."""
         asked = {Tracker.WANDB: self.wandb, Tracker.TENSORBOARD: self.tensorboard, Tracker.MLFLOW: self.mlflow}

@@ -107,7 +107,7 @@ class TrainerConfig(ApiModel):
     merge: Flag = False
     """Whether to publish the final adapter also merged into its base."""
     tracking: Tracking = Tracking()
-    """Trackers, as in the spec."""
+    """Trackers, as in the spec, but for the names of Secrets."""
     output_uri: Text
     """Folder that holds the outputs of jobs."""
     output_name: Name

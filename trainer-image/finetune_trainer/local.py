@@ -252,6 +252,8 @@ def _summary(report: Report) -> list[str]:
     if output:
         lines.append(f"result: {output.adapter_uri or output.model_uri}")
         lines += [f"merged: {output.merged_uri}"] if output.merged_uri else []
+    shown = report.tracking.to_json().values() if report.tracking else ()
+    lines += [f"shown at: {place}" for place in shown]
     return lines
 
 

@@ -21,7 +21,8 @@ from finetune_trainer.out.tracking import FINISHED, Said, Task, TrackedRun, Trac
 
 PERIOD_SECONDS = 0.5
 """How often the file is looked at."""
-BATCH_ROWS = 200
+BATCH_ROWS = 50
+"""Rows between two signs of life; fewer values than one call takes."""
 LAST_SECONDS = 60
 """How long a process that nobody listens to any more may take to end."""
 SWITCHES = {"WANDB_ERROR_REPORTING": "false", "DO_NOT_TRACK": "1"}
