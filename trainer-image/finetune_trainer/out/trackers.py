@@ -65,7 +65,7 @@ class Trackers:
             if follower.is_alive():
                 follower.give_up()
                 follower.join(KILL_SECONDS)
-                self._failed(follower.task, TrackerProblem.LATE, f"{seconds:g}")
+                self._late(follower.task, seconds)
 
     def _opened(self, task: Task, url: str | None) -> None:
         with self._lock:
@@ -78,6 +78,12 @@ class Trackers:
     def _recovered(self, task: Task) -> None:
         if task.tracker in self._sentences:
             self._say(task, recovered_sentence(task.tracker))
+
+    def _late(self, task: Task, seconds: float) -> None:
+        """Of a tracker that had failed before, the cause is known, and says more."""
+        recovered = recovered_sentence(task.tracker)
+        if self._sentences.get(task.tracker, recovered) == recovered:
+            self._failed(task, TrackerProblem.LATE, f"{seconds:g}")
 
     def _say(self, task: Task, sentence: str) -> None:
         with self._lock:

@@ -19,7 +19,7 @@ from finetune_trainer.out import trackers
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.trackers import Trackers
 from finetune_trainer.out.tracking import Task
-from held import children_of, single, tensorboard_series, written_series
+from held import children_of, program_of, single, tensorboard_series, written_series
 
 SECONDS = 60.0
 NOTHING = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -45,7 +45,8 @@ class Listener:
     def until(self, there: Callable[[], object]) -> None:
         deadline = monotonic() + SECONDS
         while not there():
-            assert self._news.wait(deadline - monotonic()), (self.status, self.warnings)
+            assert monotonic() < deadline, (self.status, self.warnings)
+            self._news.wait(0.05)
             self._news.clear()
 
 
@@ -150,6 +151,18 @@ def test_the_end_waits_for_nobody_longer_than_its_time(tmp_path, listener, monke
     (said,) = listener.warnings
     assert said.startswith("TensorBoard had not taken every value 0.1 s after the end of training: see metrics.jsonl")
     assert children_of(os.getpid()) == []
+
+
+def test_the_cause_of_a_failure_outlives_the_end(tmp_path, listener, monkeypatch):
+    (tmp_path / "tensorboard").write_text("")
+    (tmp_path / "metrics.jsonl").write_text("")
+    monkeypatch.setattr(trackers, "END_SECONDS", 0.1)
+    with Trackers([task(tmp_path)], listener.told, listener.warn):
+        listener.until(lambda: listener.warnings)
+        monkeypatch.setattr(trackers, "COMMAND", NOTHING)
+        listener.until(lambda: NOTHING[-1] in "".join(map(program_of, children_of(os.getpid()))))
+    assert len(listener.warnings) == 1
+    assert listener.warnings[0].startswith("TensorBoard cannot write its files")
 
 
 def test_of_two_that_fail_one_warning_tells(tmp_path, listener):
