@@ -126,15 +126,13 @@ class _Follower(Thread):
 
     def run(self) -> None:
         """Start the process, again and again, until it has ended well or everything is over."""
-        pause = FIRST_PAUSE
-        while True:
+        pause, is_last = FIRST_PAUSE, False
+        while not (is_last or self._given_up):
             is_last = self._ending.is_set()
             problem = self._followed()
             if problem is None or self._given_up:
                 return
             self._failed(self.task, *problem)
-            if is_last:
-                return
             self._ending.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
