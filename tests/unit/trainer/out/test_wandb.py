@@ -10,6 +10,7 @@ import os
 import signal
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from finetune_api.status import TrackingStatus
 from finetune_api.tracking import Tracker, Tracking
 from finetune_api.trainer import JobIdentity
 from finetune_trainer.out import trackers
-from finetune_trainer.out.metrics import MetricsLog
+from finetune_trainer.out.metrics import MetricsLog, Row
 from finetune_trainer.out.trackers import Trackers
 from finetune_trainer.out.tracking import Task
 from held import children_of, program_of, wandb_config, wandb_files, wandb_series, written_series
@@ -133,3 +134,24 @@ def only_warning(folder: Path) -> str:
     (said,) = heard.warnings
     assert json.dumps(said)
     return said
+
+
+def test_rows_that_the_server_holds_are_not_sent_again(tmp_path, monkeypatch):
+    """No server of W&B's runs here: its client's word for what it holds is put into its mouth."""
+    from finetune_trainer.out import wandb
+
+    sent, asked = [], {}
+    known = SimpleNamespace(
+        offline=False,
+        url="https://wandb.ai/team/tuning/runs/ft-6f1c2b3a",
+        starting_step=3,
+        log=lambda values, step: sent.append((step, values)),
+    )
+    monkeypatch.setattr(wandb.wandb, "init", lambda **given: asked.update(given) or known)
+    run = wandb.WandbRun(task(tmp_path, project="tuning"), {})
+    run.send([Row(step, {"train/loss": 1 / step}) for step in range(1, 5)])
+    assert sent == [(3, {"train/loss": 1 / 3}), (4, {"train/loss": 0.25})]
+    assert run.url == known.url
+    assert (asked["id"], asked["resume"], asked["name"], asked["entity"]) == ("ft-6f1c2b3a", "allow", "dpo", None)
+    assert asked["settings"].base_url == "https://api.wandb.ai"
+    assert not asked["settings"].root_dir.startswith(str(tmp_path)), "only an offline run is kept"
