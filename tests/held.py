@@ -22,7 +22,7 @@ from manifests import ROOT
 Series = dict[str, list[tuple[int, float]]]
 MLFLOW = Path(os.environ.get("MLFLOW_VENV", ROOT / ".venv-mlflow")) / "bin" / "python"
 APP = "mlflow.server.fastapi_app:app"
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 CHUNK, HEAD = 32768, 7
 
 
