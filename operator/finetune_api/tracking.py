@@ -173,8 +173,8 @@ PROBLEMS: dict[TrackerProblem, str] = {
     TrackerProblem.REFUSED: "refuses the credentials for {place} ({detail}): put valid ones into the Secret that"
     " {secret} names",
     TrackerProblem.UNREACHABLE: "cannot be reached at {place} ({detail}): check {address}, its server and the network",
-    TrackerProblem.REJECTED: "does not take what {place} is sent ({detail}): check that {address} is right and that"
-    " the server's version supports it",
+    TrackerProblem.REJECTED: "does not take what is sent to {place} ({detail}): check {address}, and the version, store"
+    " and log of the server",
     TrackerProblem.NOT_WRITABLE: "cannot write its files ({detail}): check the volume of the output",
     TrackerProblem.SILENT: "has given no sign of life for {detail} s and is started anew: check its server",
     TrackerProblem.ENDED: "has ended by itself ({detail}) and is started anew: see the pod's log",

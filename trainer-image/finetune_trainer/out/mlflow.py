@@ -21,6 +21,7 @@ from finetune_trainer.out.tracking import Task, TrackerFailed, flat
 JOB_TAG = "finetune_job_id"
 TOKEN, USER, PASSWORD = "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 TIMEOUT_SECONDS = 10.0
+FORBIDDEN, BUSY = (401, 403), (429, 502, 503, 504)
 MOST_METRICS, MOST_PARAMS, MOST_CHARACTERS = 1000, 100, 6000
 """Bounds of one log-batch call, and of a parameter's text."""
 
@@ -131,6 +132,6 @@ class MlflowRun:
 
 
 def _problem(status: int) -> TrackerProblem:
-    if status in (401, 403):
+    if status in FORBIDDEN:
         return TrackerProblem.REFUSED
-    return TrackerProblem.UNREACHABLE if status >= 500 or status == 429 else TrackerProblem.REJECTED
+    return TrackerProblem.UNREACHABLE if status in BUSY else TrackerProblem.REJECTED

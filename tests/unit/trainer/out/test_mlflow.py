@@ -124,6 +124,7 @@ def answering(status: int, body: bytes) -> Iterator[tuple[str, list[str | None]]
         (403, b'{"error_code": "PERMISSION_DENIED"}', TrackerProblem.REFUSED, "HTTP 403 PERMISSION_DENIED"),
         (404, b"<html>", TrackerProblem.REJECTED, "HTTP 404, no JSON"),
         (302, b"", TrackerProblem.REJECTED, "HTTP 302, no JSON"),
+        (500, b'{"error_code": "INTERNAL_ERROR"}', TrackerProblem.REJECTED, "HTTP 500 INTERNAL_ERROR"),
         (503, b"", TrackerProblem.UNREACHABLE, "HTTP 503, no JSON"),
         (200, b"[]", TrackerProblem.REJECTED, "HTTP 200"),
         (200, b"{}", TrackerProblem.REJECTED, "experiment"),
