@@ -16,6 +16,14 @@ $(VENV)/.stamp: requirements/dev.txt pyproject.toml
 	uv pip install --quiet --python $(PY) --no-deps --editable .
 	touch $@
 
+MLFLOW_VENV := .venv-mlflow
+.PHONY: setup-mlflow
+setup-mlflow: $(MLFLOW_VENV)/.stamp ## the MLflow server that tests of tracking run, in an environment of its own
+$(MLFLOW_VENV)/.stamp: requirements/mlflow.txt | setup
+	uv venv --quiet --allow-existing $(MLFLOW_VENV)
+	uv pip sync --quiet --python $(MLFLOW_VENV)/bin/python --require-hashes requirements/mlflow.txt
+	touch $@
+
 LOCK := uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --custom-compile-command 'make lock' pyproject.toml
 lock: ## pin the newest allowed dependencies, with hashes
 	$(LOCK) --extra operator --extra trainer --extra dev -o requirements/dev.txt
@@ -60,7 +68,7 @@ verify: setup ## fail when a generated file differs from what generate would wri
 .PHONY: test test-unit test-parity test-integration test-e2e chart
 test: test-unit test-parity test-integration test-e2e ## every tier
 
-test-unit: setup ## unit and architecture tests; Python is all they need
+test-unit: setup setup-mlflow ## unit and architecture tests; Python is all they need
 	$(PY) -m pytest tests/unit tests/architecture -n auto --dist worksteal
 
 test-parity: setup ## step by step the same numbers as TRL, on the CPU

@@ -118,6 +118,7 @@ def dump(document: Any, source: str) -> str:
     """YAML with a fixed order and width, so that a difference is a change."""
     yaml, text = YAML(typ="safe"), StringIO()
     yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, 120, False
+    yaml.representer.ignore_aliases = lambda *_: True  # what two fields share stands in both
     yaml.dump(document, text)
     return HEADER.format(source=source) + text.getvalue()
 

@@ -28,6 +28,7 @@ from finetune_api.output import Output
 from finetune_api.resources import Resources
 from finetune_api.secrets import SecretKeyRef
 from finetune_api.status import JobStatus
+from finetune_api.tracking import Tracking
 from finetune_api.uris import DataUri, HubModel, HubRevision, ModelUri
 
 MAX_CHECKPOINTS = 32
@@ -121,6 +122,8 @@ class JobSpec(ApiModel):
     """Part of the output's name."""
     output: Output | None = None
     """Where the result goes."""
+    tracking: Tracking = Tracking()
+    """Where else the values of metrics.jsonl go: W&B, TensorBoard, MLflow."""
     resources: Resources | None = None
     """What a training pod asks for."""
     suspend: Flag = False

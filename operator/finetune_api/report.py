@@ -28,6 +28,7 @@ from finetune_api.status import (
     Progress,
     Recovery,
     Resolved,
+    TrackingStatus,
 )
 from finetune_api.trainer import Stage
 
@@ -61,6 +62,8 @@ class WarningCode(StrEnum):
     """SimPO's margin outweighs what beta makes of a difference per token."""
     SHARED_PREFIX_OFF = "SharedPrefixOff"
     """The model's attention cannot share a pair's prompt, or pack rows, so training is slower; says why."""
+    TRACKER_FAILED = "TrackerFailed"
+    """A tracker did not get what was measured; training went on without it."""
 
 
 class EarlyStop(ApiModel):
@@ -115,6 +118,8 @@ class Report(ApiModel):
     """What absent values became (Prepare)."""
     output: OutputStatus | None = None
     """Where the results lie (Train, at the end)."""
+    tracking: TrackingStatus | None = None
+    """Where the run can be looked at (Train)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -66,6 +66,7 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         checkpointing=spec.checkpointing,
         merge=spec.merges,
         hf_repo=spec.hf_repo,
+        tracking=spec.tracking.without_secrets,
         output_uri=place.output_uri,
         output_name=place.output_name,
         gpus=place.gpus,

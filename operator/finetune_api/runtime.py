@@ -13,6 +13,7 @@ from finetune_api.job import MAX_CHECKPOINTS, MAX_SECONDS, ObjectMeta
 from finetune_api.method import MethodType, ModuleName, TrainingKind
 from finetune_api.names import ApiVersion
 from finetune_api.resources import MAX_GPUS_PER_NODE, MAX_NODES, Cpu, Memory, Resources
+from finetune_api.tracking import DEFAULT_WANDB, host_of
 from finetune_api.uris import ClaimFolder, ModelUri, OutputTemplate
 
 Opaque = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
@@ -69,6 +70,8 @@ class Access(ApiModel):
     https_hosts: Globs = ()
     """Hosts from which data may come by https://, redirects included. None of them is reached at an address of a
     private network."""
+    tracking_hosts: Globs = (host_of(DEFAULT_WANDB),)
+    """Hosts of trackers to which jobs may send their metrics, without ports."""
 
 
 class Cache(ApiModel):

@@ -26,6 +26,7 @@ from finetune_api.resolved import Resolved as Resolved
 from finetune_api.resolved import ResolvedFile as ResolvedFile
 from finetune_api.resolved import ResolvedModel as ResolvedModel
 from finetune_api.resolved import ResolvedRuntime as ResolvedRuntime
+from finetune_api.tracking import TrackingStatus as TrackingStatus
 
 MAX_CHECKPOINTS = 34
 """The 32 that a job may ask for, the best one and the merged one."""
@@ -259,6 +260,8 @@ class JobStatus(ApiModel):
     """All published checkpoints, oldest first."""
     output: OutputStatus | None = None
     """Where the results lie."""
+    tracking: TrackingStatus | None = None
+    """Where the run can be looked at in the trackers that the job names."""
     warnings: Annotated[tuple[JobWarning, ...], Field(max_length=MAX_WARNINGS)] = ()
     """What a person should know that did not stop the job."""
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=MAX_ATTEMPTS)] = ()

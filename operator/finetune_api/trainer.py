@@ -20,6 +20,7 @@ from finetune_api.evaluation import Evaluation
 from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.job import Checkpointing
 from finetune_api.method import TrainingKind, TrainingMethod
+from finetune_api.tracking import Tracking
 
 
 class ExitCode(IntEnum):
@@ -107,6 +108,8 @@ class TrainerConfig(ApiModel):
     """Whether to publish the final adapter also merged into its base."""
     hf_repo: Name | None = None
     """Repository of the Hub to which the final weights are pushed."""
+    tracking: Tracking = Tracking()
+    """Trackers, as in the spec, but for the names of Secrets."""
     output_uri: Text
     """Folder that holds the outputs of jobs."""
     output_name: Name

@@ -281,6 +281,9 @@ def test_whoever_names_a_secret_must_be_allowed_to_read_it(plane, api, namespace
         assert f"spec.hfTokenSecretRef names Secret finetune-hf, which {who} may not read" in refused.message
         assert holder.post(jobs, asks("theirs", "finetune-other")).status == 403
         assert writer.post(jobs, asks("plain")).ok
+        key = {"name": "finetune-hf", "key": "key"}
+        refused = writer.post(jobs, job("tracked", tracking={"wandb": {"apiKeySecretRef": key}}))
+        assert f"spec.tracking.wandb.apiKeySecretRef names Secret finetune-hf, which {who} may not" in refused.message
 
         holder.post(jobs, asks("shared", "finetune-hf")).must()
         assert writer.patch(f"{jobs}/plain", asks("plain", "finetune-hf")).status == 403

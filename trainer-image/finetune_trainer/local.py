@@ -257,6 +257,8 @@ def _summary(report: Report) -> list[str]:
         lines.append(f"result: {output.adapter_uri or output.model_uri}")
         lines += [f"merged: {output.merged_uri}"] if output.merged_uri else []
         lines += [f"on the Hub: {output.hf_url}"] if output.hf_url else []
+    shown = report.tracking.to_json().values() if report.tracking else ()
+    lines += [f"shown at: {place}" for place in shown]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What a job may touch: every Secret, claim, config map and URI that it names must match the runtime's `access`.
+"""What a job may touch: every Secret, claim, config map, URI and host that it names must match the runtime's `access`.
 
 Users create jobs, the operator creates pods; without this check anyone could read any volume or Secret of the
 namespace through us. A field that names something outside the job is a `Use`, and every Use passes `use_refused`.
@@ -14,11 +14,14 @@ from fnmatch import fnmatchcase
 from finetune_api.job import FineTuneJob
 from finetune_api.runtime import Access
 from finetune_api.status import Reason
+from finetune_api.tracking import ADDRESS_FIELDS, host_of
 from finetune_api.uris import UriParts, parse_uri
 from finetune_operator.plan.secrets import secrets_of
 from finetune_operator.plan.state import Refusal
 
 SECRET = "secret://"
+TRACKER = "tracker+"
+"""Before the address of a tracker, which is no source of data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Use:
     @property
     def given(self) -> str:
         """What the user wrote."""
-        return self.uri.removeprefix(SECRET)
+        return self.uri.removeprefix(SECRET).removeprefix(TRACKER)
 
 
 def uses_of(job: FineTuneJob, target: str) -> tuple[Use, ...]:
@@ -47,8 +50,10 @@ def uses_of(job: FineTuneJob, target: str) -> tuple[Use, ...]:
     secrets = (Use(f"{secret.field}.name", f"{SECRET}{secret.ref.name}") for secret in secrets_of(job))
     validation = (Use("validationFile", spec.validation_file),) if spec.validation_file else ()
     pushed = (Use("output.hfRepo", f"hf://{spec.hf_repo}", write=True),) if spec.hf_repo else ()
-    output = (Use("output.uri", target, write=True), *pushed)
-    return (*secrets, Use("trainingFile", spec.training_file), *validation, *output)
+    addresses = ((field, spec.tracking.place(tracker)) for tracker, field in ADDRESS_FIELDS.items())
+    trackers = (Use(field, f"{TRACKER}{address}", write=True) for field, address in addresses if address)
+    files = (Use("trainingFile", spec.training_file), *validation, Use("output.uri", target, write=True))
+    return (*secrets, *trackers, *files, *pushed)
 
 
 def namespace_refused(job: FineTuneJob, runtime: str, access: Access) -> Refusal | None:
@@ -80,6 +85,11 @@ def use_refused(use: Use, namespace: str, runtime: str, access: Access) -> Refus
         if _matches(host, access.https_hosts, namespace):
             return None
         return _refusal(use.field, use.uri, f"the host {host}", runtime, "httpsHosts", host)
+    if parts.scheme.startswith(TRACKER):
+        host = host_of(use.given)
+        if _matches(host, access.tracking_hosts, namespace):
+            return None
+        return _refusal(use.field, use.given, f"host {host}", runtime, "trackingHosts", host)
     prefixes = access.uri_prefixes.write if use.write else access.uri_prefixes.read
     if _matches(use.uri, [glob for prefix in prefixes for glob in _at_and_below(prefix)], namespace):
         return None

@@ -33,6 +33,7 @@ def _results(report: Report) -> list[str]:
     """Every URI that others may read weights from because of this report."""
     output = report.output
     places = [output.adapter_uri, output.model_uri, output.merged_uri] if output else []
+    places += [report.tracking.tensorboard_uri] if report.tracking else []
     return [*(checkpoint.uri for checkpoint in report.checkpoints), *(uri for uri in places if uri)]
 
 

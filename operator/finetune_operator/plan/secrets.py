@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
 from finetune_api.secrets import SecretKeyRef
+from finetune_api.tracking import SECRET_FIELDS, Tracker
 from finetune_operator.plan.state import Manifest
 
-HF_TOKEN = "HF_TOKEN"
+HF_TOKEN, WANDB_API_KEY, MLFLOW_TOKEN = "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,13 @@ class SecretUse:
 
 def secrets_of(job: FineTuneJob) -> tuple[SecretUse, ...]:
     """Every Secret that `job` names."""
-    token = job.spec.hf_token_secret_ref
-    return (SecretUse("hfTokenSecretRef", HF_TOKEN, token),) if token else ()
+    spec, wandb, mlflow = job.spec, job.spec.tracking.wandb, job.spec.tracking.mlflow
+    named = (
+        ("hfTokenSecretRef", HF_TOKEN, spec.hf_token_secret_ref),
+        (SECRET_FIELDS[Tracker.WANDB], WANDB_API_KEY, wandb.api_key_secret_ref if wandb else None),
+        (SECRET_FIELDS[Tracker.MLFLOW], MLFLOW_TOKEN, mlflow.token_secret_ref if mlflow else None),
+    )
+    return tuple(SecretUse(field, variable, ref) for field, variable, ref in named if ref is not None)
 
 
 def secret_environment(job: FineTuneJob) -> list[Manifest]:

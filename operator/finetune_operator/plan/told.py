@@ -79,6 +79,7 @@ def retold(status: JobStatus, pod: Pod, report: Report, at: str, n_checkpoints: 
         "progress": progress,
         "recovery": report.recovery or status.recovery,
         "output": report.output or status.output,
+        "tracking": report.tracking or status.tracking,
     }
     many = {
         "data": data,

@@ -28,6 +28,7 @@ OPEN = {
     "claims": {"read": ["*"], "write": ["*"]},
     "uriPrefixes": {"read": ["*"], "write": ["*"]},
     "httpsHosts": ["*"],
+    "trackingHosts": ["*"],
 }
 CLOSED: dict[str, Any] = {
     "namespaces": ["*"],
@@ -36,8 +37,11 @@ CLOSED: dict[str, Any] = {
     "claims": {"read": [], "write": []},
     "uriPrefixes": {"read": [], "write": []},
     "httpsHosts": [],
+    "trackingHosts": [],
 }
 TOKEN = {"hfTokenSecretRef": {"name": "finetune-hf", "key": "token"}}
+SECRET = {"name": "theirs", "key": "key"}
+MLFLOW = "http://mlflow.theirs.svc:5000/a"
 CHECKED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "hfTokenSecretRef.name": [({"hfTokenSecretRef": {"name": "theirs", "key": "token"}}, "secrets")],
     "model": [
@@ -67,11 +71,27 @@ CHECKED: dict[str, list[tuple[dict[str, Any], str]]] = {
         *(({"output": {"uri": f"{scheme}://theirs/out"}}, "uriPrefixes.write") for scheme in ("s3", "gs", "az")),
     ],
     "output.hfRepo": [({"output": {"uri": "pvc://ours/out", "hfRepo": "theirs/model"}, **TOKEN}, "uriPrefixes.write")],
+    "tracking.wandb.apiKeySecretRef.name": [({"tracking": {"wandb": {"apiKeySecretRef": SECRET}}}, "secrets")],
+    "tracking.wandb.baseUrl": [
+        ({"tracking": {"wandb": {}}}, "trackingHosts"),
+        ({"tracking": {"wandb": {"baseUrl": "https://theirs:8080"}}}, "trackingHosts"),
+    ],
+    "tracking.mlflow.trackingUri": [({"tracking": {"mlflow": {"trackingUri": MLFLOW}}}, "trackingHosts")],
+    "tracking.mlflow.tokenSecretRef.name": [
+        ({"tracking": {"mlflow": {"trackingUri": MLFLOW, "tokenSecretRef": SECRET}}}, "secrets")
+    ],
 }
 """Path of each field that names something outside the job: specs in which it does, and where the entry belongs."""
 HARMLESS = {
     "runtime": "a cluster-scoped object that says itself who may use it (access.namespaces)",
     "hfTokenSecretRef.key": "of a Secret whose name is checked",
+    "tracking.wandb.apiKeySecretRef.key": "of a Secret whose name is checked",
+    "tracking.mlflow.tokenSecretRef.key": "of a Secret whose name is checked",
+    "tracking.wandb.project": "a name on a server whose host is checked",
+    "tracking.wandb.entity": "a name on a server whose host is checked",
+    "tracking.wandb.name": "a name on a server whose host is checked",
+    "tracking.mlflow.experiment": "a name on a server whose host is checked",
+    "tracking.mlflow.name": "a name on a server whose host is checked",
     "data.chatTemplate": "text that the trainer renders in a sandbox",
     "trainingType.lora.trainableModules": "names of layers",
     "hfModelRevision": "a revision of a repository that is checked",
@@ -133,9 +153,8 @@ def closed_for(where: str) -> dict[str, Any]:
 def test_every_text_in_a_job_is_checked_or_harmless():
     found = set(texts(JobSpec))
     assert found == CHECKED.keys() | HARMLESS.keys()
-    assert {f"{use.field}.name" for use in secrets_of(make_job(**CHECKED["hfTokenSecretRef.name"][0][0]))} == {
-        path for path in found if path.endswith("SecretRef.name")
-    }
+    naming = {path for path in found if path.endswith("SecretRef.name")}
+    assert {f"{use.field}.name" for path in naming for use in secrets_of(make_job(**CHECKED[path][0][0]))} == naming
 
 
 CASES = [(field, spec, where) for field, cases in CHECKED.items() for spec, where in cases]

@@ -208,14 +208,28 @@ def test_the_largest_configuration_fits_an_annotation():
     assert TrainerConfig.model_validate_json(text).training_file == uri
 
 
+MINE = {"name": "finetune-mine", "key": "token"}
+
+
 @pytest.mark.parametrize("stage", list(Stage))
-def test_both_stages_get_the_token_by_reference_and_cannot_start_without_it(stage):
-    theirs = {"podTemplate": {"env": [{"name": "HF_TOKEN", "value": "the platform's"}]}}
-    manifest = child(stage, runtime=theirs, hfTokenSecretRef={"name": "finetune-hf", "key": "token"})
+@pytest.mark.parametrize(
+    ("variable", "spec"),
+    [
+        ("HF_TOKEN", {"hfTokenSecretRef": MINE}),
+        ("WANDB_API_KEY", {"tracking": {"wandb": {"apiKeySecretRef": MINE}}}),
+        (
+            "MLFLOW_TRACKING_TOKEN",
+            {"tracking": {"mlflow": {"trackingUri": "https://mlflow.example.com", "tokenSecretRef": MINE}}},
+        ),
+    ],
+)
+def test_both_stages_get_the_token_by_reference_and_cannot_start_without_it(stage, variable, spec):
+    theirs = {"podTemplate": {"env": [{"name": variable, "value": "the platform's"}]}}
+    manifest = child(stage, runtime=theirs, **spec)
     _, container = pod_of(manifest)
-    given = [entry for entry in container["env"] if entry["name"] == "HF_TOKEN"]
-    assert given == [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "finetune-hf", "key": "token"}}}]
-    assert "finetune-hf" not in manifest["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+    given = [entry for entry in container["env"] if entry["name"] == variable]
+    assert given == [{"name": variable, "valueFrom": {"secretKeyRef": MINE}}]
+    assert "finetune-mine" not in manifest["spec"]["template"]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
 
 
 def test_a_job_without_a_token_keeps_that_of_the_platform():

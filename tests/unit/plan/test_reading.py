@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
 from builders import make_checkpoint
 from finetune_api.failures import Failure, FailureCode
 from finetune_api.report import Report, WarningCode
-from finetune_api.status import DataError, DataStatus, JobWarning, Metrics, OutputStatus
+from finetune_api.status import DataError, DataStatus, JobWarning, Metrics, OutputStatus, TrackingStatus
 from finetune_api.trainer import Stage
 from finetune_operator.plan.reading import read_report
 
@@ -53,6 +55,15 @@ def test_results_elsewhere_make_the_whole_report_unbelievable(uri):
         read(report(checkpoints=(make_checkpoint(3).model_copy(update={"uri": uri}),)))
     with pytest.raises(ValidationError, match="results cannot lie at"):
         read(report(output=OutputStatus(adapter_uri=uri)))
+    with pytest.raises(ValidationError, match="results cannot lie at"):
+        read(report(tracking=TrackingStatus(tensorboard_uri=uri)))
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "https://host/a b", "https://host/\u202e", "//host", ""])
+def test_what_is_no_web_address_is_no_page_of_a_run(url):
+    body = report().to_json() | {"tracking": {"wandbUrl": url}}
+    with pytest.raises(ValidationError, match="Input should be an http"):
+        read_report(json.dumps(body))
 
 
 @pytest.mark.parametrize("body", ["", "[" * 60000, "{", '{"jobUid": 1}', "null", b"\xff\xfe"])

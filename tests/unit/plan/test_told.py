@@ -10,7 +10,7 @@ import pytest
 from builders import JOB_UID, NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, make_progress, report_for
 from finetune_api.history import History, Series
 from finetune_api.report import Report
-from finetune_api.status import CheckpointType, JobStatus, JobWarning, Resolved
+from finetune_api.status import CheckpointType, JobStatus, JobWarning, Resolved, TrackingStatus
 from finetune_api.trainer import Stage
 from finetune_operator.plan.told import MAX_TOLD_BYTES, last_word, retold
 
@@ -72,6 +72,12 @@ def test_the_history_is_taken_up_at_most_once_a_minute_and_with_the_last_word():
     assert for_ever_last.history == curve(1, 2, 3), "a pod that runs may call each of its words the last"
     last = retold(next_minute, replace(POD, ended=NOW_TEXT), told, "2026-01-02T03:05:02Z", 2)
     assert last.history == curve(1, 2, 3, 4), "another pod's points stay"
+
+
+def test_where_a_run_can_be_looked_at_stays_when_a_cut_report_leaves_it_out():
+    tracking = TrackingStatus(wandb_url="https://wandb.ai/team/support/runs/ft-1")
+    told = heard(JobStatus(), NOW_TEXT, tracking=tracking)
+    assert heard(told, NOW_TEXT, progress=make_progress(2)).tracking == tracking
 
 
 def test_a_report_that_would_swell_the_status_gives_figures_only():

@@ -3,6 +3,7 @@
 import pytest
 
 from buckets import serving
+from held import mlflow_server
 from rows import save_light_model
 from tiny import save_model
 from training import preference_rows, write_jsonl
@@ -29,3 +30,10 @@ def buckets():
     """An object store; each test takes a bucket of its own."""
     with serving() as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory):
+    """MLflow's own server; a test that kills it starts it again."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server

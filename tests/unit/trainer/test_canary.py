@@ -12,6 +12,7 @@ from hub import on_this_machine
 from training import preference_rows, trainer_config, write_jsonl
 
 CANARY = "hf_CanaryCanaryCanaryCanaryCanary4242"
+NOBODY = "http://127.0.0.1:9"
 WRONG = "hf_WrongWrongWrongWrongWrongWrong1313"
 
 
@@ -41,12 +42,15 @@ def test_a_token_stays_in_the_environment(tiny_model, tmp_path, told, capfd, mon
     with on_this_machine(tmp_path / "cache") as hub:
         hub.add("me/model", {p.name: p.read_bytes() for p in tiny_model.iterdir()}, token=CANARY)
         hub.add("datasets/me/rows", {"train.jsonl": rows}, token=CANARY)
-        monkeypatch.setenv("HF_TOKEN", token)
+        for variable in ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"):
+            monkeypatch.setenv(variable, token)
+        monkeypatch.setenv("WANDB_MODE", "offline")
         asked = trainer_config(
             tiny_model,
             tmp_path,
             start={"model": "hf://me/model"},
             trainingFile="hf://datasets/me/rows/train.jsonl",
+            tracking={"wandb": {}, "tensorboard": True, "mlflow": {"trackingUri": NOBODY}},
         )
         config = tmp_path / "config.json"
         config.write_text(json.dumps(asked.to_json()))
@@ -58,5 +62,6 @@ def test_a_token_stays_in_the_environment(tiny_model, tmp_path, told, capfd, mon
     assert "published dpo" in output.out if token == CANARY else "or the token may not read it" in output.err + told()
     left = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert len(left) >= 4
+    assert token != CANARY or "MLflow cannot be reached" in told()
     found = [path for path in left if token.encode() in path.read_bytes()]
     assert (found, token in told(), token in output.out + output.err) == ([], False, False)

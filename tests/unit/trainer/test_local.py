@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 from finetune_trainer.__main__ import main
 from finetune_trainer.local import LocalRun
 from finetune_trainer.step.packing import permutation
+from held import single, tensorboard_series, written_series
 from tiny import save_model
 from training import (
     QUICK,
@@ -103,11 +104,14 @@ def test_losses_on_real_preferences_are_those_of_a_plain_loop(tmp_path, capsys):
             "maxSeqLength": MAX_LENGTH,
             "seed": SEED,
         },
+        tracking={"tensorboard": True},
     )
     output = tmp_path / "out"
     code = main(["local", str(write_manifest(tmp_path / "job.yaml", job)), "--output", str(output)])
     told = capsys.readouterr()
     assert code == 0, told.err
+    assert f"shown at: file://{output}/tensorboard" in told.out
+    assert tensorboard_series(output / "tensorboard") == single(written_series(output / "metrics.jsonl"))
     ours = [row["train/loss"] for row in metrics_rows(output / "metrics.jsonl")]
     plain = plain_dpo(model, rows)
     assert len(ours) == len(plain) >= 8

@@ -61,7 +61,7 @@ class Card:
             "",
             *_section("Use", ['"." is this folder.', "", "```python", *self._loading(kind), "```"]),
             *_section("Metrics", self._metrics(metrics)),
-            *_section("Provenance", ["```json", json.dumps(self._made_from(), indent=2), "```"]),
+            *_section("Provenance", ["```json", json.dumps(self.made_from(), indent=2), "```"]),
         ]
         return "\n".join(parts)
 
@@ -104,7 +104,8 @@ class Card:
         rows = [f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items())]
         return ["| metric | value |", "|---|---|", *rows, "", f"Of the newest evaluation up to this step. {rest}"]
 
-    def _made_from(self) -> dict[str, Any]:
+    def made_from(self) -> dict[str, Any]:
+        """The configuration of the run, with the digests and revisions of what it was given."""
         config = self.config
         return {
             "job": config.job.to_json(),

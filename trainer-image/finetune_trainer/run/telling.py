@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from threading import Lock
 from time import monotonic
 
 from finetune_api.metrics import status_values
 from finetune_api.report import EarlyStop, WarningCode
-from finetune_api.status import Checkpoint, JobWarning, Metrics, Progress, Recovery
+from finetune_api.status import Checkpoint, JobWarning, Metrics, Progress, Recovery, TrackingStatus
 from finetune_api.words import plain
 from finetune_trainer.out.clock import now
 from finetune_trainer.run.curves import Curves
@@ -33,6 +34,8 @@ class Teller:
         self.step = 0
         """Steps done when the present one began."""
         self.warnings: tuple[JobWarning, ...] = ()
+        self._lock = Lock()
+        """Of the warnings: trackers have theirs from threads of their own."""
 
     def begins(self, step: int, tokens: int) -> None:
         """Steps follow on `step`; the next one is timed from here."""
@@ -82,17 +85,23 @@ class Teller:
 
     def take_up(self, recovery: Recovery, evaluation: Mapping[str, float], warnings: tuple[JobWarning, ...]) -> None:
         """What the process before this one had told when it saved `recovery`."""
-        new = {warning.reason for warning in self.warnings}
-        self.warnings = (*(w for w in warnings if w.reason not in new), *self.warnings)
-        self._tell(recovery=recovery, warnings=self.warnings)
+        with self._lock:
+            new = {warning.reason for warning in self.warnings}
+            self.warnings = (*(w for w in warnings if w.reason not in new), *self.warnings)
+            self._tell(recovery=recovery, warnings=self.warnings)
         self._metrics = self._metrics.model_copy(update={"eval": status_values(evaluation)})
         self._tell(metrics=self._metrics)
 
     def warn(self, code: WarningCode, message: str, step: int | None = None) -> None:
         """Something a person should know; it replaces what was said of the same kind before."""
-        others = tuple(w for w in self.warnings if w.reason != code)
-        self.warnings = (*others, JobWarning(reason=code, message=plain(message), step=step))
-        self._tell(warnings=self.warnings)
+        with self._lock:
+            others = tuple(w for w in self.warnings if w.reason != code)
+            self.warnings = (*others, JobWarning(reason=code, message=plain(message), step=step))
+            self._tell(warnings=self.warnings)
+
+    def tracked(self, status: TrackingStatus) -> None:
+        """The run can be looked at there."""
+        self._tell(tracking=status)
 
     def _measured(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         named = status_values(values)

@@ -29,6 +29,7 @@ from finetune_trainer.run.merging import Merging, lossy
 from finetune_trainer.run.recovery import metrics_position, position_of, recipe_of, restore, shared, snapshot
 from finetune_trainer.run.start import Work, identity_of, load_work, plan_of, verified
 from finetune_trainer.run.telling import Teller
+from finetune_trainer.run.tracked import tracked
 from finetune_trainer.step.memory import weights_fit
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.ranks import ALONE, Ranks
@@ -78,6 +79,8 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
         if work.publisher is not None:
             teller.published(work.publisher.forget_after(state.step if state else 0, position_of(state).best.step))
         with MetricsLog(layout.metrics if ranks.first else None, metrics_position(state), layout.mirror) as metrics:
+            if work.publisher is not None:
+                open_files.enter_context(tracked(config, layout, work.publisher.card, teller))
             loop = Loop(config, work, metrics, teller, lambda: _go_on(ranks, stopping, loop.position.step))
             if state:
                 restore(loop, state)

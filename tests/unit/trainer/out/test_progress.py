@@ -14,7 +14,16 @@ from finetune_api import names
 from finetune_api.failures import Failure, FailureCode
 from finetune_api.findings import DataErrorCode
 from finetune_api.report import Report
-from finetune_api.status import Checkpoint, CheckpointType, DataError, DataStatus, JobWarning, Metrics, TokenStatistics
+from finetune_api.status import (
+    Checkpoint,
+    CheckpointType,
+    DataError,
+    DataStatus,
+    JobWarning,
+    Metrics,
+    TokenStatistics,
+    TrackingStatus,
+)
 from finetune_api.trainer import JobIdentity, Stage
 from finetune_trainer.out import progress
 from finetune_trainer.out.progress import Reporter, fitted
@@ -128,6 +137,7 @@ def large_report():
             ),
             error_count=12345,
         ),
+        tracking=TrackingStatus(wandb_url="https://" + "w" * 2000, tensorboard_uri="pvc://" + "u" * 1000),
         warnings=tuple(JobWarning(reason="R", message=text, step=step) for step in range(20)),
         checkpoints=tuple(
             Checkpoint(

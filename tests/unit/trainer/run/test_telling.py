@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_api.evaluation import EvaluationMetric
 from finetune_api.report import EarlyStop
+from finetune_api.status import TrackingStatus
 from finetune_trainer.run import telling
 from finetune_trainer.run.telling import Teller
 
@@ -31,3 +32,8 @@ def test_an_early_end_leaves_nothing_to_wait_for_and_stays_where_it_was(monkeypa
     assert (progress.display, progress.total_steps, progress.percentage, progress.tokens) == ("12/30", 30, 40, 400)
     assert progress.estimated_remaining_seconds == 0
     assert told["early_stop"] == stop
+
+
+def test_where_a_run_can_be_looked_at_is_told_beside_the_rest(monkeypatch):
+    status = TrackingStatus(tensorboard_uri="pvc://claim/out/tensorboard")
+    assert progress_of(monkeypatch, seconds=[], tell=lambda teller: teller.tracked(status)) == {"tracking": status}
