@@ -195,6 +195,8 @@ class OutputStatus(ApiModel):
     """The trained weights."""
     merged_uri: Text | None = None
     """The trained adapter merged into its base (output.merge)."""
+    report_uri: Text | None = None
+    """The page that tells how the run went (report.html), with some of its rows."""
 
 
 class JobWarning(ApiModel):

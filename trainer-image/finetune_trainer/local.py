@@ -242,7 +242,8 @@ def _explained(failure: Failure, report: Report) -> list[str]:
     lines = [f"{e.file} line {e.line}, {e.field or 'the row'}: {e.message}" for e in errors]
     if failure.code is FailureCode.STOPPED:
         return [f"{failure.sentence}; run the same command again to go on"]
-    return [*lines, failure.sentence]
+    page = report.output.report_uri if report.output else None
+    return [*lines, failure.sentence, *([f"report: {page}"] if page else [])]
 
 
 def _summary(report: Report) -> list[str]:
@@ -252,6 +253,7 @@ def _summary(report: Report) -> list[str]:
     if output:
         lines.append(f"result: {output.adapter_uri or output.model_uri}")
         lines += [f"merged: {output.merged_uri}"] if output.merged_uri else []
+        lines += [f"report: {output.report_uri}"] if output.report_uri else []
     return lines
 
 

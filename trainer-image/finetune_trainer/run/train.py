@@ -10,10 +10,11 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.advice import beta_warning
-from finetune_api.failures import FailureCode
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.report import Report, WarningCode
-from finetune_api.status import CheckpointType
+from finetune_api.status import CheckpointType, OutputStatus
 from finetune_api.trainer import TrainerConfig
+from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout, concluded
@@ -22,10 +23,12 @@ from finetune_trainer.out.checkpoint import RecoveryState, RecoveryStore
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.out.publish import Publisher, tidy
+from finetune_trainer.out.report import write_report
 from finetune_trainer.run.health import few_steps
-from finetune_trainer.run.loop import Loop
+from finetune_trainer.run.loop import Loop, Position
 from finetune_trainer.run.merging import Merging, lossy
 from finetune_trainer.run.recovery import metrics_position, position_of, recipe_of, restore, shared, snapshot
+from finetune_trainer.run.reporting import facts_of
 from finetune_trainer.run.start import Work, identity_of, load_work, plan_of, verified
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.memory import weights_fit
@@ -36,6 +39,8 @@ OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"
 """Fields of a report that belong to the process that made it."""
 STATE_STANDS = frozenset({FailureCode.STOPPED, FailureCode.DIVERGED, FailureCode.NEVER_FINITE})
 """Ends that leave the last completed step worth saving."""
+WORTH_A_PAGE = STATE_STANDS - {FailureCode.STOPPED}
+"""Ends of which the curves tell more than a sentence can."""
 
 
 def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ranks = ALONE) -> None:
@@ -79,20 +84,33 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
             loop = Loop(config, work, metrics, teller, lambda: _go_on(ranks, stopping, loop.position.step))
             if state:
                 restore(loop, state)
-            _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds, ranks)
+            try:
+                _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds, ranks)
+            except RunFailed as end:
+                if end.failure.code in WORTH_A_PAGE:
+                    _report(work, prepared, reporter, loop.position, end.failure)
+                raise
         reporter.update(publishing=True)
         loop.publish(CheckpointType.FINAL)
+        if work.merging and work.publisher is not None:
+            _publish_merged(work.policy, work.publisher, work.merging, teller)
+        _report(work, prepared, reporter, loop.position)
         if work.publisher is not None:
-            _conclude(work, work.publisher, teller, reporter)
+            work.publisher.conclude(reporter.report)
         ranks.wait()
 
 
-def _conclude(work: Work, publisher: Publisher, teller: Teller, reporter: Reporter) -> None:
-    """What follows the final checkpoint: the merged weights, and the word that all is there."""
-    if work.merging:
-        _publish_merged(work.policy, publisher, work.merging, teller)
-    reporter.update(output=publisher.output())
-    publisher.conclude(reporter.report)
+def _report(
+    work: Work, prepared: Prepared, reporter: Reporter, position: Position, failure: Failure | None = None
+) -> None:
+    """Say where the results lie, and leave the page about the run beside them."""
+    if (publisher := work.publisher) is None:
+        return
+    where = publisher.output() if failure is None else OutputStatus(report_uri=publisher.report_uri)
+    reporter.update(output=where)
+    last = reporter.report.model_copy(update={"failure": failure})
+    with writing_to(publisher.layout.uri):
+        write_report(publisher.layout.output, facts_of(publisher, prepared, last, work.samples, position))
 
 
 def _publish_merged(policy: Policy, publisher: Publisher, merging: Merging, teller: Teller) -> None:
