@@ -52,10 +52,14 @@ class Line:
         return self.look in (Look.EVAL, Look.WORSE_EVAL)
 
     @property
+    def is_averaged(self) -> bool:
+        """Its steps are so many, and so different, that their mean tells more."""
+        return self.look in (Look.TRAIN, Look.WORSE_TRAIN) and self.curve.window > 1
+
+    @property
     def drawn(self) -> Curve:
         """The curve that the eye follows: the mean of the newest values where these are many."""
-        averaged = self.look in (Look.TRAIN, Look.WORSE_TRAIN) and self.curve.window > 1
-        return self.curve.smoothed() if averaged else self.curve
+        return self.curve.smoothed() if self.is_averaged else self.curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Chart:
     bounds: tuple[float, float] | None = None
     """Values cannot lie outside."""
     peaks: bool = True
-    """Single steps count; else they tell more of their rows than of the training, and may leave the scale."""
+    """Single steps are shown; else they would tell more of their rows than of the training."""
     small: bool = False
 
 
@@ -143,6 +147,7 @@ def drawing(chart: Chart, scale: Scale, frame: Frame) -> Markup:
         *([_rule(scale.down(chart.level), "level")] if chart.level is not None and scale.holds(chart.level) else []),
         *([_upright(frame, frame.best, "best")] if frame.best else []),
         *_gaps(frame),
+        *(_each(line, scale, frame) for line in chart.lines if chart.peaks and line.is_averaged),
         *(part for line in chart.lines for part in _line(line, scale, frame)),
         _bands(chart, frame),
     ]
@@ -177,14 +182,17 @@ def _gaps(frame: Frame) -> Iterator[Markup]:
         yield Markup('<path class="gap" d="M{x} {top}V{side}"/>').format(x=x, top=SIDE - 40, side=SIDE)
 
 
+def _each(line: Line, scale: Scale, frame: Frame) -> Markup:
+    """Every value, faintly, behind the means."""
+    return _path(f"{line.look} each", _polyline(line.curve.thinned(MOST_POINTS), scale, frame))
+
+
 def _line(line: Line, scale: Scale, frame: Frame) -> Iterator[Markup]:
-    """Every value faintly and their mean above it; of evaluations a stroke and a dot for each."""
-    if line.drawn is not line.curve:
-        yield _path(f"{line.look} each", _polyline(line.curve.thinned(MOST_POINTS), scale, frame))
+    """A stroke, and for an evaluation or a value that stands alone a dot."""
+    points = _points(line.drawn.thinned(MOST_POINTS), scale, frame)
     yield _path(line.look, _polyline(line.drawn.thinned(MOST_POINTS), scale, frame))
-    if line.is_measured or len(line.curve) == 1:
-        dots = "".join(f"M{x} {y}h0" for x, y in _points(line.curve.thinned(MOST_POINTS), scale, frame))
-        yield _path(f"{line.look} dot", dots)
+    if line.is_measured or len(points) == 1:
+        yield _path(f"{line.look} dot", "".join(f"M{x} {y}h0" for x, y in points))
 
 
 def _path(look: str, data: str) -> Markup:

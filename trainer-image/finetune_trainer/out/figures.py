@@ -49,13 +49,15 @@ def _meaningful(course: Course, method: TrainingMethod) -> Course:
     name = "eval/rewards/accuracies"
     if name not in course or not has_reference(method):
         return course
-    return {**course, name: course[name].after(0)}
+    later = course[name].after(0)
+    others = {other: curve for other, curve in course.items() if other != name}
+    return {**others, name: later} if len(later) else others
 
 
 def _charts(course: Course, method: TrainingMethod) -> list[Chart]:
     start = _loss_of_nothing(method)
     ln2 = "; dotted: ln 2, where nothing is preferred" if start else ""
-    share = "share of pairs whose preferred answer has the higher reward; dotted: chance"
+    share = "share of pairs whose preferred answer wins; dotted: chance"
     return [
         Chart("Loss", f"lower is better{ln2}", _both(course, "loss"), start),
         Chart("Reward accuracy", share, _both(course, "rewards/accuracies"), 0.5, (0.0, 1.0)),
@@ -134,8 +136,11 @@ def _scale(chart: Chart) -> Scale:
 
 def _notes(chart: Chart, scale: Scale) -> list[str]:
     """What the drawing does not show by itself."""
-    windows = {line.curve.window for line in chart.lines if line.drawn is not line.curve}
-    notes = [f"Faint: each step; strong: mean of the newest {max(windows)}."] if windows else []
+    windows = [line.curve.window for line in chart.lines if line.is_averaged]
+    each = "Faint: each step; strong: mean" if chart.peaks else "Training: mean"
+    notes = [f"{each} of the newest {max(windows)} steps."] if windows else []
+    if not chart.peaks:
+        return notes
     beyond = [value for line in chart.lines for value in line.curve.values if not scale.holds(value)]
     if beyond:
         furthest = max(beyond, key=lambda value: abs(value - scale.high))

@@ -44,6 +44,12 @@ def signed(value: float, digits: int = 3) -> str:
     return text if text == "0" or text.startswith(MINUS) else f"+{text}"
 
 
+def aligned(value: float, largest: float) -> str:
+    """`value` with its sign, and as many decimals as all have of which `largest` is the largest."""
+    decimals = max(0, 2 - math.floor(math.log10(largest))) if largest > 0 else 0
+    return f"{value:+,.{decimals}f}".replace("-", MINUS)
+
+
 def percent(share: float) -> str:
     """A share of 1: 81.3 %."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"

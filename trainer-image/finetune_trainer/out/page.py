@@ -6,7 +6,6 @@ of the data is escaped by the template's own rule, which knows no exception but 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def page(facts: Facts, course: Course) -> str:
         rows=rows(facts),
         metrics=_metric_names(facts),
         evaluations=_evaluations(course),
-        settings=dict(_settings(facts)),
+        settings=_settings(facts),
     )
 
 
@@ -108,31 +107,27 @@ def _evaluations(course: Course) -> list[list[str]]:
     return [["step", *names], *lines] if lines else []
 
 
-def _settings(facts: Facts) -> Iterator[tuple[str, dict[str, str]]]:
+def _settings(facts: Facts) -> dict[str, dict[str, str]]:
     """The configuration by section, as a manifest calls its fields."""
-    config = facts.config
-    model: dict[str, Any] = {"model": facts.base, "revision": facts.base_revision}
-    start = config.start.model_dump(mode="json", include={"adapter", "same_as", "sha256"})
-    yield (
-        "Start",
-        _flat({**model, **start, "parameters": facts.resolved.model.parameters if facts.resolved.model else None}),
-    )
-    yield "trainingMethod", _flat(config.training_method.model_dump(mode="json"))
-    yield (
-        "trainingType",
-        _flat({"type": config.training_kind, **(config.lora.model_dump(mode="json") if config.lora else {})}),
-    )
-    hyper = config.hyperparameters.model_dump(mode="json")
-    yield (
-        "hyperparameters",
-        _flat({**hyper, "batchSize": config.batch_size, "maxSeqLength": facts.resolved.max_seq_length}),
-    )
-    yield "evaluation", _flat(config.evaluation.model_dump(mode="json"))
-    yield "checkpointing", _flat(config.checkpointing.model_dump(mode="json"))
-    template = config.data.chat_template
-    own = f"the job's own, {len(template):,} characters" if template is not None else None
-    yield "data", _flat({**config.data.model_dump(mode="json", exclude={"chat_template"}), "chatTemplate": own})
-    yield "Made with", _flat(facts.versions)
+    config, resolved = facts.config, facts.resolved
+    parameters = resolved.model.parameters if resolved.model else None
+    sections = {
+        "start": {"model": facts.base, "revision": facts.base_revision, "parameters": parameters}
+        | config.start.model_dump(mode="json", exclude={"model"}),
+        "trainingMethod": config.training_method.model_dump(mode="json"),
+        "trainingType": {"type": config.training_kind} | (config.lora.model_dump(mode="json") if config.lora else {}),
+        "hyperparameters": config.hyperparameters.model_dump(mode="json")
+        | {"batchSize": config.batch_size, "maxSeqLength": resolved.max_seq_length},
+        "evaluation": config.evaluation.model_dump(mode="json"),
+        "checkpointing": config.checkpointing.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json") | {"chatTemplate": _length(config.data.chat_template)},
+        "versions": facts.versions,
+    }
+    return {section: _flat(values) for section, values in sections.items()}
+
+
+def _length(template: str | None) -> str | None:
+    return f"of the job, {len(template):,} characters" if template is not None else None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -143,8 +138,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
             flat[f"{prefix}{name}"] = ", ".join(map(str, value))
-        elif isinstance(value, float | int) and not isinstance(value, bool):
-            flat[f"{prefix}{name}"] = number(value)
+        elif isinstance(value, bool):
+            flat[f"{prefix}{name}"] = str(value).lower()
         elif value is not None:
-            flat[f"{prefix}{name}"] = str(value).lower() if isinstance(value, bool) else str(value)
+            flat[f"{prefix}{name}"] = f"{value:g}" if isinstance(value, float) else str(value)
     return flat

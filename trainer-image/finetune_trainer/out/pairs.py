@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_trainer.out.facts import Answer, Facts, Passage, Sample
-from finetune_trainer.out.numerals import number, signed
+from finetune_trainer.out.numerals import aligned, number, signed
 
-GLIMPSE = 90
+GLIMPSE = 64
 """Characters of a prompt in the list."""
 ELLIPSIS = "\u2026"
 
@@ -75,7 +75,7 @@ def _row(sample: Sample, control: Sequence[str], largest: float) -> Row:
         prompt=pieces(sample.prompt.text, control),
         omitted=sample.prompt.omitted,
         answers=[_told(a, n, i == 1, control) for i, (a, n) in enumerate(zip(sample.answers, names, strict=True))],
-        gain=_signed(gain),
+        gain="unknown" if gain is None else aligned(gain, largest),
         lost=gain is not None and gain < 0,
         width=0.0 if gain is None else round(100 * abs(gain) / largest, 1),
         margins=(_number(margins[0]), _number(margins[1])) if len(sample.answers) == 2 else None,

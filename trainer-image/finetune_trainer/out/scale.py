@@ -15,6 +15,7 @@ CENTRE = (2.0, 98.0)
 LONE = 4.0
 """Values that stretch the scale to more than so many times what most values need are cut off, and said to be."""
 PADDING = 0.06
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[fl
     if rough <= 0 or not math.isfinite(rough):
         return [low]
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough)
+    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough * (1 - ROUNDING))
     step = max(1.0, step) if whole else step
     first, last = math.ceil(low / step), math.floor(high / step)
     return [k * step for k in range(first, last + 1)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp
+from typing import TypeAlias
 
 from finetune_api.evaluation import EvaluationMetric
 from finetune_api.method import MethodType
@@ -40,9 +42,8 @@ class Verdict:
 
 def verdict(facts: Facts, course: Course) -> Verdict:
     """How the run of `facts` came out."""
-    return Verdict(
-        _state(facts), [s for s in (_ended(facts), _learned(facts, course), _best(facts)) if s], [*_keys(facts, course)]
-    )
+    sentences = (_ended(facts), _learned(facts, course), _best(facts))
+    return Verdict(_state(facts), [sentence for sentence in sentences if sentence], _keys(facts, course))
 
 
 def _state(facts: Facts) -> str:
@@ -129,41 +130,48 @@ def ends(curve: Curve) -> tuple[float, float]:
     return float(curve.values[:some].mean()), float(curve.values[-some:].mean())
 
 
-KEYS = (
+Written: TypeAlias = Callable[[float], str]
+
+KEYS: tuple[tuple[str, str, Written], ...] = (
     ("loss", "Loss", number),
     ("rewards/accuracies", "Reward accuracy", percent),
-    ("rewards/margins", "Reward margin", lambda value: signed(value)),
+    ("rewards/margins", "Reward margin", signed),
     ("kl", "Distance from the start", lambda value: number(value, 3)),
 )
 """Metrics that count, how they are called, and how they are written."""
+NOTES = {"kl": "nats per answer", "rewards/accuracies": "50 % is chance", "": "e to the loss"}
+LARGEST_EXPONENT = 700.0
+"""Of e, in a float."""
 EMPTY_AT_FIRST = ("rewards/accuracies", "rewards/margins", "kl")
 """Without meaning before the first step where there is a reference: policy and reference are the same."""
 
 
 def _keys(facts: Facts, course: Course) -> list[Key]:
+    """The figures that count, of the evaluations where there are any, else of the training."""
     keys = []
     for name, title, written in KEYS:
-        measured, trained = course.get(f"eval/{name}"), course.get(f"train/{name}")
-        curve = measured if measured is not None else trained
-        if curve is None:
-            continue
-        before, now = (curve.values[0], curve.values[-1]) if curve is measured else ends(curve)
-        known = len(curve) > 1 and not (
-            curve is measured and name in EMPTY_AT_FIRST and has_reference(facts.config.training_method)
-        )
-        keys.append(Key(title, written(before) if known else "", written(now), _of(facts, name, curve is measured)))
+        for stage in ("eval", "train"):
+            if f"{stage}/{name}" in course:
+                keys.append(_key(facts, name, stage, course[f"{stage}/{name}"], (title, written)))
+                break
     if _is_sft(facts) and keys:
-        curve = course.get("eval/loss", course.get("train/loss"))
-        assert curve is not None
-        values = (curve.values[0], curve.values[-1]) if "eval/loss" in course else ends(curve)
-        before, now = (number(exp(min(value, 700.0)), 3) for value in values)
-        keys.append(Key("Perplexity", before if len(curve) > 1 else "", now, "e to the loss"))
+        stage = "eval" if "eval/loss" in course else "train"
+        keys.append(_key(facts, "", stage, course[f"{stage}/loss"], ("Perplexity", _perplexity)))
     return keys
 
 
-def _of(facts: Facts, name: str, measured: bool) -> str:
+def _key(facts: Facts, name: str, stage: str, curve: Curve, shown: tuple[str, Written]) -> Key:
+    title, written = shown
+    measured = stage == "eval"
+    before, now = (float(curve.values[0]), float(curve.values[-1])) if measured else ends(curve)
+    empty = measured and name in EMPTY_AT_FIRST and has_reference(facts.config.training_method)
     where = "validation rows" if measured else "training rows, mean of the last steps"
-    return {"kl": f"nats per answer, {where}", "rewards/accuracies": f"50 % is chance; {where}"}.get(name, where)
+    note = f"{NOTES[name]}; {where}" if name in NOTES else where
+    return Key(title, "" if empty or len(curve) < 2 else written(before), written(now), note)
+
+
+def _perplexity(loss: float) -> str:
+    return number(exp(min(loss, LARGEST_EXPONENT)), 3)
 
 
 def _is_sft(facts: Facts) -> bool:

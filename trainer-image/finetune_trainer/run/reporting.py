@@ -77,10 +77,10 @@ class _Telling:
             prompt, answers = found.tokens[:begin], [(found.tokens[begin:], int(found.targets.sum()))]
         return Sample(
             line=found.line,
-            prompt=self._passage(prompt, PROMPT_CHARACTERS, from_end=True),
+            prompt=passage(self.chat, prompt, PROMPT_CHARACTERS, from_end=True),
             answers=tuple(
                 Answer(
-                    passage=self._passage(tokens, ANSWER_CHARACTERS),
+                    passage=passage(self.chat, tokens, ANSWER_CHARACTERS),
                     tokens=count,
                     before=_finite(before),
                     after=_finite(after),
@@ -102,11 +102,12 @@ class _Telling:
         rewards = preference_rewards(torch.tensor(scores, dtype=torch.float64), reference, lengths, rows.objective)
         return [_finite(margin) for margin in (rewards[:, 0] - rewards[:, 1]).tolist()]
 
-    def _passage(self, tokens: IntArray, most: int, *, from_end: bool = False) -> Passage:
-        """The text of `tokens`, of which at most `most` characters stay: the first ones, or the last."""
-        text = str(self.chat.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
-        kept = text[-most:] if from_end else text[:most]
-        return Passage(text=kept, omitted=len(text) - len(kept))
+
+def passage(chat: ChatTokenizer, tokens: IntArray, most: int, *, from_end: bool = False) -> Passage:
+    """The text of `tokens`, of which at most `most` characters stay: the first ones, or the last."""
+    text = str(chat.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
+    kept = text[-most:] if from_end else text[:most]
+    return Passage(text=kept, omitted=len(text) - len(kept))
 
 
 def _by_row(scores: Scores, count: int) -> list[Scores]:

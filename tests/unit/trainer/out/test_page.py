@@ -1,0 +1,164 @@
+"""The page: whole for every kind of run, small, safe against what rows hold, and without a request."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from finetune_trainer.out.course import read_course
+from finetune_trainer.out.facts import Passage, Sample
+from finetune_trainer.out.page import page
+from reports import SFT, answer, checkpoint, facts, pair, write_metrics
+
+VOID = {"meta", "br", "link", "img", "input", "hr", "base"}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</title></style></details><svg onload=alert(1)>",
+    "<!-- ]]> {{ 7 * 7 }} {% raw %}",
+    "\u202eright to left \u0645\u0631\u062d\u0628\u0627",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 e\u0301 \x00 \x1b[31m \ufffd",
+    "&amp; &lt;script&gt;",
+    "https://elsewhere.example/pixel.png",
+    "x" * 100_000,
+)
+
+
+LOADING = {"script", "img", "link", "iframe", "object", "embed", "base", "form", "a", "use", "image", "video"}
+"""Elements that ask for something, run something, or lead away."""
+LEADING = {"src", "href", "xlink:href", "srcset", "action", "data", "background", "ping"}
+
+
+class Outline(HTMLParser):
+    """The elements of a page, held to be closed in their order; its texts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def made(told, path):
+    return page(told, read_course(path))
+
+
+def sft_sample(line=1):
+    return Sample(line=line, prompt=Passage(text="hi", omitted=12), answers=(answer(),))
+
+
+RUNS = {
+    "evaluated": (200, 20, True, {}, (pair(1), pair(2, -1.0))),
+    "not evaluated": (200, 0, True, {}, (pair(1),)),
+    "one step": (1, 1, True, {}, (pair(1),)),
+    "no step": (0, 0, True, {}, ()),
+    "baseline alone": (0, 1, True, {}, ()),
+    "sft": (200, 20, False, SFT, (sft_sample(),)),
+    "unknown scores": (50, 0, True, {}, (pair(1, None),)),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_kind_of_run_has_a_whole_page(tmp_path, name):
+    steps, every, pairs, config, samples = RUNS[name]
+    text = made(facts(samples, config), write_metrics(tmp_path, steps, every, pairs=pairs))
+    outline = Outline(text)
+    assert "dpo" in outline.texts
+    assert outline.tags.count("svg") == (0 if name == "no step" else outline.tags.count("figure"))
+    assert not re.search(r"\b(nan|inf|None|Markup)\b", re.sub(r"<style>.*?</style>", "", text, flags=re.S))
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+def test_what_a_row_holds_stays_text(tmp_path, hostile):
+    control = ("<|end|>", "<script>", "-->")
+    told = facts((pair(1, 0.5, hostile, (hostile, "<|end|>" + hostile)),))
+    told = told.model_copy(update={"base": hostile[:2000], "control_tokens": control})
+    harmless = facts((pair(1, 0.5, "<|end|>"),))
+    path = write_metrics(tmp_path, 20, 10)
+    outline = Outline(made(told, path))
+    assert set(outline.tags) == set(Outline(made(harmless, path)).tags)
+    assert "".join(outline.texts).count(hostile) >= 3, "shown to the letter"
+
+
+def test_it_asks_for_nothing_and_runs_nothing(tmp_path):
+    told = facts((pair(1),), checkpoints=[checkpoint(100, "Final")])
+    text = made(told, write_metrics(tmp_path, 200, 20))
+    outline = Outline(text)
+    assert not LOADING & set(outline.tags)
+    assert not [name for name, _ in outline.attributes if name in LEADING or name.startswith("on")]
+    assert not re.search(r"url\(|@import|expression\(", text)
+    policy = next(value for name, value in outline.attributes if value and value.startswith("default-src"))
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def test_ten_thousand_steps_with_every_checkpoint_and_the_longest_texts_stay_small(tmp_path):
+    longest = "\u6f22" * 2500
+    listed = [checkpoint(step, evalLoss=0.5, evalRewardAccuracy=0.5) for step in range(1, 34)]
+    told = facts(tuple(pair(n, 0.5, longest, (longest, longest)) for n in range(10)), checkpoints=listed)
+    text = made(told, write_metrics(tmp_path, 10_000, 10))
+    assert len(text.encode()) < 1_000_000
+    assert text.count("step-") == 33
+    assert Outline(text).tags.count("tr") < 200, "of a thousand evaluations a hundred are a table"
+
+
+def test_a_failed_run_shows_why_and_its_curves(tmp_path):
+    failure = {"code": "NeverFinite", "args": {"step": "3", "lines": "1, 2"}}
+    text = made(facts(failure=failure), write_metrics(tmp_path, 30))
+    assert 'class="state failed"' in text
+    assert "Gradient norm" in text
+
+
+def test_steps_without_finite_numbers_are_named(tmp_path):
+    path = write_metrics(tmp_path, 30)
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"step": 7,' not in line))
+    text = made(facts(), path)
+    assert "1 step without finite numbers (marks at the axis): 7." in text
+    assert 'class="gap"' in text
+
+
+def test_warnings_stand_with_what_to_do(tmp_path):
+    warning = {"reason": "TooEasy", "message": "99.9% <b> of the pairs were right: look why", "step": 40}
+    text = made(facts(warnings=[warning]), write_metrics(tmp_path, 30))
+    assert "99.9% &lt;b&gt; of the pairs were right: look why" in text
+    assert "TooEasy" in text
+
+
+def test_the_best_checkpoint_is_marked_and_metrics_have_their_columns(tmp_path):
+    listed = [checkpoint(40, best=True, evalLoss=0.41), checkpoint(100, "Final", evalLoss=0.5)]
+    text = made(facts(checkpoints=listed), write_metrics(tmp_path, 100, 20))
+    assert text.count('class="tag">best') == 1
+    assert "<td>0.4100</td>" in text
+    assert "evalRewardAccuracy" not in text
+
+
+def test_the_configuration_is_shown_as_a_manifest_has_it(tmp_path):
+    template = "{{ messages }}"
+    text = made(facts(config={"data": {"chatTemplate": template}}), write_metrics(tmp_path, 30))
+    rows = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", text))
+    assert (rows["dpo.beta"], rows["learningRate"], rows["batchSize"]) == ("0.1", "0.01", "4")
+    assert rows["chatTemplate"] == "of the job, 14 characters"
+    assert template not in text
+
+
+def test_the_same_facts_give_the_same_page(tmp_path):
+    path = write_metrics(tmp_path, 200, 20)
+    assert made(facts((pair(1),)), path) == made(facts((pair(1),)), path)
