@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Timer
 
+from finetune_api import names
 from finetune_api.failures import FailureCode
 from finetune_api.report import Report
 from finetune_api.trainer import Stage, TrainerConfig
@@ -151,8 +153,15 @@ def last_state(output: Path) -> tuple[dict, dict[str, bytes]]:
     return facts, weights(folder)
 
 
+def page(output: Path) -> str:
+    """report.html without where it lies, what depends on the clock, and what was said of an interruption."""
+    text = (output / names.REPORT_FILE).read_text().replace(f"file://{output}", "file://OUTPUT")
+    return re.sub('<time>.*?</time>|<section class="warnings">.*?</section>', "", text, flags=re.DOTALL)
+
+
 def assert_same(output: Path, whole: Path) -> None:
-    """Both left the same: bytes of weights, rows of metrics, checkpoints, and the last state where it is kept."""
+    """Both left the same: bytes of weights, rows of metrics, checkpoints, page, and the last state where it is kept."""
+    assert page(output) == page(whole)
     assert weights(output) == weights(whole)
     assert metrics_rows(output / "metrics.jsonl") == metrics_rows(whole / "metrics.jsonl")
     assert published(output) == published(whole)

@@ -53,6 +53,8 @@ def test_results_elsewhere_make_the_whole_report_unbelievable(uri):
         read(report(checkpoints=(make_checkpoint(3).model_copy(update={"uri": uri}),)))
     with pytest.raises(ValidationError, match="results cannot lie at"):
         read(report(output=OutputStatus(adapter_uri=uri)))
+    with pytest.raises(ValidationError, match="results cannot lie at"):
+        read(report(output=OutputStatus(report_uri=uri)))
 
 
 @pytest.mark.parametrize("body", ["", "[" * 60000, "{", '{"jobUid": 1}', "null", b"\xff\xfe"])

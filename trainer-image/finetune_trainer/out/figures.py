@@ -78,7 +78,7 @@ def _charts(course: Course, method: TrainingMethod) -> list[Chart]:
         ),
         Chart("Distance from the start", "estimate of KL(start, policy), nats per answer", _both(course, "kl"), 0.0),
         Chart("Negative log-likelihood", "of the preferred answers, nats per token", _both(course, "nll")),
-        Chart("Learning rate", "", _alone(course, "train/learning_rate"), small=True),
+        Chart("Learning rate", "as scheduled", _alone(course, "train/learning_rate"), small=True),
         Chart("Gradient norm", "before clipping", _alone(course, "train/grad_norm"), small=True),
     ]
 

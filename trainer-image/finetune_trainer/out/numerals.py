@@ -8,19 +8,21 @@ from collections.abc import Sequence
 MINUS = "\u2212"
 LARGEST, SMALLEST = 1e6, 1e-4
 """Beyond these a number is written with an exponent."""
+NOTHING = 1e-12
+"""What is smaller is rounding."""
 MOST_DECIMALS = 4
 """Of labels at an axis."""
 
 
 def number(value: float, digits: int = 4) -> str:
-    """`value` in `digits` significant digits: 0.4123, −12.3, 2e−5; counts below a million in full."""
-    if value == 0 or abs(value) < 1e-12:
+    """`value` in `digits` significant digits: 0.4123, −12.30, 2e−5; an integer in full: 1,024."""
+    if value == 0 or abs(value) < NOTHING:
         return "0"
-    if float(value).is_integer() and abs(value) < LARGEST:
-        text = f"{value:,.0f}"
+    if isinstance(value, int) and abs(value) < LARGEST:
+        text = f"{value:,}"
     elif SMALLEST <= abs(value) < LARGEST:
-        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-        text = f"{value:,.{decimals}f}"
+        power = int(f"{value:.{digits - 1}e}".partition("e")[2])
+        text = f"{value:,.{max(0, digits - 1 - power)}f}"
     else:
         mantissa, _, exponent = f"{value:.{max(0, digits - 2)}e}".partition("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa

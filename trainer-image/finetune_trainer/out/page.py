@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from finetune_api.advice import TO_DO
 from finetune_api.metrics import METRICS
 from finetune_trainer.out.card import method_name
 from finetune_trainer.out.charts import Frame
@@ -38,6 +39,7 @@ def page(facts: Facts, course: Course) -> str:
         verdict=verdict(facts, course),
         summary=_summary(facts),
         figures=figures(course, facts.config.training_method, frame),
+        to_do=TO_DO,
         missing=_missing_steps(frame.missing),
         rows=rows(facts),
         metrics=_metric_names(facts),
@@ -71,8 +73,8 @@ def _frame(facts: Facts, course: Course) -> Frame:
 def _missing_steps(missing: tuple[int, ...]) -> str:
     if not missing:
         return ""
-    shown = ", ".join(f"{step:,}" for step in missing[:10]) + (", \u2026" if len(missing) > 10 else "")
-    return f"{counted(len(missing), 'step')} without finite numbers (marks at the axis): {shown}"
+    shown = ", ".join(f"{step:,}" for step in missing[:10]) + (" and others" if len(missing) > 10 else "")
+    return f"{counted(len(missing), 'step')} without finite numbers, marked at the axis: {shown}"
 
 
 def _summary(facts: Facts) -> str:

@@ -13,7 +13,7 @@ TICKS = 4
 CENTRE = (2.0, 98.0)
 """Percentiles between which most values lie."""
 LONE = 4.0
-"""Values that stretch the scale to more than so many times what most values need are cut off, and said to be."""
+"""Where a few values stretch the scale to more than so many times what most need, they are cut off, and said to be."""
 PADDING = 0.06
 ROUNDING = 1e-9
 
@@ -51,8 +51,10 @@ def scale_of(
     if len(many) > TICKS:
         kept = np.concatenate((np.percentile(many, CENTRE), all_shown))
         inner = float(kept.min()), float(kept.max())
-        if 0 < LONE * (inner[1] - inner[0]) < high - low:
-            low, high = inner
+        spread = inner[1] - inner[0]
+        if 0 < LONE * spread < high - low:
+            near = every[(every >= inner[0] - spread) & (every <= inner[1] + spread)]
+            low, high = float(near.min()), float(near.max())
     if level is not None and low - (high - low) <= level <= high + (high - low):
         low, high = min(low, level), max(high, level)
     low, high = _padded(low, high, bounds)

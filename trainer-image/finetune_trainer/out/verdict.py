@@ -75,8 +75,8 @@ def _learned(facts: Facts, course: Course) -> str:
     if accuracy is None or margin is None:
         return f"{text}."
     return (
-        f"{text}, and the preferred answer has the higher reward in {percent(accuracy.values[-1])} of them, by"
-        f" {number(margin.values[-1], 3)} on average."
+        f"{text}, and the preferred answer has the higher reward in {percent(accuracy.values[-1])} of them; the margin"
+        f" is {number(margin.values[-1], 3)} on average."
     )
 
 

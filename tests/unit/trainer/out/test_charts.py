@@ -50,7 +50,7 @@ def test_values_under_the_pointer_are_titles():
     titles = [title.text for title in drawn(line([0.7, 0.5]), line([0.25], Look.EVAL, 2, "eval")).iter("title")]
     assert titles == ["step 1\ntrain 0.7000", "step 2\ntrain 0.5000\neval 0.2500"]
     titles = [title.text for title in drawn(line(np.arange(96.0))).iter("title")]
-    assert titles[1] == "steps 3 to 4\ntrain 2 to 3"
+    assert titles[1] == "steps 3 to 4\ntrain 2.000 to 3.000"
     assert len(titles) == 48
 
 

@@ -54,7 +54,7 @@ def test_training_and_evaluation_stand_together_and_are_named_where_they_end(tmp
 
 def test_the_change_of_log_probabilities_is_the_distance_with_the_other_sign(tmp_path):
     ends = made(write_metrics(tmp_path, 50, 50))["Change of log-probabilities"].ends
-    assert [label.text for label in ends if label.look.startswith("eval")] == ["eval −5", "eval −25"]
+    assert [label.text for label in ends if label.look.startswith("eval")] == ["eval −5.00", "eval −25.0"]
 
 
 @pytest.mark.parametrize(("method", "first"), [(DPO, 50), ({"type": "DPO", "dpo": {"simpoGamma": 1}}, 0)])
@@ -74,5 +74,5 @@ def test_a_peak_beyond_the_scale_is_told(tmp_path):
     path.write_text("\n".join(lines))
     assert made(path)["Loss"].notes == [
         "Faint: each step; strong: mean of the newest 8 steps.",
-        "1 value beyond the scale, as far as 77.",
+        "1 value beyond the scale, as far as 77.0.",
     ]

@@ -18,8 +18,10 @@ from finetune_trainer.out.numerals import aligned, counted, evenly, number, perc
         (1.25e-5, "1.25e−5"),
         (1234, "1,234"),
         (-1798.4, "−1,798"),
+        (1234.0, "1,234"),
         (2e9, "2e9"),
-        (99.996, "100.00"),
+        (99.996, "100.0"),
+        (2.0, "2.000"),
     ],
 )
 def test_a_number_has_few_digits_and_a_true_minus(value, text):

@@ -131,13 +131,15 @@ def test_steps_without_finite_numbers_are_named(tmp_path):
     path = write_metrics(tmp_path, 30)
     path.write_text("".join(line for line in path.read_text().splitlines(True) if '"step": 7,' not in line))
     text = made(facts(), path)
-    assert "1 step without finite numbers (marks at the axis): 7." in text
+    assert "1 step without finite numbers, marked at the axis: 7." in text
     assert 'class="gap"' in text
 
 
 def test_warnings_stand_with_what_to_do(tmp_path):
     warning = {"reason": "TooEasy", "message": "99.9% <b> of the pairs were right: look why", "step": 40}
-    text = made(facts(warnings=[warning]), write_metrics(tmp_path, 30))
+    short = {"reason": "SharedPrefixOff", "message": "attention cannot share a prompt"}
+    text = made(facts(warnings=[warning, short]), write_metrics(tmp_path, 30))
+    assert "attention cannot share a prompt; what to do: nothing: it is slower, not different" in text
     assert "99.9% &lt;b&gt; of the pairs were right: look why" in text
     assert "TooEasy" in text
 

@@ -22,8 +22,8 @@ def test_a_pair_tells_of_both_answers_before_and_after():
     (row,) = rows(facts((pair(1, 0.5),)))
     assert row.margins == ("0", "0.5000")
     assert [(a.name, a.before, a.after, a.change, a.tokens) for a in row.answers] == [
-        ("Preferred", "−20", "−18", "+2", 8),
-        ("Non-preferred", "−20", "−22", "−2", 8),
+        ("Preferred", "−20.00", "−18.00", "+2.00", 8),
+        ("Non-preferred", "−20.00", "−22.00", "−2.00", 8),
     ]
 
 

@@ -43,6 +43,12 @@ def test_a_lone_peak_is_cut_off():
     assert scale.down(50.0) == 0
 
 
+def test_beside_a_lone_peak_all_others_are_shown():
+    values = np.concatenate([np.linspace(0.3, 0.7, 200), [0.2, 0.9, 50.0]])
+    scale = scale_of(values, NONE)
+    assert [value for value in values if not scale.holds(value)] == [50.0]
+
+
 def test_an_evaluation_is_never_cut_off():
     assert scale_of(np.linspace(0.3, 0.7, 200), np.array([50.0])).holds(50.0)
 

@@ -26,14 +26,14 @@ def test_the_result_is_said_in_a_sentence():
         "completed",
         [
             "On 16 validation pairs the loss fell from 0.6931 to 0.4000, and the preferred answer has the higher reward"
-            " in 81.2 % of them, by 1.25 on average.",
+            " in 81.2 % of them; the margin is 1.25 on average.",
         ],
     )
 
 
 def test_a_loss_that_rose_did_not_fall():
     (sentence,) = verdict(facts(config=SFT), {"eval/loss": Curve.of((0, 1.0), (5, 1.5))}).sentences
-    assert sentence == "On 16 validation rows the loss rose from 1 to 1.500."
+    assert sentence == "On 16 validation rows the loss rose from 1.000 to 1.500."
 
 
 def test_before_the_first_step_the_rewards_of_a_reference_say_nothing():
