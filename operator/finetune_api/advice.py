@@ -11,7 +11,7 @@ LEAST_BETA_PER_TOKEN = 1.0
 TO_DO: dict[WarningCode, str] = {
     WarningCode.RECOVERY_SKIPPED: "look after the storage if it was damaged",
     WarningCode.LAST_TURN_ONLY: "set data.chatTemplate to a template that renders earlier answers as they were",
-    WarningCode.STEP_SKIPPED: "look in the pod's log for the lines of each skipped step: one that is in all is at fault",
+    WarningCode.STEP_SKIPPED: "look at the lines in the pod's log: one that is in every skipped step is at fault",
     WarningCode.RESUME_REPLANNED: "nothing: it is slower, not different",
     WarningCode.MICRO_BATCH_HALVED: "nothing: it is slower, not different; with more memory it would not be",
     WarningCode.SHARED_PREFIX_OFF: "nothing: it is slower, not different",

@@ -36,7 +36,7 @@ class Figure:
 
 def figures(course: Course, method: TrainingMethod, frame: Frame) -> list[Figure]:
     """Every chart that has a curve, the small ones last."""
-    return [_laid_out(chart, frame) for chart in _charts(_meaningful(course, method), method) if chart.lines]
+    return [_laid_out(chart, frame) for chart in _charts(course, method) if chart.lines]
 
 
 def has_reference(method: TrainingMethod) -> bool:
@@ -44,8 +44,8 @@ def has_reference(method: TrainingMethod) -> bool:
     return method.type is MethodType.DPO and not method.preference.reference_free
 
 
-def _meaningful(course: Course, method: TrainingMethod) -> Course:
-    """Before the first step policy and reference are one, so that no reward is higher than the other."""
+def meaningful(course: Course, method: TrainingMethod) -> Course:
+    """What can be read: before the first step policy and reference are one, so that no answer can win."""
     name = "eval/rewards/accuracies"
     if name not in course or not has_reference(method):
         return course

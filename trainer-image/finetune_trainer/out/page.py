@@ -18,7 +18,7 @@ from finetune_trainer.out.card import method_name
 from finetune_trainer.out.charts import Frame
 from finetune_trainer.out.course import Course
 from finetune_trainer.out.facts import Facts
-from finetune_trainer.out.figures import figures
+from finetune_trainer.out.figures import figures, meaningful
 from finetune_trainer.out.numerals import counted, number, size
 from finetune_trainer.out.pairs import rows
 from finetune_trainer.out.verdict import verdict
@@ -31,19 +31,20 @@ LINES_OF_EVALUATIONS = 101
 
 def page(facts: Facts, course: Course) -> str:
     """The page about the run of `facts`, whose curves are `course`."""
-    frame = _frame(facts, course)
+    method, frame = facts.config.training_method, _frame(facts, course)
+    curves = meaningful(course, method)
     return _template().render(
         style=Markup((HERE / STYLE).read_text(encoding="utf-8")),
         facts=facts,
         job=facts.config.job,
         verdict=verdict(facts, course),
         summary=_summary(facts),
-        figures=figures(course, facts.config.training_method, frame),
+        figures=figures(curves, method, frame),
         to_do=TO_DO,
         missing=_missing_steps(frame.missing),
         rows=rows(facts),
         metrics=_metric_names(facts),
-        evaluations=_evaluations(course),
+        evaluations=_evaluations(curves),
         settings=_settings(facts),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from finetune_trainer.out.facts import Answer, Facts, Passage, Sample
 from finetune_trainer.out.numerals import aligned, number, signed
 
-GLIMPSE = 64
+GLIMPSE = 76
 """Characters of a prompt in the list."""
 ELLIPSIS = "\u2026"
 

@@ -31,7 +31,8 @@ def facts_of(publisher: Publisher, prepared: Prepared, report: Report, samples: 
 
     Args:
         report: how the run stands.
-        position: has the scores of `samples`, which are left out where it has none of after the first step.
+        position: has the scores of `samples`, which are left out where it has none of after the first step, or none of
+            before it, as a state that an older version saved.
     """
     chat = ChatTokenizer(publisher.tokenizer)
     return Facts(
@@ -44,7 +45,7 @@ def facts_of(publisher: Publisher, prepared: Prepared, report: Report, samples: 
         resolved=prepared.resolved,
         report=report.model_copy(update={"history": None, "data": None, "resolved": None}),
         held_out=samples.held_out,
-        samples=_Telling(samples, chat).all(position) if position.samples_after else (),
+        samples=_Telling(samples, chat).all(position) if position.samples_before and position.samples_after else (),
         control_tokens=tuple(sorted({t.content for t in chat.tokenizer.added_tokens_decoder.values() if t.special})),
     )
 

@@ -9,7 +9,7 @@ import pytest
 from finetune_api.method import TrainingMethod
 from finetune_trainer.out.charts import Frame
 from finetune_trainer.out.course import read_course
-from finetune_trainer.out.figures import figures
+from finetune_trainer.out.figures import figures, meaningful
 from reports import write_metrics
 
 DPO = {"type": "DPO"}
@@ -17,7 +17,8 @@ FRAME = Frame(200, best=100)
 
 
 def made(path, method=DPO, frame=FRAME):
-    return {f.chart.title: f for f in figures(read_course(path), TrainingMethod.model_validate(method), frame)}
+    chosen = TrainingMethod.model_validate(method)
+    return {f.chart.title: f for f in figures(meaningful(read_course(path), chosen), chosen, frame)}
 
 
 def test_dpo_has_loss_accuracy_margin_both_sides_and_the_distance(tmp_path):

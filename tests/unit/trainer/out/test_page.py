@@ -152,6 +152,16 @@ def test_the_best_checkpoint_is_marked_and_metrics_have_their_columns(tmp_path):
     assert "evalRewardAccuracy" not in text
 
 
+def test_the_table_of_evaluations_has_no_accuracy_before_there_can_be_one(tmp_path):
+    text = made(facts(), write_metrics(tmp_path, 100, 50))
+    lines = re.findall(r"<tr>((?:<td>[^<]*</td>)+)</tr>", text)
+    assert [re.findall(r"<td>([^<]*)</td>", line)[:3] for line in lines] == [
+        ["0", "0.7000", ""],
+        ["50", "0.4869", "0.7000"],
+        ["100", "0.2747", "0.9000"],
+    ]
+
+
 def test_the_configuration_is_shown_as_a_manifest_has_it(tmp_path):
     template = "{{ messages }}"
     text = made(facts(config={"data": {"chatTemplate": template}}), write_metrics(tmp_path, 30))

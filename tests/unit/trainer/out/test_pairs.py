@@ -48,4 +48,4 @@ def test_the_list_shows_the_end_of_a_prompt_on_one_line():
     (row,) = rows(facts((pair(prompt=f"{'word ' * 40}\n\nwhy?<|end|>"),)))
     assert row.glimpse.startswith("…")
     assert row.glimpse.endswith("word word why?")
-    assert len(row.glimpse) == 65
+    assert len(row.glimpse) == 77

@@ -14,7 +14,7 @@ from finetune_trainer.run import loop as loop_module
 from finetune_trainer.run.reporting import passage
 from finetune_trainer.step import gradient as gradient_module
 from runs import prepared, run
-from training import conversation_rows, preference_rows, trainer_config, write_jsonl
+from training import QUICK, conversation_rows, local, manifest, preference_rows, trainer_config, write_jsonl
 
 
 @pytest.fixture
@@ -114,6 +114,18 @@ def test_of_a_long_text_its_beginning_or_its_end_stays(tiny_model):
     assert passage(chat, tokens, 5, from_end=True) == Passage(text="\U0001f467 end", omitted=8)
     assert passage(chat, tokens, 100).omitted == 0
     assert passage(chat, tokens[:-6], 100).text.endswith("\ufffd"), "a character that is cut inside"
+
+
+def test_the_text_of_rows_stands_in_the_report_and_nowhere_else(tiny_model, tmp_path, capfd):
+    rows = preference_rows(6)
+    for row in rows:
+        row["preferred_output"][0]["content"] += " zanzibar"
+    training_file = write_jsonl(tmp_path / "train.jsonl", rows)
+    assert local(tmp_path, manifest(tiny_model, training_file, hyperparameters=QUICK)) == 0
+    output = tmp_path / "out" / "dpo"
+    holding = {path.name for path in output.rglob("*") if path.is_file() and b"zanzibar" in path.read_bytes()}
+    assert holding == {"report.html", "report.json"}
+    assert "zanzibar" not in "".join(capfd.readouterr())
 
 
 def test_a_run_that_diverged_leaves_its_page_and_says_where(config, tmp_path, monkeypatch):
