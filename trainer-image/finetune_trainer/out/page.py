@@ -65,10 +65,11 @@ def _frame(facts: Facts, course: Course) -> Frame:
     """The steps that were done, and those of them that have no finite loss or gradient."""
     last = int(max((curve.steps[-1] for curve in course.values()), default=1)) or 1
     best = next((c.step for c in facts.report.checkpoints if c.best), 0)
-    trained = [course[name] for name in ("train/loss", "train/grad_norm") if name in course]
-    finite = set.intersection(*(set(curve.steps.tolist()) for curve in trained)) if trained else set()
-    missing = tuple(step for step in range(1, last + 1) if step not in finite)
-    return Frame(last, best, missing)
+    done, loss, norm = (
+        set(map(int, course[name].steps)) if name in course else set[int]()
+        for name in ("train/learning_rate", "train/loss", "train/grad_norm")
+    )
+    return Frame(last, best, missing=tuple(sorted(done - (loss & norm))))
 
 
 def _missing_steps(missing: tuple[int, ...]) -> str:
