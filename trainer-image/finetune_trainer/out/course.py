@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
+LARGEST = 1e100
+"""What is larger has diverged, and is as little a number to draw as an infinite one."""
 SMOOTHED_FROM, SMOOTHED_PARTS = 100, 25
 """A curve of at least so many points is also shown as a mean over the newest of so many equal parts."""
 
@@ -79,12 +80,12 @@ Course: TypeAlias = dict[str, Curve]
 
 
 def read_course(path: Path) -> Course:
-    """What metrics.jsonl holds; nothing where there is none yet. A line that a kill has cut off is left out."""
+    """What metrics.jsonl holds of values that can be drawn, up to a line that a kill has cut off; nothing where there is none yet."""
     steps: dict[str, array[float]] = {}
     values: dict[str, array[float]] = {}
     for row in _rows(path):
         for name, value in row.items():
-            if name != "step" and math.isfinite(value):
+            if name != "step" and abs(value) < LARGEST:
                 steps.setdefault(name, array("d")).append(row["step"])
                 values.setdefault(name, array("d")).append(value)
     return {name: Curve(np.array(steps[name]), np.array(values[name])) for name in steps}

@@ -11,7 +11,7 @@ LARGEST, SMALLEST = 1e6, 1e-4
 NOTHING = 1e-12
 """What is smaller is rounding."""
 MOST_DECIMALS = 4
-"""Of labels at an axis."""
+"""Of values in a column, or at an axis."""
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -48,7 +48,7 @@ def signed(value: float, digits: int = 3) -> str:
 
 def aligned(value: float, largest: float) -> str:
     """`value` with its sign, and as many decimals as all have of which `largest` is the largest."""
-    decimals = max(0, 2 - math.floor(math.log10(largest))) if largest > 0 else 0
+    decimals = min(MOST_DECIMALS, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 0
     return f"{value:+,.{decimals}f}".replace("-", MINUS)
 
 

@@ -7,7 +7,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
+from finetune_api.metrics import METRICS
 from finetune_trainer.out.course import read_course
 from finetune_trainer.out.facts import Passage, Sample
 from finetune_trainer.out.page import page
@@ -178,3 +181,28 @@ def test_the_configuration_is_shown_as_a_manifest_has_it(tmp_path):
 def test_the_same_facts_give_the_same_page(tmp_path):
     path = write_metrics(tmp_path, 200, 20)
     assert made(facts((pair(1),)), path) == made(facts((pair(1),)), path)
+
+
+VALUES = st.floats(allow_nan=False, allow_infinity=False)
+NAMES = st.sampled_from([f"{stage}/{metric.log}" for stage in ("train", "eval") for metric in METRICS])
+LINES = st.lists(st.tuples(st.integers(0, 10**9), st.dictionaries(NAMES, VALUES)), max_size=8)
+SCORES = st.none() | st.floats(-1e100, 1e100)
+
+
+@given(lines=LINES, text=st.text(max_size=50), scores=st.tuples(SCORES, SCORES, SCORES, SCORES))
+@settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+def test_whatever_a_run_has_measured_has_a_page(tmp_path_factory, lines, text, scores):
+    """A page that could not be made would end a job whose weights are there already."""
+    path = tmp_path_factory.mktemp("any") / "metrics.jsonl"
+    ordered = sorted(lines, key=lambda line: line[0])
+    path.write_text("".join(json.dumps({"step": step, **values}) + "\n" for step, values in ordered))
+    before, after, margin_before, margin_after = scores
+    answers = (answer(text, before, after), answer(text, after, before))
+    sample = Sample(
+        line=1,
+        prompt=Passage(text=text),
+        answers=answers,
+        margin_before=margin_before,
+        margin_after=margin_after,
+    )
+    Outline(made(facts((sample,)), path))
