@@ -154,7 +154,7 @@ def last_state(output: Path) -> tuple[dict, dict[str, bytes]]:
 
 
 def page(output: Path) -> str:
-    """report.html without where it lies, what depends on the clock, and how often a state was saved and went wrong."""
+    """report.html without where it lies, its times, and how often a state was saved and found broken."""
     text = (output / names.REPORT_FILE).read_text().replace(f"file://{output}", "file://OUTPUT")
     of_the_way = (
         "<time>.*?</time>",
