@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 from markupsafe import Markup
 
-from finetune_trainer.out.course import Curve
+from finetune_trainer.out.course import Curve, Floats
 from finetune_trainer.out.numerals import evenly, number
 from finetune_trainer.out.scale import Scale, ticks
 
@@ -45,6 +45,13 @@ class Line:
     name: str
     curve: Curve
     look: Look
+    of: str = ""
+    """Which of the lines of that name it is, for who cannot see it."""
+
+    @property
+    def spoken(self) -> str:
+        """Its whole name."""
+        return f"{self.name} {self.of}".strip()
 
     @property
     def is_measured(self) -> bool:
@@ -90,9 +97,9 @@ class Frame:
     missing: tuple[int, ...] = ()
     """Steps without finite numbers."""
 
-    def across(self, steps: Curve | Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def across(self, steps: Floats | Sequence[float]) -> Floats:
         """Steps in units of the drawing, from the left."""
-        return np.asarray(steps.steps if isinstance(steps, Curve) else steps) * SIDE / self.last
+        return np.asarray(steps, dtype=np.float64) * SIDE / self.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +165,7 @@ def drawing(chart: Chart, scale: Scale, frame: Frame) -> Markup:
 
 def said(chart: Chart) -> str:
     """The chart in words."""
-    ways = (f"{line.name or 'it'} goes from {_ends(line.drawn)}" for line in chart.lines)
+    ways = (f"{line.spoken or 'it'} goes from {_ends(line.drawn)}" for line in chart.lines)
     return f"{chart.title} by step: {'; '.join(ways)}"
 
 
@@ -184,13 +191,13 @@ def _gaps(frame: Frame) -> Iterator[Markup]:
 
 def _each(line: Line, scale: Scale, frame: Frame) -> Markup:
     """Every value, faintly, behind the means."""
-    return _path(f"{line.look} each", _polyline(line.curve.thinned(MOST_POINTS), scale, frame))
+    return _path(f"{line.look} each", _polyline(_points(line.curve, scale, frame)))
 
 
 def _line(line: Line, scale: Scale, frame: Frame) -> Iterator[Markup]:
     """A stroke, and for an evaluation or a value that stands alone a dot."""
-    points = _points(line.drawn.thinned(MOST_POINTS), scale, frame)
-    yield _path(line.look, _polyline(line.drawn.thinned(MOST_POINTS), scale, frame))
+    points = _points(line.drawn, scale, frame)
+    yield _path(line.look, _polyline(points))
     if line.is_measured or len(points) == 1:
         yield _path(f"{line.look} dot", "".join(f"M{x} {y}h0" for x, y in points))
 
@@ -199,13 +206,15 @@ def _path(look: str, data: str) -> Markup:
     return Markup('<path class="{look}" d="{data}"/>').format(look=look, data=data)
 
 
-def _polyline(curve: Curve, scale: Scale, frame: Frame) -> str:
-    return "M" + " ".join(f"{x} {y}" for x, y in _points(curve, scale, frame))
+def _polyline(points: Sequence[tuple[int, int]]) -> str:
+    return "M" + " ".join(f"{x} {y}" for x, y in points)
 
 
 def _points(curve: Curve, scale: Scale, frame: Frame) -> list[tuple[int, int]]:
-    down = [round(SIDE * scale.down(value)) for value in curve.values]
-    return list(zip(frame.across(curve).round().astype(int).tolist(), down, strict=True))
+    """The curve in units of the drawing, in as many points as can be told apart."""
+    few = curve.thinned(MOST_POINTS)
+    across = [round(float(x)) for x in frame.across(few.steps)]
+    return list(zip(across, (round(SIDE * scale.down(value)) for value in few.values), strict=True))
 
 
 def _bands(chart: Chart, frame: Frame) -> Markup:
@@ -229,5 +238,5 @@ def _under(chart: Chart, first: int, last: int) -> list[str]:
         values = line.curve.between(first, last)
         if len(values):
             low, high = number(values.min()), number(values.max())
-            told.append(f"{line.name} {low if low == high else f'{low} to {high}'}".strip())
+            told.append(f"{line.spoken} {low if low == high else f'{low} to {high}'}".strip())
     return told

@@ -80,7 +80,7 @@ Course: TypeAlias = dict[str, Curve]
 
 
 def read_course(path: Path) -> Course:
-    """What metrics.jsonl holds of values that can be drawn, up to a line that a kill has cut off; nothing where there is none yet."""
+    """The values of metrics.jsonl that can be drawn, up to a line that a kill has cut off; none without the file."""
     steps: dict[str, array[float]] = {}
     values: dict[str, array[float]] = {}
     for row in _rows(path):

@@ -95,11 +95,11 @@ def _both(course: Course, name: str) -> tuple[Line, ...]:
 
 def _sides(course: Course, better: str, worse: str) -> tuple[Line, ...]:
     wanted = [
-        (f"{stage}/{name}", stage, look)
+        (f"{stage}/{name}", stage, look, side)
         for stage, *looks in STAGES
-        for name, look in zip((better, worse), looks, strict=True)
+        for name, look, side in zip((better, worse), looks, ("preferred", "non-preferred"), strict=True)
     ]
-    return tuple(Line(stage, course[key], look) for key, stage, look in wanted if key in course)
+    return tuple(Line(stage, course[key], look, side) for key, stage, look, side in wanted if key in course)
 
 
 def _alone(course: Course, name: str) -> tuple[Line, ...]:

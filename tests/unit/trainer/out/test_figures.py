@@ -49,6 +49,7 @@ def test_training_and_evaluation_stand_together_and_are_named_where_they_end(tmp
         ("train", "train"),
         ("train", "train worse"),
     ]
+    assert "train non-preferred goes from" in found["Log-probabilities"].drawing
     assert found["Loss"].best.at == 50
     assert found["Gradient norm"].best is None, "there are no evaluations in it"
 
