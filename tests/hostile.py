@@ -87,7 +87,9 @@ def whole() -> Report:
             max_seq_length=128,
             total_steps=20,
         ),
-        output=OutputStatus(adapter_uri="pvc://a/b", model_uri="pvc://a/b", merged_uri="pvc://a/b"),
+        output=OutputStatus(
+            adapter_uri="pvc://a/b", model_uri="pvc://a/b", merged_uri="pvc://a/b", report_uri="pvc://a/b"
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a job's own numbers give reason to say before it trains: allowed, but hardly what was meant."""
+"""What a person is told to do: about a job's own numbers, before it trains, and about the warnings of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from finetune_api.report import WarningCode
 
 LEAST_BETA_PER_TOKEN = 1.0
 """A difference per token is tens to hundreds of times smaller than one of whole answers, so beta must be larger."""
+
+TO_DO: dict[WarningCode, str] = {
+    WarningCode.RECOVERY_SKIPPED: "look after the storage if it was damaged",
+    WarningCode.LAST_TURN_ONLY: "set data.chatTemplate to a template that renders earlier answers as they were",
+    WarningCode.STEP_SKIPPED: "look at the lines in the pod's log: one that is in every skipped step is at fault",
+    WarningCode.RESUME_REPLANNED: "nothing: it is slower, not different",
+    WarningCode.MICRO_BATCH_HALVED: "nothing: it is slower, not different; with more memory it would not be",
+    WarningCode.SHARED_PREFIX_OFF: "nothing: it is slower, not different",
+}
+"""What to do about a warning whose own sentence does not say it."""
 
 
 def beta_warning(method: TrainingMethod) -> tuple[WarningCode, str] | None:

@@ -60,6 +60,8 @@ INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 # Below the output URI.
 PRIVATE_DIRECTORY = ".finetune"
 METRICS_FILE, DATA_REPORT_FILE, MANIFEST_FILE = "metrics.jsonl", "data-report.json", "manifest.json"
+REPORT_FILE, REPORT_FACTS_FILE = "report.html", "report.json"
+"""How the run went, as a page, and what the page is made of beside METRICS_FILE. Both quote some rows of the data."""
 CHECKPOINTS_DIRECTORY, ADAPTER_DIRECTORY, MODEL_DIRECTORY = "checkpoints", "adapter", "model"
 MERGED_DIRECTORY = "merged"
 TENSORBOARD_DIRECTORY, WANDB_DIRECTORY = "tensorboard", "wandb"

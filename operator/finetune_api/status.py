@@ -198,6 +198,8 @@ class OutputStatus(ApiModel):
     """The trained adapter merged into its base (output.merge)."""
     hf_url: Text | None = None
     """Page of the repository to which the final weights were pushed (output.hfRepo)."""
+    report_uri: Text | None = None
+    """The page that tells how the run went (report.html), with some of its rows."""
 
 
 class JobWarning(ApiModel):

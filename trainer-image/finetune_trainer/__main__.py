@@ -1,4 +1,5 @@
-"""finetune-train: `prepare CONFIG`, `train CONFIG` in a pod; `check FILE`, `local JOB.yaml --output DIR` on a laptop.
+"""finetune-train: `prepare CONFIG`, `train CONFIG` in a pod; `check FILE`, `local JOB.yaml --output DIR` on a laptop;
+`report DIR` wherever there is a result.
 
 The only place that takes signals, turns a named cause into an exit code and, torchrun's part of it apart, reads the
 environment. An exception that has no name here ends with Python's own exit code 1 and its traceback, which the operator
@@ -62,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=_mapping, action="append", default=[], metavar="JOB=DIR", help="output of an earlier job"
     )
     local.set_defaults(command=_local)
+    report = commands.add_parser("report", help="make report.html of a result again, from the files beside it")
+    report.add_argument("folder", type=Path, metavar="DIR", help="output folder of a job")
+    report.set_defaults(command=_report)
     _add_check(commands.add_parser("check", help="check a data file: what a job would say of it"))
     return parser
 
@@ -150,6 +154,18 @@ def _local(given: argparse.Namespace) -> int:
         checkpoints=dict(given.checkpoint),
     )
     return run.run(stopping)
+
+
+def _report(given: argparse.Namespace) -> int:
+    from finetune_trainer.out.facts import NoFacts
+    from finetune_trainer.out.report import rewrite_report
+
+    try:
+        print(rewrite_report(given.folder))
+    except (NoFacts, OSError) as error:
+        print(error, file=sys.stderr)
+        return ExitCode.BAD_CONFIG
+    return ExitCode.DONE
 
 
 def _check(given: argparse.Namespace) -> int:

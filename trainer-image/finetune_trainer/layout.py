@@ -1,6 +1,7 @@
 """Where everything of a run lies: the published folder and, beside it, the job's private state.
 
-<output URI>/<output name>/     metrics.jsonl data-report.json manifest.json checkpoints/ adapter/ or model/ merged/
+<output URI>/<output name>/     metrics.jsonl data-report.json manifest.json report.html report.json
+                                checkpoints/ adapter/ or model/ merged/
 <output URI>/.finetune/<uid>/   prepared/ reference/ recovery/
 
 Paths are those of this machine; where the output is in an object store, its mirror carries what is there.
@@ -79,6 +80,11 @@ class Layout:
     def data_report(self) -> Path:
         """Every bad row and the token statistics."""
         return self.output / names.DATA_REPORT_FILE
+
+    @property
+    def report(self) -> Path:
+        """How the run went, for people."""
+        return self.output / names.REPORT_FILE
 
     @property
     def merged(self) -> Path:

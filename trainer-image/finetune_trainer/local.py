@@ -246,7 +246,8 @@ def _explained(failure: Failure, report: Report) -> list[str]:
     lines = [f"{e.file} line {e.line}, {e.field or 'the row'}: {e.message}" for e in errors]
     if failure.code is FailureCode.STOPPED:
         return [f"{failure.sentence}; run the same command again to go on"]
-    return [*lines, failure.sentence]
+    page = report.output.report_uri if report.output else None
+    return [*lines, failure.sentence, *([f"report: {page}"] if page else [])]
 
 
 def _summary(report: Report) -> list[str]:
@@ -257,6 +258,7 @@ def _summary(report: Report) -> list[str]:
         lines.append(f"result: {output.adapter_uri or output.model_uri}")
         lines += [f"merged: {output.merged_uri}"] if output.merged_uri else []
         lines += [f"on the Hub: {output.hf_url}"] if output.hf_url else []
+        lines += [f"report: {output.report_uri}"] if output.report_uri else []
     shown = report.tracking.to_json().values() if report.tracking else ()
     lines += [f"shown at: {place}" for place in shown]
     return lines

@@ -30,9 +30,9 @@ def read_report(body: str | bytes) -> Report:
 
 
 def _results(report: Report) -> list[str]:
-    """Every URI that others may read weights from because of this report."""
+    """Every URI that others may read from because of this report."""
     output = report.output
-    places = [output.adapter_uri, output.model_uri, output.merged_uri] if output else []
+    places = [output.adapter_uri, output.model_uri, output.merged_uri, output.report_uri] if output else []
     places += [report.tracking.tensorboard_uri] if report.tracking else []
     return [*(checkpoint.uri for checkpoint in report.checkpoints), *(uri for uri in places if uri)]
 

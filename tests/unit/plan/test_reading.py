@@ -56,6 +56,8 @@ def test_results_elsewhere_make_the_whole_report_unbelievable(uri):
     with pytest.raises(ValidationError, match="results cannot lie at"):
         read(report(output=OutputStatus(adapter_uri=uri)))
     with pytest.raises(ValidationError, match="results cannot lie at"):
+        read(report(output=OutputStatus(report_uri=uri)))
+    with pytest.raises(ValidationError, match="results cannot lie at"):
         read(report(tracking=TrackingStatus(tensorboard_uri=uri)))
 
 

@@ -119,6 +119,7 @@ def test_losses_on_real_preferences_are_those_of_a_plain_loop(tmp_path, capsys):
     assert max(abs(loss - math.log(2)) for loss in ours) > 0.01, "the weights must have moved, or any loop would do"
     assert max(abs(a - b) for a, b in zip(ours, plain, strict=True)) < 1e-5
     assert f"result: file://{output}/adapter" in told.out
+    assert f"report: file://{output}/report.html" in told.out
     assert not (output / ".finetune").exists(), "private state is gone"
 
 

@@ -19,7 +19,9 @@ from finetune_api.report import Report
 from finetune_trainer import __main__ as entry
 from finetune_trainer import prepare
 from finetune_trainer.out import progress
+from finetune_trainer.out.report import write_report
 from finetune_trainer.run import train as train_module
+from reports import facts, pair, write_metrics
 from training import metrics_rows, preference_rows, trainer_config, write_jsonl
 
 
@@ -49,6 +51,19 @@ def test_prepare_then_train(tiny_model, tmp_path, pod, capsys):
     assert "data: 8 preference rows" in told
     assert "published dpo:4 (Final)" in told
     assert len(metrics_rows(tmp_path / "out" / "metrics.jsonl")) == 4
+
+
+def test_a_report_is_made_again_from_what_a_job_left(tmp_path, capsys):
+    write_metrics(tmp_path, 30, 10)
+    write_report(tmp_path, facts((pair(1),)))
+    whole = (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    assert entry.main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/report.html\n"
+    assert (tmp_path / "report.html").read_text() == whole
+    (tmp_path / "report.json").unlink()
+    assert entry.main(["report", str(tmp_path)]) == 10
+    assert "report.json cannot be read: No such file" in capsys.readouterr().err
 
 
 def test_a_named_cause_is_said_and_is_the_exit_code(tiny_model, tmp_path, pod, capsys):

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from finetune_api.method import MethodType, TrainingMethod
-from finetune_api.names import METRICS_FILE
+from finetune_api.names import METRICS_FILE, REPORT_FILE
 from finetune_api.trainer import TrainerConfig
 from finetune_api.uris import parse_uri
 
@@ -98,7 +98,7 @@ class Card:
         ]
 
     def _metrics(self, metrics: Mapping[str, float]) -> list[str]:
-        rest = f"Those of every step are in `{METRICS_FILE}` of the job's output."
+        rest = f"Those of every step are in `{METRICS_FILE}` of the job's output, and `{REPORT_FILE}` there draws them."
         if not metrics:
             return [f"No evaluation was asked for. {rest}"]
         rows = [f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items())]
@@ -120,8 +120,13 @@ class Card:
             "trainingMethod": config.training_method.to_json(),
             "lora": config.lora.to_json() if config.lora else None,
             "hyperparameters": config.hyperparameters.to_json() | {"batchSize": config.batch_size},
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": versions(),
         }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that computed."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def method_name(method: TrainingMethod) -> str:

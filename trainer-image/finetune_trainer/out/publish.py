@@ -157,12 +157,17 @@ class Publisher:
         return self.layout.merged if self.config.merge else self.layout.final
 
     def output(self) -> OutputStatus:
-        """Where the final weights lie."""
-        uri = self.layout.uri_of(self.layout.final)
+        """Where the final weights lie, and the report."""
+        uri, report = self.layout.uri_of(self.layout.final), self.report_uri
         if self.config.training_kind is TrainingKind.FULL:
-            return OutputStatus(model_uri=uri)
+            return OutputStatus(model_uri=uri, report_uri=report)
         merged = self.layout.uri_of(self.layout.merged) if self.config.merge else None
-        return OutputStatus(adapter_uri=uri, merged_uri=merged)
+        return OutputStatus(adapter_uri=uri, merged_uri=merged, report_uri=report)
+
+    @property
+    def report_uri(self) -> str:
+        """Where the page about the run will lie."""
+        return self.layout.uri_of(self.layout.report)
 
     def conclude(self, last: Report) -> None:
         """Note that the output is complete, then remove what only a restart would need.

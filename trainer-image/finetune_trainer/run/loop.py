@@ -21,6 +21,7 @@ from finetune_trainer.run.evaluate import evaluate
 from finetune_trainer.run.late import Late
 from finetune_trainer.run.ledger import Entry, Ledger
 from finetune_trainer.run.optim import clip, learning_rate, make_adamw, update
+from finetune_trainer.run.samples import Scores
 from finetune_trainer.run.start import Work
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.recipe import Recipe
@@ -39,6 +40,10 @@ class Position:
     evaluation: dict[str, float] = field(default_factory=dict)
     """The newest evaluation, by metric name."""
     best: Best = field(default_factory=Best)
+    samples_before: Scores = ()
+    """Scores of the rows that the report shows, before the first step."""
+    samples_after: Scores = ()
+    """The same at the newest evaluation or the end."""
 
 
 class Loop:
@@ -118,6 +123,8 @@ class Loop:
         step = self.position.step
         if step in self._evaluations:
             self._evaluate()
+        elif step == 0 or self.has_ended:
+            self._scored(self._work.samples.score(self._work.fitter, self._before_each))
         is_best = 0 < step == self.position.best.step
         if (step in self._checkpoints or is_best) and not self.has_ended:
             self.publish(CheckpointType.INTERMEDIATE)
@@ -131,12 +138,21 @@ class Loop:
         self.ledger.check()
         validation, step = self._work.validation, self.position.step
         assert validation is not None
-        values = evaluate(self._work.fitter, validation, self._before_each)
+        found = evaluate(self._work.fitter, validation, self._work.samples, self._before_each)
+        values = found.values
         watched = self._watched(values)
         best = self._judge.after(self.position.best, step, watched) if step else self.position.best
         self.metrics.append(step, "eval", values)
         self.position = replace(self.position, evaluation=values, best=best)
+        self._scored(found.samples)
         self.teller.evaluated(step, values)
+
+    def _scored(self, samples: Scores) -> None:
+        """Keep the scores of the rows that the report shows: the first ones, and the newest."""
+        if self.position.step == 0:
+            self.position = replace(self.position, samples_before=samples)
+        else:
+            self.position = replace(self.position, samples_after=samples)
 
     def _watched(self, values: dict[str, float]) -> float:
         """Raises: RunFailed: ConfigInvalid: the method does not measure what is to be watched."""

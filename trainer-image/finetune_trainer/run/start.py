@@ -25,6 +25,7 @@ from finetune_trainer.out.card import Card
 from finetune_trainer.out.publish import Publisher
 from finetune_trainer.run.merging import Merging, prepare_merging
 from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRows
+from finetune_trainer.run.samples import Samples
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.fitting import Fitter
 from finetune_trainer.step.levels import Choice, choose_level
@@ -67,6 +68,11 @@ class Work:
     def policy(self) -> Policy:
         """What is trained."""
         return self.fitter.policy
+
+    @property
+    def samples(self) -> Samples:
+        """The rows that the report shows: held-out ones where there are any."""
+        return Samples(self.validation.rows, True) if self.validation else Samples(self.rows, False)
 
 
 def verified(layout: Layout, ranks: Ranks = ALONE) -> Prepared:

@@ -12,8 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 from finetune_api.advice import beta_warning
 from finetune_api.failures import FailureCode
 from finetune_api.report import Report, WarningCode
-from finetune_api.status import CheckpointType
+from finetune_api.status import CheckpointType, OutputStatus
 from finetune_api.trainer import TrainerConfig
+from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import writing_to
 from finetune_trainer.layout import Layout, concluded
@@ -22,11 +23,13 @@ from finetune_trainer.out.checkpoint import RecoveryStore, SavedState, Writers
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.out.publish import Publisher, tidy
+from finetune_trainer.out.report import write_report
 from finetune_trainer.push import push
 from finetune_trainer.run.health import few_steps
-from finetune_trainer.run.loop import Loop
+from finetune_trainer.run.loop import Loop, Position
 from finetune_trainer.run.merging import Merging, lossy
 from finetune_trainer.run.recovery import metrics_position, position_of, recipe_of, restore, shared, snapshot
+from finetune_trainer.run.reporting import facts_of
 from finetune_trainer.run.start import Work, identity_of, load_work, plan_of, verified
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.run.tracked import tracked
@@ -39,6 +42,8 @@ OF_THE_PROCESS = frozenset({"job_uid", "pod_uid", "stage", "finished", "failure"
 """Fields of a report that belong to the process that made it."""
 STATE_STANDS = frozenset({FailureCode.STOPPED, FailureCode.DIVERGED, FailureCode.NEVER_FINITE})
 """Ends that leave the last completed step worth saving."""
+WORTH_A_PAGE = STATE_STANDS - {FailureCode.STOPPED}
+"""Ends of which the curves tell more than a sentence can."""
 
 
 def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ranks = ALONE) -> None:
@@ -84,21 +89,39 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
             loop = Loop(config, work, metrics, teller, lambda: _go_on(ranks, stopping, loop.position.step))
             if state:
                 restore(loop, state)
-            _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds, ranks)
+            try:
+                _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds, ranks)
+            except RunFailed as end:
+                if end.failure.code in WORTH_A_PAGE and work.publisher is not None:
+                    reporter.update(output=OutputStatus(report_uri=work.publisher.report_uri))
+                    told = reporter.report.model_copy(update={"failure": end.failure})
+                    _leave_page(work, work.publisher, prepared, told, loop.position)
+                raise
         reporter.update(publishing=True)
         loop.publish(CheckpointType.FINAL)
         if work.publisher is not None:
-            _conclude(work, work.publisher, teller, reporter)
+            _conclude(work, work.publisher, prepared, teller, reporter, loop.position)
         ranks.wait()
 
 
-def _conclude(work: Work, publisher: Publisher, teller: Teller, reporter: Reporter) -> None:
-    """What follows the final checkpoint: the merged weights, the Hub, and the word that all is there."""
+def _conclude(
+    work: Work, publisher: Publisher, prepared: Prepared, teller: Teller, reporter: Reporter, position: Position
+) -> None:
+    """What follows the final checkpoint: the merged weights, the Hub, the page, and the word that all is there."""
     if work.merging:
         _publish_merged(work.policy, publisher, work.merging, teller)
     pushed = push(publisher.config, publisher.weights, teller.step)
     reporter.update(output=publisher.output().model_copy(update={"hf_url": pushed}))
+    _leave_page(work, publisher, prepared, reporter.report, position)
     publisher.conclude(reporter.report)
+
+
+def _leave_page(work: Work, publisher: Publisher, prepared: Prepared, told: Report, position: Position) -> None:
+    """The page about the run, beside its results."""
+    layout = publisher.layout
+    with writing_to(layout.uri):
+        for file in write_report(layout.output, facts_of(publisher, prepared, told, work.samples, position)):
+            layout.mirror.put_file(file)
 
 
 def _publish_merged(policy: Policy, publisher: Publisher, merging: Merging, teller: Teller) -> None:

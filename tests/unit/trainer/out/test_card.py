@@ -65,6 +65,7 @@ def test_the_card_tells_what_the_weights_were_made_from(tmp_path):
 def test_metrics_are_a_table(tmp_path):
     made = card(tmp_path)
     assert "| evalLoss | 0.25 |" in made.text(Kind.ADAPTER, 1, {"evalLoss": 0.25})
+    assert "`report.html` there draws them" in made.text(Kind.ADAPTER, 1, {"evalLoss": 0.25})
     assert "No evaluation was asked for." in made.text(Kind.ADAPTER, 1, {})
 
 

@@ -9,6 +9,7 @@ import pytest
 from finetune_api.metrics import status_values
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.run import loop as loop_module
+from finetune_trainer.run.evaluate import Evaluated
 from runs import prepared, run
 from training import metrics_rows
 
@@ -19,7 +20,7 @@ def evaluations(monkeypatch):
 
     def give(*losses, **others):
         queue = iter(losses)
-        monkeypatch.setattr(loop_module, "evaluate", lambda *_: {"loss": next(queue), **others})
+        monkeypatch.setattr(loop_module, "evaluate", lambda *_: Evaluated({"loss": next(queue), **others}, ()))
 
     return give
 
@@ -99,7 +100,9 @@ def test_the_last_evaluation_before_an_early_stop_may_be_the_best(config, evalua
 
 def test_another_metric_is_watched_in_its_own_direction(config, evaluations, monkeypatch):
     accuracies = iter([0.9, 0.5, 0.8, 0.7, 0.6, 0.9])
-    monkeypatch.setattr(loop_module, "evaluate", lambda *_: {"loss": 1.0, "rewards/accuracies": next(accuracies)})
+    monkeypatch.setattr(
+        loop_module, "evaluate", lambda *_: Evaluated({"loss": 1.0, "rewards/accuracies": next(accuracies)}, ())
+    )
     report = run(configured(config, 8, metric="rewardAccuracy", patience=2))
     assert (report.early_stop.metric, report.early_stop.best_step, report.early_stop.best_value) == (
         "rewardAccuracy",

@@ -29,6 +29,8 @@ def test_a_run_publishes_measures_and_reports(config, tmp_path):
         ("dpo:24", 24, "Final"),
     ]
     assert report.output.adapter_uri == f"file://{output}/adapter"
+    assert report.output.report_uri == f"file://{output}/report.html"
+    assert (output / "report.html").is_file()
     assert (report.progress.display, report.progress.percentage, report.progress.epoch) == ("24/24", 100, 8.0)
     assert report.resumed_from_step == 0
     assert report.recovery.step == 24
