@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from finetune_api.hyperparameters import DEFAULT_BATCH_SIZE
 from finetune_api.job import JobSpec
 from finetune_api.method import ALL_LINEAR, DEFAULT_LORA_RANK, Lora, MethodType, TrainingKind
+from finetune_api.quantity import amount
 from finetune_api.runtime import ModelLimits, RuntimeModel
 from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import JobIdentity, LoraConfig, Start, TrainerConfig
@@ -44,6 +45,10 @@ class Place:
     nodes: int = 1
     allow_remote_code: bool = False
     """The runtime's word."""
+    gpu_memory: int | str | None = None
+    """The runtime's word."""
+    price_per_million_tokens: float | None = None
+    """The word of the model's entry in the runtime."""
 
 
 def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerConfig:
@@ -70,6 +75,8 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         offline=place.offline,
         mounts=place.mounts,
         allow_remote_code=place.allow_remote_code,
+        gpu_memory_bytes=None if place.gpu_memory is None else int(amount(place.gpu_memory)),
+        price_per_million_tokens=place.price_per_million_tokens,
     )
 
 

@@ -30,6 +30,7 @@ DeviceName = Annotated[
         max_length=317,
     ),
 ]
+MAX_PRICE = 1_000_000_000
 BatchLimit = Annotated[Integer, Field(ge=1, le=MAX_BATCH_SIZE)]
 SeqLimit = Annotated[Integer, Field(ge=1, le=MAX_SEQ_LENGTH)]
 
@@ -215,6 +216,9 @@ class RuntimeModel(ApiModel):
     """Where its weights are: hf://org/name[@revision] or pvc://claim/path."""
     limits: ModelLimits = ModelLimits()
     """Bounds for jobs on it."""
+    price_per_million_tokens: Annotated[Number, Field(ge=0, le=MAX_PRICE)] | None = None
+    """What a million tokens cost, in a currency of the platform's choice: told in each job's status.estimate.price,
+    charged by nobody here. Absent = no price is told."""
 
 
 class RuntimeSpec(ApiModel):
@@ -232,6 +236,9 @@ class RuntimeSpec(ApiModel):
     """What a job may touch."""
     gpu_resource_name: DeviceName = "nvidia.com/gpu"
     """What a node calls its GPUs: the resource that gpusPerNode asks for."""
+    gpu_memory: Memory | None = None
+    """Memory of each GPU, such as 141Gi. A job that cannot fit into it, whatever way it is computed, ends with
+    Failed/OutOfMemory before it asks for one. Absent = nothing is refused for it."""
     pod_template: PodTemplate = PodTemplate()
     """What is added to each pod."""
     defaults: Defaults = Defaults()

@@ -106,6 +106,8 @@ class LocalRun:
             offline=runtime.offline if runtime else False,
             mounts={f"pvc://{name}": str(folder) for name, folder in self.claims.items()},
             allow_remote_code=runtime.allow_remote_code if runtime else False,
+            gpu_memory=runtime.gpu_memory if runtime else None,
+            price_per_million_tokens=entry.price_per_million_tokens if entry else None,
         )
         return configure(spec, values, place)
 

@@ -37,6 +37,8 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
         offline=runtime.offline,
         mounts=mounts_of(start.model, start.same_as, start.adapter, spec.training_file, spec.validation_file, target),
         allow_remote_code=runtime.allow_remote_code,
+        gpu_memory=runtime.gpu_memory,
+        price_per_million_tokens=entry.price_per_million_tokens if entry else None,
     )
     return configure(spec, values, place)
 

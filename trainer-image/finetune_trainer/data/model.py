@@ -19,6 +19,7 @@ from finetune_trainer.data import hub
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.data.deadline import TEMPLATE_SECONDS, TookTooLong
 from finetune_trainer.data.hub import HubFailed
+from finetune_trainer.data.shape import Shape, Tensors, shape_of
 from finetune_trainer.data.sources import FetchedModel, fetch_model, fetch_tokenizer, model_failure
 from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.files import weight_files, weights_digest
@@ -47,6 +48,8 @@ class StartModel:
     """Hub id, or URI of a folder."""
     revision: str | None
     parameters: int | None
+    shape: Shape | None
+    """None where the headers of its weights could not be read, or are of a kind that is not known."""
     longest: int | None
     """Tokens that the model takes; None = it does not say."""
     vocab_size: int | None
@@ -69,10 +72,12 @@ def read_model(
     config = _read_config(uri, model.path)
     chat = read_tokenizer(uri, model.path, template)
     parts = parse_uri(uri)
+    tensors = _tensors(uri, model, offline)
     return StartModel(
         source=parts.root if parts.scheme == "hf" else uri,
         revision=model.revision,
-        parameters=_count_parameters(uri, model, offline),
+        parameters=sum(map(math.prod, tensors.values())) if tensors is not None else None,
+        shape=shape_of(config, tensors or {}),
         longest=_longest(config, chat),
         vocab_size=_positive(config.get("vocab_size")),
         chat=chat,
@@ -90,7 +95,7 @@ def read_without_weights(model: str, template: str | None) -> StartModel:
     config = _read_config(uri, folder) if (folder / "config.json").exists() else {}
     chat = read_tokenizer(uri, folder, template)
     longest = _longest(config, chat)
-    return StartModel(model, revision, None, longest, _positive(config.get("vocab_size")), chat)
+    return StartModel(model, revision, None, None, longest, _positive(config.get("vocab_size")), chat)
 
 
 def resolve_length(asked: int | None, model: StartModel) -> int:
@@ -208,26 +213,26 @@ def _positive(value: object) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-def _count_parameters(uri: str, model: FetchedModel, offline: bool) -> int | None:
-    """Number of weights, from the headers of their files; None where only the Hub has these and may not be asked."""
+def _tensors(uri: str, model: FetchedModel, offline: bool) -> Tensors | None:
+    """Shape of each tensor, from the headers of its files; None where only the Hub has these and may not be asked."""
     if model.revision is not None and not offline:
         try:
-            return hub.count_parameters(parse_uri(uri).root, model.revision)
+            return hub.tensor_shapes(parse_uri(uri).root, model.revision)
         except HubFailed as problem:
             raise model_failure(uri, problem) from problem
     try:
-        return sum(_parameters_of(path) for path in weight_files(model.path))
+        return {name: shape for path in weight_files(model.path) for name, shape in tensors_in(path).items()}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=DAMAGED) from error
 
 
-def _parameters_of(path: Path) -> int:
-    """The numbers in a safetensors file: 8 bytes of length (little-endian), then a JSON header with every shape."""
+def tensors_in(path: Path) -> Tensors:
+    """Those of a safetensors file: 8 bytes of length (little-endian), then a JSON header with every shape."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > MAX_HEADER_BYTES:
             raise ValueError("the header is too long")
         header = json.loads(file.read(size))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return {name: tuple(map(int, tensor["shape"])) for name, tensor in header.items() if name != "__metadata__"}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LOGITS_BYTES = 512 * 1024**2
+from finetune_trainer.step.recipe import LOGITS_BYTES
 
 
 @dataclass(frozen=True, slots=True)
