@@ -21,6 +21,11 @@ class MemoryEstimate(ApiModel):
     overhead: Integer = 0
     """Driver and libraries of a GPU, and what lies unused between tensors."""
 
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.model_dump().values())
+
 
 class Estimate(ApiModel):
     """What a job will take. Tokens are exact; the rest is absent where the model is of a kind that is not known."""

@@ -12,7 +12,7 @@ from finetune_api.hyperparameters import MAX_BATCH_SIZE, MAX_EPOCHS, MAX_LEARNIN
 from finetune_api.job import MAX_CHECKPOINTS, MAX_SECONDS, ObjectMeta
 from finetune_api.method import MethodType, ModuleName, TrainingKind
 from finetune_api.names import ApiVersion
-from finetune_api.resources import MAX_NODES, Cpu, Memory, Resources
+from finetune_api.resources import MAX_NODES, Cpu, GpuMemory, Memory, Resources
 from finetune_api.uris import ModelUri, OutputTemplate
 
 Opaque = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
@@ -30,7 +30,7 @@ DeviceName = Annotated[
         max_length=317,
     ),
 ]
-MAX_PRICE = 1_000_000_000
+MAX_PRICE = 100_000
 BatchLimit = Annotated[Integer, Field(ge=1, le=MAX_BATCH_SIZE)]
 SeqLimit = Annotated[Integer, Field(ge=1, le=MAX_SEQ_LENGTH)]
 
@@ -236,7 +236,7 @@ class RuntimeSpec(ApiModel):
     """What a job may touch."""
     gpu_resource_name: DeviceName = "nvidia.com/gpu"
     """What a node calls its GPUs: the resource that gpusPerNode asks for."""
-    gpu_memory: Memory | None = None
+    gpu_memory: GpuMemory | None = None
     """Memory of each GPU, such as 141Gi. A job that cannot fit into it, whatever way it is computed, ends with
     Failed/OutOfMemory before it asks for one. Absent = nothing is refused for it."""
     pod_template: PodTemplate = PodTemplate()

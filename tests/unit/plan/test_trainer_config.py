@@ -32,9 +32,9 @@ def config(**spec: Any) -> TrainerConfig:
     return config_of(job_from(job_manifest(**spec)))
 
 
-def config_of(job: FineTuneJob) -> TrainerConfig:
-    """The configuration of a job as if it had started."""
-    found = make_runtime()
+def config_of(job: FineTuneJob, **runtime: Any) -> TrainerConfig:
+    """The configuration of a job as if it had started, on a runtime with these fields."""
+    found = make_runtime(**runtime)
     resolved = Resolved(
         runtime=ResolvedRuntime(name="gpu", generation=1, spec=found.spec.to_json()),
         model=ResolvedModel(source="pvc://finetune-weights/tiny"),
@@ -70,6 +70,13 @@ def test_what_the_previous_trainer_does_not_know_it_refuses_by_name() -> None:
     made = config(data={"overlong": "Fail"})
     (answer,) = as_previous("finetune_api.trainer", "TrainerConfig", [text(made)])
     assert answer["refused"] == [["data", "extra_forbidden"]]
+
+
+def test_the_runtime_tells_the_memory_of_its_gpus_and_what_the_model_costs() -> None:
+    model = {"name": "Qwen/Qwen3-0.6B", "source": "hf://Qwen/Qwen3-0.6B", "pricePerMillionTokens": 0.5}
+    made = config_of(job_from(job_manifest()), gpuMemory="80Gi", models=[model])
+    assert (made.gpu_memory_bytes, made.price_per_million_tokens) == (80 * 1024**3, 0.5)
+    assert not {"gpuMemoryBytes", "pricePerMillionTokens"} & config().to_json().keys(), "an older trainer knows neither"
 
 
 @given(edits(bases()[1]))
