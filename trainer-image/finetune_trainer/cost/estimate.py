@@ -6,6 +6,7 @@ computed again, one row at a time, a pair as two passes) is more than a GPU has,
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 
@@ -18,9 +19,10 @@ from finetune_trainer.cost.load import Load, Rows
 from finetune_trainer.cost.memory import Memory, Training, memory
 from finetune_trainer.data.shape import Shape
 from finetune_trainer.failures import RunFailed, failed
-from finetune_trainer.step.recipe import CPU_TOKENS, ROW_ALONE, SHORTEST
+from finetune_trainer.step.recipe import CPU_TOKENS, FROZEN_SHARE, ROW_ALONE, SHORTEST
 
 MILLION, PETA, GIB = 10**6, 10**15, 1024**3
+MOST_GPUS = 1024
 MARGIN = 1.15
 """Of the true peak, at most so much is estimated."""
 USUAL_LORA = LoraConfig(rank=DEFAULT_LORA_RANK, alpha=1.0, dropout=0.0, trainable_modules=(ALL_LINEAR,))
@@ -38,9 +40,19 @@ class Job:
     """None: only tokens are known."""
 
     @property
+    def processes(self) -> int:
+        """How many train as one."""
+        return self.config.nodes * max(1, self.config.gpus)
+
+    @property
     def training(self) -> Training | None:
-        """How it trains."""
-        return Training(self.shape, self.config.lora, self.config.gpus > 0) if self.shape else None
+        """How it trains: spread over its processes where that is due."""
+        if self.shape is None:
+            return None
+        whole = Training(self.shape, self.config.lora, self.config.gpus > 0)
+        memory_of_gpu = self.config.gpu_memory_bytes or math.inf
+        spread = whole.lora is None or self.shape.parameters * whole.stored > FROZEN_SHARE * memory_of_gpu
+        return replace(whole, shards=self.processes) if spread else whole
 
 
 def estimate(job: Job) -> Estimate:
@@ -73,8 +85,9 @@ def misfit(job: Job) -> RunFailed | None:
         return failed(FailureCode.GPU_SMALL_FOR_ROW, line=line, tokens=load.tokens, fits=longest, **sizes)
     if training.lora is not None:
         return failed(FailureCode.GPU_SMALL_FOR_MODEL, **sizes)
-    lora = memory(replace(training, lora=USUAL_LORA), load, checkpointing=True)
-    return failed(FailureCode.GPU_SMALL_FOR_FULL, lora=_gib(lora.total), **sizes)
+    lora = memory(replace(training, lora=USUAL_LORA, shards=1), load, checkpointing=True)
+    enough = _enough(training, load, limit) or "more"
+    return failed(FailureCode.GPU_SMALL_FOR_FULL, lora=_gib(lora.total), gpus=enough, given=training.shards, **sizes)
 
 
 def _price(tokens: Estimate, rate: float | None) -> float | None:
@@ -107,7 +120,7 @@ def _on_cpu(job: Job, training: Training) -> dict[str, object]:
     """The way of the trainer where free memory cannot be known."""
     config = job.config
     most = CPU_TOKENS if config.hyperparameters.packing else ROW_ALONE
-    load = job.rows.packed(most, ceil(config.batch_size / config.nodes))
+    load = job.rows.packed(most, ceil(config.batch_size / job.processes))
     return {"memory": MemoryEstimate(**asdict(memory(training, load, checkpointing=False)))}
 
 
@@ -132,6 +145,14 @@ def _longest(training: Training, load: Load, limit: int) -> int | None:
         else:
             fails = middle
     return fits if fits >= SHORTEST else None
+
+
+def _enough(training: Training, load: Load, limit: int) -> int | None:
+    """GPUs over which it would fit, in powers of 2; None: no number of them that a job may have."""
+    for shards in (1 << power for power in range(1, MOST_GPUS.bit_length())):
+        if memory(replace(training, shards=shards), load, checkpointing=True).total <= limit:
+            return shards
+    return None
 
 
 def _gib(size: int) -> str:

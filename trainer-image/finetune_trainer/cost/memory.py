@@ -51,8 +51,8 @@ class Training:
     """None: every weight."""
     gpu: bool
     shards: int = 1
-    """Processes that divide trained weights, gradients and optimizer state among them; a layer's weights are gathered
-    while it computes."""
+    """Processes over which the model's weights are spread, and gradients and optimizer state with those that are
+    trained; a layer is whole only while it computes."""
 
     @property
     def computed(self) -> int:
@@ -97,20 +97,24 @@ def memory(training: Training, load: Load, *, checkpointing: bool) -> Memory:
 
 def _held(training: Training) -> Memory:
     """What is there all the time: weights, gradients of earlier micro-batches, optimizer, libraries."""
-    shape, trained, full = training.shape, training.trained, training.lora is None
-    own = trained * WIDE // training.shards if full else trained * WIDE
-    frozen = 0 if full else shape.parameters * training.stored
-    narrow = (shape.in_layers // training.shards if full else trained) * NARROW if training.gpu else 0
+    shape, full, shards = training.shape, training.lora is None, training.shards
+    frozen = 0 if full else shape.parameters * training.stored // shards
+    own = training.trained * WIDE // (shards if full else 1)
+    cast = training.trained if not full else shape.in_layers if shards == 1 else 0
+    narrow = cast * NARROW if training.gpu else 0
     overhead = CONTEXT if training.gpu else 0
     return Memory(frozen + own + narrow, own, OPTIMIZER_STATES * own, 0, 0, overhead)
 
 
 def _gathered(training: Training) -> int:
-    """Weights and gradient of one layer, or of the head, where the rest of them is elsewhere."""
-    if training.shards == 1 or training.lora is not None:
+    """Of spread weights those that are whole for a while: embedding and head, a layer and the next one; and the
+    gradient of a layer, before it is spread and as it is summed."""
+    if training.shards == 1:
         return 0
     shape = training.shape
-    return 2 * WIDE * max(shape.in_layers // shape.layers, shape.embedding)
+    layer = shape.in_layers // shape.layers
+    whole = (shape.parameters - shape.in_layers + 2 * layer) * training.computed
+    return whole + (layer * (training.computed + WIDE) if training.lora is None else 0)
 
 
 def _between(training: Training, load: Load) -> int:

@@ -147,6 +147,16 @@ def test_full_training_that_cannot_fit_is_told_what_lora_needs():
     assert failure.code is Code.GPU_SMALL_FOR_FULL
     assert float(failure.args["lora"]) < 30 < 80 < float(failure.args["needed"])
     assert "80.0 GiB (gpuMemory)" in failure.sentence
+    given, enough = int(failure.args["given"]), int(failure.args["gpus"])
+    assert (given, enough) == (1, 2)
+    assert estimate(job(**FULL | {"nodes": enough}, gpu_memory_bytes=80 * GIB)).fits is True
+
+
+def test_frozen_weights_are_spread_where_they_would_take_most_of_a_gpu():
+    alone, spread = (estimate(job(nodes=nodes, gpu_memory_bytes=24 * GIB)).memory.weights for nodes in (1, 4))
+    assert spread < alone / 3
+    roomy = estimate(job(nodes=4, gpu_memory_bytes=80 * GIB)).memory.weights
+    assert roomy == alone, "else each process has the whole"
 
 
 def test_a_model_that_cannot_fit_is_said_to_be_too_large():

@@ -173,12 +173,21 @@ def test_only_modules_that_are_named_have_an_adapter(shape):
     assert training.trained == 2 * 16 * ((40 + 40) + (40 + 20))
 
 
-def test_shards_hold_their_part_and_gather_a_layer(shape):
+def test_shards_of_trained_weights_hold_their_part_and_gather_a_layer(shape):
     whole, shard = Training(shape, None, gpu=True), Training(shape, None, gpu=True, shards=4)
     one, four = (memory(training, Load(60, 20), checkpointing=True) for training in (whole, shard))
     assert (four.gradients, four.optimizer) == (one.gradients // 4, one.optimizer // 4)
     assert four.activations == one.activations
-    assert four.temporaries > one.temporaries
+    assert four.weights == shape.parameters, "4 bytes for each of a quarter, and no narrow copies of the rest"
+    outside, layer = shape.parameters - shape.in_layers, shape.in_layers // 2
+    assert four.temporaries - one.temporaries == 2 * (outside + 2 * layer) + (2 + 4) * layer
+
+
+def test_frozen_weights_that_are_spread_leave_the_adapter_whole(shape):
+    whole, shard = Training(shape, ADAPTER, gpu=True), Training(shape, ADAPTER, gpu=True, shards=4)
+    one, four = (memory(training, Load(60, 20), checkpointing=True) for training in (whole, shard))
+    assert one.weights - four.weights == 2 * shape.parameters * 3 // 4
+    assert (four.gradients, four.optimizer) == (one.gradients, one.optimizer)
 
 
 def test_a_chunk_of_logits_bounds_what_a_large_vocabulary_takes(shape):
