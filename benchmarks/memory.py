@@ -98,9 +98,9 @@ CASES = (
     Case(
         "Gemma 3, long, smallest",
         lambda: Gemma3TextConfig(
-            **widths(1152, 6912, 6, 4, 1, 100000), head_dim=256, layer_types=["full_attention"] * 6
+            **widths(1152, 6912, 5, 4, 1, 50000), head_dim=256, layer_types=["full_attention"] * 5
         ),
-        [(3000, 600, 500)],
+        [(1500, 300, 200)],
         least=True,
     ),
     Case(

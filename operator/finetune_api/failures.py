@@ -123,8 +123,9 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     ),
     FailureCode.GPU_SMALL_FOR_FULL: (
         ExitCode.OUT_OF_MEMORY,
-        "full fine-tuning needs about {needed} GiB of memory of each of {given} GPUs at the least, the FineTuneRuntime's"
-        " have {has} GiB (gpuMemory): train with LoRA, which needs about {lora} GiB, or spread it over {gpus} GPUs",
+        "full fine-tuning needs about {needed} GiB of memory of each of {given} GPUs at the least, those of the"
+        " FineTuneRuntime have {has} GiB (gpuMemory): train with LoRA, which needs about {lora} GiB, or spread it over"
+        " {gpus} GPUs",
     ),
     FailureCode.DIVERGED: (
         ExitCode.DIVERGED,
