@@ -84,7 +84,7 @@ chart: setup cluster-build ## lint the chart and test what it renders
 	PATH="$${CLUSTER_ROOT:-/var/lib/local-cluster}/bin:$$PATH" helm lint --strict --quiet charts/finetune-operator
 	$(PY) -m pytest tests/chart
 
-.PHONY: bench-data bench-cpu bench-gpu bench-idle bench-faults bench-stores soak scale
+.PHONY: bench-data bench-cpu bench-gpu bench-memory bench-idle bench-faults bench-stores soak scale
 bench-data: setup ## rows per second and memory of the data gate, up to a million rows
 	$(PY) benchmarks/data_gate.py
 
@@ -96,6 +96,9 @@ bench-cpu: setup ## shared prompts against unshared ones, plain transformers and
 
 bench-gpu: setup ## the same and more on a GPU; MODEL=8b or 0.6b
 	$(PY) benchmarks/gpu.py $(if $(MODEL),--model $(MODEL))
+
+bench-memory: setup ## estimated memory and operations of a step against real ones; a few minutes, 4 GiB
+	$(PY) benchmarks/memory.py
 
 bench-idle: setup cluster-build ## an hour without any job: the operator neither restarts nor grows
 	$(PY) benchmarks/idle.py

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import tempfile
-import weakref
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from finetune_api.method import Preference, TrainingKind
@@ -32,12 +30,14 @@ from finetune_trainer.step.logps import sequence_logps
 from finetune_trainer.step.losses import preference_loss
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.recipe import Level, Recipe
-from finetune_trainer.step.weights import Base, StartFolders, backbone_of, head_of
+from finetune_trainer.step.weights import Base, backbone_of, head_of
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from live import NO_FOLDER, LivePeak
 
 EOS = 2
 BETA = 0.1
 RANK = 16
-NO_FOLDER = StartFolders(Path(), "random weights", "random", None, None)
 
 Shape = tuple[int, int, int]
 """Tokens of prompt, preferred and non-preferred answer."""
@@ -259,34 +259,6 @@ def _tokenizer(vocabulary: int) -> object:
 def _clear(policy: Policy) -> None:
     for parameter in policy.trainable.values():
         parameter.grad = None
-
-
-class LivePeak(TorchDispatchMode):
-    """Most bytes of storages that lived at the same time and were made by operations under this mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self._live = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and not isinstance(tensor, torch.nn.Parameter):
-                self._add(tensor.untyped_storage())
-        return made
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self._live += size
-            self.peak = max(self.peak, self._live)
-            weakref.finalize(storage, self._remove, key, size)
-
-    def _remove(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._live -= size
 
 
 def live_peak(arm: Arm) -> int:

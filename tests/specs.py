@@ -60,6 +60,7 @@ WORDS: dict[str, list[Any]] = {
     "trainableModules": [["all-linear"], ["q_proj", "q_proj"], ["q proj"], ["a"] * 65, ["a" * 129], [1]],
     "cpu": [1, 8, "500m", "0.5", "8", "0", "0m", "8Gi", 0.5],
     "memory": ["64Gi", "1.5Gi", 1073741824, "0", "1e9", "64 Gi", -1],
+    "gpuMemory": ["141Gi", 85899345920, "80G", "0", "80GB", "-1Gi"],
     "batchSize": ["max", 1, 8, 65536, 65537, "Max", "8", 8.0, 8.5],
     "gpuResourceName": ["nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "memory", "a.b/", "a/b/c", "A.b/c"],
     "nodes": [1, 2, 64, 65, 0, 2.0, 2.5, "2", True],

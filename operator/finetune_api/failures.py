@@ -35,6 +35,9 @@ class FailureCode(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     SHARED_OUT_OF_MEMORY = "SharedOutOfMemory"
     MODEL_TOO_LARGE = "ModelTooLarge"
+    GPU_SMALL_FOR_ROW = "GpuSmallForRow"
+    GPU_SMALL_FOR_MODEL = "GpuSmallForModel"
+    GPU_SMALL_FOR_FULL = "GpuSmallForFull"
     DIVERGED = "Diverged"
     NEVER_FINITE = "NeverFinite"
     CHECKPOINT_MISSING = "CheckpointMissing"
@@ -116,6 +119,22 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
         ExitCode.OUT_OF_MEMORY,
         "the model with its gradients and optimizer state does not fit into the memory of {device}: choose a smaller"
         " model, LoRA instead of full training, or more memory",
+    ),
+    FailureCode.GPU_SMALL_FOR_ROW: (
+        ExitCode.OUT_OF_MEMORY,
+        "the row of line {line} with {tokens} tokens needs about {needed} GiB of GPU memory at the least, the"
+        " FineTuneRuntime's GPUs have {has} GiB (gpuMemory): lower maxSeqLength to {fits} or use larger GPUs",
+    ),
+    FailureCode.GPU_SMALL_FOR_MODEL: (
+        ExitCode.OUT_OF_MEMORY,
+        "the model with its adapter needs about {needed} GiB of GPU memory at the least, the FineTuneRuntime's GPUs"
+        " have {has} GiB (gpuMemory): choose a smaller model or use larger GPUs",
+    ),
+    FailureCode.GPU_SMALL_FOR_FULL: (
+        ExitCode.OUT_OF_MEMORY,
+        "full fine-tuning needs about {needed} GiB of memory of each of {given} GPUs at the least, those of the"
+        " FineTuneRuntime have {has} GiB (gpuMemory): train with LoRA, which needs about {lora} GiB, or spread it over"
+        " {gpus} GPUs",
     ),
     FailureCode.DIVERGED: (
         ExitCode.DIVERGED,

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from finetune_api.base import ApiModel, Integer, Name, Number
+from finetune_api.estimate import Estimate
 from finetune_api.evaluation import EvaluationMetric
 from finetune_api.failures import Failure
 from finetune_api.history import History
@@ -116,6 +117,8 @@ class Report(ApiModel):
     """What was found in the data (Prepare)."""
     resolved: Resolved | None = None
     """What absent values became (Prepare)."""
+    estimate: Estimate | None = None
+    """What the job will take (Prepare)."""
     output: OutputStatus | None = None
     """Where the results lie (Train, at the end)."""
     tracking: TrackingStatus | None = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from finetune_api.hyperparameters import DEFAULT_BATCH_SIZE
 from finetune_api.job import JobSpec
 from finetune_api.method import ALL_LINEAR, DEFAULT_LORA_RANK, Lora, MethodType, TrainingKind
+from finetune_api.quantity import amount
 from finetune_api.runtime import ModelLimits, RuntimeModel
 from finetune_api.status import Checkpoint, CheckpointType
 from finetune_api.trainer import JobIdentity, LoraConfig, Start, TrainerConfig
@@ -46,6 +47,10 @@ class Place:
     """The runtime's word."""
     https_hosts: tuple[str, ...] = ()
     shared_cache: bool = False
+    gpu_memory: int | str | None = None
+    """The runtime's word."""
+    price_per_million_tokens: float | None = None
+    """The word of the model's entry in the runtime."""
 
 
 def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerConfig:
@@ -76,6 +81,8 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         allow_remote_code=place.allow_remote_code,
         https_hosts=place.https_hosts,
         shared_cache=place.shared_cache,
+        gpu_memory_bytes=None if place.gpu_memory is None else int(amount(place.gpu_memory)),
+        price_per_million_tokens=place.price_per_million_tokens,
     )
 
 

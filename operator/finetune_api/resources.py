@@ -29,6 +29,7 @@ def _quantity(pattern: str, what: str, example: str) -> IntOrString:
 
 Cpu = Annotated[int | str, _quantity(CPU_PATTERN, "cpu", '"8" or 500m')]
 Memory = Annotated[int | str, _quantity(MEMORY_PATTERN, "memory", "64Gi")]
+GpuMemory = Annotated[int | str, _quantity(MEMORY_PATTERN, "gpuMemory", "141Gi")]
 
 
 class Resources(ApiModel):

@@ -12,7 +12,7 @@ from finetune_api.hyperparameters import MAX_BATCH_SIZE, MAX_EPOCHS, MAX_LEARNIN
 from finetune_api.job import MAX_CHECKPOINTS, MAX_SECONDS, ObjectMeta
 from finetune_api.method import MethodType, ModuleName, TrainingKind
 from finetune_api.names import ApiVersion
-from finetune_api.resources import MAX_GPUS_PER_NODE, MAX_NODES, Cpu, Memory, Resources
+from finetune_api.resources import MAX_GPUS_PER_NODE, MAX_NODES, Cpu, GpuMemory, Memory, Resources
 from finetune_api.tracking import DEFAULT_WANDB, host_of
 from finetune_api.uris import ClaimFolder, ModelUri, OutputTemplate
 
@@ -31,6 +31,7 @@ DeviceName = Annotated[
         max_length=317,
     ),
 ]
+MAX_PRICE = 100_000
 BatchLimit = Annotated[Integer, Field(ge=1, le=MAX_BATCH_SIZE)]
 SeqLimit = Annotated[Integer, Field(ge=1, le=MAX_SEQ_LENGTH)]
 
@@ -232,6 +233,9 @@ class RuntimeModel(ApiModel):
     az://)."""
     limits: ModelLimits = ModelLimits()
     """Bounds for jobs on it."""
+    price_per_million_tokens: Annotated[Number, Field(ge=0, le=MAX_PRICE)] | None = None
+    """What a million tokens cost, in a currency of the platform's choice: told in each job's status.estimate.price,
+    charged by nobody here. Absent = no price is told."""
 
 
 class RuntimeSpec(ApiModel):
@@ -249,6 +253,9 @@ class RuntimeSpec(ApiModel):
     """What a job may touch."""
     gpu_resource_name: DeviceName = "nvidia.com/gpu"
     """What a node calls its GPUs: the resource that gpusPerNode asks for."""
+    gpu_memory: GpuMemory | None = None
+    """Memory of each GPU, such as 141Gi. A job that cannot fit into it, whatever way it is computed, ends with
+    Failed/OutOfMemory before it asks for one. Absent = nothing is refused for it."""
     pod_template: PodTemplate = PodTemplate()
     """What is added to each pod."""
     defaults: Defaults = Defaults()

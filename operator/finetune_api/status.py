@@ -17,6 +17,7 @@ from finetune_api.data_status import MAX_WARNINGS as MAX_WARNINGS
 from finetune_api.data_status import DataError as DataError
 from finetune_api.data_status import DataStatus as DataStatus
 from finetune_api.data_status import TokenStatistics as TokenStatistics
+from finetune_api.estimate import Estimate
 from finetune_api.history import History as History
 from finetune_api.progress import Metrics as Metrics
 from finetune_api.progress import MetricValues as MetricValues
@@ -246,6 +247,8 @@ class JobStatus(ApiModel):
     """What names and absent values became."""
     data: DataStatus | None = None
     """What the prepare step found in the data."""
+    estimate: Estimate | None = None
+    """What the job will take, reckoned before a GPU is asked for."""
     progress: Progress | None = None
     """How far training is."""
     recovery: Recovery | None = None

@@ -118,6 +118,10 @@ class TrainerConfig(ApiModel):
     """GPUs of this pod; 0 = CPU."""
     nodes: Integer = 1
     """Pods that train as one."""
+    gpu_memory_bytes: Integer | None = None
+    """Memory of each GPU; None = not known, and nothing is refused for it."""
+    price_per_million_tokens: Number | None = None
+    """What the platform asks for the model; None = no price is told."""
     allow_remote_code: Flag = False
     """Code that comes with the model may be run; only the runtime can say so."""
     offline: Flag = False

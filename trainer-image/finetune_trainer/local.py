@@ -110,6 +110,8 @@ class LocalRun:
             mounts={f"pvc://{name}": str(folder) for name, folder in self.claims.items()},
             allow_remote_code=runtime.allow_remote_code if runtime else False,
             https_hosts=ANYWHERE.hosts,
+            gpu_memory=runtime.gpu_memory if runtime else None,
+            price_per_million_tokens=entry.price_per_million_tokens if entry else None,
         )
         return configure(spec, values, place)
 

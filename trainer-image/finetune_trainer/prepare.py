@@ -21,6 +21,8 @@ from finetune_api.findings import DATA_SENTENCES, DataErrorCode, DataWarningCode
 from finetune_api.report import WarningCode
 from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Progress, Resolved, ResolvedFile, ResolvedModel
 from finetune_api.trainer import JobIdentity, TrainerConfig
+from finetune_trainer.cost.estimate import Job, estimate, misfit
+from finetune_trainer.cost.load import Rows
 from finetune_trainer.data.check import PROGRESS_SECONDS, FileCheck, Rules, Tell
 from finetune_trainer.data.https import Web
 from finetune_trainer.data.model import (
@@ -43,7 +45,7 @@ from finetune_trainer.data.report import FileReport, Findings, write_reports
 from finetune_trainer.data.seen import Seen
 from finetune_trainer.data.sources import fetch_file
 from finetune_trainer.data.tokenise import Tokeniser
-from finetune_trainer.data.tokens import CacheKind, write_cache
+from finetune_trainer.data.tokens import CacheKind, open_cache, write_cache
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import replace, sha256_of, write_atomically, writing, writing_to
 from finetune_trainer.layout import Layout, OutputManifest, claimed
@@ -154,6 +156,7 @@ def prepare(config: TrainerConfig, tell: Tell) -> Prepared:
         inputs = _gather(config, layout, Downloads(Path(scratch), tell))
         with writing_to(config.output_uri):
             checked = _finished(inputs) or _check(inputs, tell)
+            _estimate(inputs, tell)
             prepared = _conclude(inputs, checked)
             write_atomically(layout.prepared / PREPARED_FILE, json.dumps(prepared.to_json(), indent=1))
             layout.mirror.put_folder(layout.prepared, last=PREPARED_FILE)
@@ -325,6 +328,20 @@ def _data_invalid(checks: list[FileCheck]) -> RunFailed:
         field=first.field or "the row",
         problem=DATA_SENTENCES[DataErrorCode(first.code)],
     )
+
+
+def _estimate(inputs: Inputs, tell: Tell) -> None:
+    """Tell what the job will take.
+
+    Raises:
+        RunFailed: GpuSmallForRow, GpuSmallForModel, GpuSmallForFull: more than the runtime's GPUs have.
+    """
+    folder = inputs.layout.prepared
+    held_out = open_cache(folder / VALIDATION_FOLDER).tokens.size if inputs.files[1:] else 0
+    job = Job(inputs.config, Rows.of(open_cache(folder / TRAIN_FOLDER)), held_out, inputs.model.shape)
+    tell(estimate=estimate(job))
+    if problem := misfit(job):
+        raise problem
 
 
 def _conclude(inputs: Inputs, checked: Checked) -> Prepared:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from finetune_api.job import FineTuneJob
 from finetune_api.method import MethodType, TrainingKind
+from finetune_api.quantity import amount
 from finetune_api.resolve import ResolvedValues
 from finetune_api.runtime import LoraLimits, ModelLimits, RuntimeModel, RuntimeSpec
 from finetune_api.status import Reason
-from finetune_operator.plan.quantity import amount
 from finetune_operator.plan.size import Size
 from finetune_operator.plan.state import Refusal
 

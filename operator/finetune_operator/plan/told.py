@@ -76,6 +76,7 @@ def retold(status: JobStatus, pod: Pod, report: Report, at: str, n_checkpoints: 
     total = status.resolved.total_steps if status.resolved else None
     few = {
         "resolved": _resolved(status.resolved, report.resolved),
+        "estimate": report.estimate or status.estimate,
         "progress": progress,
         "recovery": report.recovery or status.recovery,
         "output": report.output or status.output,

@@ -44,6 +44,8 @@ def trainer_config(job: FineTuneJob, runtime: RuntimeSpec, resolved: Resolved, o
         allow_remote_code=runtime.allow_remote_code,
         https_hosts=_https_hosts(job, runtime),
         shared_cache=runtime.cache is not None,
+        gpu_memory=runtime.gpu_memory,
+        price_per_million_tokens=entry.price_per_million_tokens if entry else None,
     )
     return configure(spec, values, place)
 

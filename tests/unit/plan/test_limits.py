@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from builders import NOW, before_start, make_job, make_runtime
+from finetune_api.quantity import amount
 from finetune_operator.plan.decide import decide
-from finetune_operator.plan.quantity import amount
 from finetune_operator.settings import Settings
 from manifests import ROOT
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from builders import JOB_UID, NOW_TEXT, make_checkpoint, make_child, make_job, make_pod, make_progress, report_for
+from finetune_api.estimate import Estimate
 from finetune_api.history import History, Series
 from finetune_api.report import Report
 from finetune_api.status import CheckpointType, JobStatus, JobWarning, Resolved, TrackingStatus
@@ -50,6 +51,13 @@ def test_a_former_best_leaves_the_status_unless_the_job_asked_for_it():
     assert [(c.step, c.best) for c in after(before, better)] == [(10, False), (18, True)]
     final = make_checkpoint(17, FINAL)
     assert [c.step for c in after(before, final)] == [10, 15, 17], "after an early stop the final one lies anywhere"
+
+
+def test_the_estimate_of_the_prepare_step_stays():
+    estimate = Estimate(train_tokens=1000, price=0.5, fits=True)
+    prepared = retold(JobStatus(), POD, report_for(POD, Stage.PREPARE, estimate=estimate), NOW_TEXT, 2)
+    assert prepared.estimate == estimate
+    assert heard(prepared, NOW_TEXT, progress=make_progress(1)).estimate == estimate
 
 
 def curve(*steps):

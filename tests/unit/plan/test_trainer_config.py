@@ -10,7 +10,6 @@ from hypothesis import given
 
 from builders import NOW_TEXT, job_manifest, make_runtime
 from finetune_api.job import FineTuneJob, job_from
-from finetune_api.runtime import FineTuneRuntime
 from finetune_api.status import Resolved, ResolvedModel, ResolvedRuntime
 from finetune_api.trainer import TrainerConfig
 from finetune_operator.plan.trainer_config import start_of, trainer_config
@@ -33,9 +32,9 @@ def config(**spec: Any) -> TrainerConfig:
     return config_of(job_from(job_manifest(**spec)))
 
 
-def config_of(job: FineTuneJob, runtime: FineTuneRuntime | None = None) -> TrainerConfig:
-    """The configuration of a job as if it had started."""
-    found = runtime or make_runtime()
+def config_of(job: FineTuneJob, **runtime: Any) -> TrainerConfig:
+    """The configuration of a job as if it had started, on a runtime with these fields."""
+    found = make_runtime(**runtime)
     resolved = Resolved(
         runtime=ResolvedRuntime(name="gpu", generation=1, spec=found.spec.to_json()),
         model=ResolvedModel(source="pvc://finetune-weights/tiny"),
@@ -73,6 +72,13 @@ def test_what_the_previous_trainer_does_not_know_it_refuses_by_name() -> None:
     assert answer["refused"] == [["data", "extra_forbidden"]]
 
 
+def test_the_runtime_tells_the_memory_of_its_gpus_and_what_the_model_costs() -> None:
+    model = {"name": "Qwen/Qwen3-0.6B", "source": "hf://Qwen/Qwen3-0.6B", "pricePerMillionTokens": 0.5}
+    made = config_of(job_from(job_manifest()), gpuMemory="80Gi", models=[model])
+    assert (made.gpu_memory_bytes, made.price_per_million_tokens) == (80 * 1024**3, 0.5)
+    assert not {"gpuMemoryBytes", "pricePerMillionTokens"} & config().to_json().keys(), "an older trainer knows neither"
+
+
 @given(edits(bases()[1]))
 def test_nothing_is_lost_by_leaving_defaults_out(manifest) -> None:
     try:
@@ -91,15 +97,17 @@ def _shared(values: Any, others: Any) -> Any:
 
 
 def test_redirects_are_held_to_the_hosts_of_the_runtime_as_they_are_for_the_namespace() -> None:
-    runtime = make_runtime(access={"httpsHosts": ["data.example", "{namespace}.example"]})
-    made = config_of(job_from(job_manifest(trainingFile="https://data.example/t.jsonl")), runtime)
+    access = {"httpsHosts": ["data.example", "{namespace}.example"]}
+    made = config_of(job_from(job_manifest(trainingFile="https://data.example/t.jsonl")), access=access)
     assert made.https_hosts == ("data.example", "team.example")
-    assert config_of(job_from(job_manifest()), runtime).https_hosts == (), "so that an older trainer takes the job"
+    assert config_of(job_from(job_manifest()), access=access).https_hosts == (), (
+        "so that an older trainer takes the job"
+    )
 
 
 def test_a_cache_is_told_of_only_where_there_is_one() -> None:
     job = job_from(job_manifest())
-    assert config_of(job, make_runtime(cache={"uri": "pvc://finetune-cache"})).shared_cache
+    assert config_of(job, cache={"uri": "pvc://finetune-cache"}).shared_cache
     assert "sharedCache" not in config_of(job).to_json()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from threading import Event
 
@@ -152,7 +153,7 @@ def test_a_published_adapter_answers_as_plain_peft_says(tmp_path, tiny_model, tr
     assert checkpoint["metrics"]["evalLoss"] == pytest.approx(last["eval/loss"], rel=1e-5)
 
 
-def test_claims_are_folders_and_the_runtime_fills_in(tmp_path, tiny_model, training_file):
+def test_claims_are_folders_and_the_runtime_fills_in(tmp_path, tiny_model, training_file, capsys):
     runtime = {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneRuntime",
@@ -164,6 +165,7 @@ def test_claims_are_folders_and_the_runtime_fills_in(tmp_path, tiny_model, train
                     "name": "tiny",
                     "source": f"pvc://finetune-models/{tiny_model.name}",
                     "limits": {"lora": {"defaultRank": 3, "maxBatchSizeDpo": 5}},
+                    "pricePerMillionTokens": 100_000,
                 }
             ],
         },
@@ -174,6 +176,9 @@ def test_claims_are_folders_and_the_runtime_fills_in(tmp_path, tiny_model, train
     mapped = ["--claim", f"finetune-models={tiny_model.parent}", "--claim", f"finetune-data={tmp_path}"]
     assert local(tmp_path, job, "--runtime", str(tmp_path / "runtime.yaml"), *mapped) == 0
     output = tmp_path / "out" / "dpo"
+    estimate = re.search(r"estimate: (\d+) tokens to train on, .*, price ([\d.]+), ", capsys.readouterr().out)
+    assert estimate is not None
+    assert float(estimate[2]) == int(estimate[1]) / 10, "a hundred thousand for a million tokens"
     assert json.loads((output / "adapter" / "adapter_config.json").read_text())["r"] == 3
     assert len(metrics_rows(output / "metrics.jsonl")) == 2, "6 rows in batches of at most 5"
 

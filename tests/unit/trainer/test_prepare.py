@@ -65,7 +65,7 @@ def test_it_leaves_tokens_a_report_and_what_it_resolved(config, tmp_path):
     assert (prepared.total_steps, prepared.batch_size, prepared.max_seq_length) == (9, 2, 512)
     assert [row.line for row in map(open_cache(layout.prepared / "train").pair, range(5))] == [1, 2, 3, 4, 5]
     assert len(open_cache(layout.prepared / "validation")) == 2
-    assert (set(told), told["warnings"]) == ({"data", "resolved", "warnings"}, ())
+    assert (set(told), told["warnings"]) == ({"data", "estimate", "resolved", "warnings"}, ())
     assert told["data"].pairs == 5
     assert told["data"].warnings == (
         "1 rows of validationFile are also in trainingFile: evaluation will look better than it is",
@@ -277,6 +277,42 @@ prepared = prepare(TrainerConfig.model_validate_json(sys.argv[1]), lambda **fiel
 print(json.dumps({"resolved": prepared.resolved.to_json(), "revision": prepared.model_revision,
                   "heavy": sorted({"torch", "peft"} & sys.modules.keys())}))
 """
+
+
+def test_it_tells_what_the_job_will_take(config, tmp_path, tiny_model):
+    validation = write_rows(tmp_path / "eval.jsonl", preference("other"))
+    asked = config(
+        start={"model": f"file://{tiny_model}"},
+        validation_file=f"file://{validation}",
+        hyperparameters={"nEpochs": 3},
+        evaluation={"nEvals": 2},
+        price_per_million_tokens=2.5,
+    )
+    told = {}
+    prepared = prepare(asked, lambda **fields: told.update(fields))
+    estimate, prepared_folder = told["estimate"], Layout.of(asked).prepared
+    assert estimate.train_tokens == 3 * prepared.data.total_tokens
+    assert estimate.eval_tokens == 2 * open_cache(prepared_folder / "validation").tokens.size
+    assert estimate.price == pytest.approx((estimate.train_tokens + estimate.eval_tokens) * 2.5e-6)
+    assert estimate.memory.weights > 4 * prepared.resolved.model.parameters
+    prepare(asked, lambda **fields: told.update(again=fields.get("estimate", told.get("again"))))
+    assert told["again"] == estimate, "a step that was finished before tells it again"
+
+
+def test_of_a_model_without_known_dimensions_it_tells_tokens(config):
+    told = {}
+    prepare(config(gpus=1, gpu_memory_bytes=1), lambda **fields: told.update(fields))
+    assert told["estimate"].to_json() == {"trainTokens": told["data"].total_tokens, "evalTokens": 0}
+
+
+def test_what_cannot_fit_the_gpus_ends_before_training(config, tiny_model):
+    asked = config(start={"model": f"file://{tiny_model}"}, gpus=1, gpu_memory_bytes=10_000)
+    told = {}
+    with pytest.raises(RunFailed) as ended:
+        prepare(asked, lambda **fields: told.update(fields))
+    assert (ended.value.failure.code, ended.value.failure.exit_code) == (Code.GPU_SMALL_FOR_MODEL, 14)
+    assert told["estimate"].fits is False
+    assert load_prepared(Layout.of(asked).prepared) is None
 
 
 def test_from_the_hub_alone_and_without_torch(config, light_model, tmp_path):

@@ -87,14 +87,15 @@ def has_weights(repo: str, revision: str | None) -> bool:
     return any(file.rfilename.endswith(".safetensors") for file in info.siblings or ())
 
 
-def count_parameters(repo: str, commit: str) -> int:
-    """Number of weights, from the headers of the safetensors files alone.
+def tensor_shapes(repo: str, commit: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, from the headers of the safetensors files alone.
 
     Raises:
         HubFailed
     """
     header = _ask(lambda: HfApi().get_safetensors_metadata(repo, revision=commit), WAITS)
-    return sum(header.parameter_count.values())
+    files = header.files_metadata.values()
+    return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
 
 
 def fetch_snapshot(repo: str, revision: str | None, *, weights: bool, offline: bool, code: bool = False) -> str:

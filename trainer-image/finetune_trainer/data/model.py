@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from finetune_trainer.data import hub, stores
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.data.deadline import TEMPLATE_SECONDS, TookTooLong
 from finetune_trainer.data.hub import HubFailed
+from finetune_trainer.data.shape import Shape, Tensors, shape_of
 from finetune_trainer.data.sources import (
     FetchedModel,
     fetch_checkpoint,
@@ -55,6 +56,8 @@ class StartModel:
     """Hub id, or URI of a folder."""
     revision: str | None
     parameters: int | None
+    shape: Shape | None
+    """None where the headers of its weights could not be read, or are of a kind that is not known."""
     longest: int | None
     """Tokens that the model takes; None = it does not say."""
     vocab_size: int | None
@@ -84,10 +87,12 @@ def read_model(
     config = _read_config(uri, model.path)
     chat = read_tokenizer(uri, model.path, template)
     parts = parse_uri(uri)
+    tensors = _tensors(uri, model, offline)
     return StartModel(
         source=parts.root if parts.scheme == "hf" else uri,
         revision=model.revision,
-        parameters=_count_parameters(uri, model, offline),
+        parameters=sum(map(math.prod, tensors.values())) if tensors is not None else None,
+        shape=shape_of(config, tensors or {}),
         longest=_longest(config, chat),
         vocab_size=_positive(config.get("vocab_size")),
         chat=chat,
@@ -105,7 +110,7 @@ def read_without_weights(model: str, template: str | None) -> StartModel:
     config = _read_config(uri, folder) if (folder / "config.json").exists() else {}
     chat = read_tokenizer(uri, folder, template)
     longest = _longest(config, chat)
-    return StartModel(model, revision, None, longest, _positive(config.get("vocab_size")), chat)
+    return StartModel(model, revision, None, None, longest, _positive(config.get("vocab_size")), chat)
 
 
 def resolve_length(asked: int | None, model: StartModel) -> int:
@@ -230,21 +235,30 @@ def _positive(value: object) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-def _count_parameters(uri: str, model: FetchedModel, offline: bool) -> int | None:
-    """Number of weights, from the headers of their files; None where only the Hub has these and may not be asked."""
+def _tensors(uri: str, model: FetchedModel, offline: bool) -> Tensors | None:
+    """Shape of each tensor, from the headers of its files; None where only the Hub has these and may not be asked."""
     parts = parse_uri(uri)
     try:
         if parts.scheme == "hf" and model.revision is not None and not offline:
-            return hub.count_parameters(parts.root, model.revision)
+            return hub.tensor_shapes(parts.root, model.revision)
         if parts.scheme in OBJECT_STORES:
-            return sum(_parameters_of(read) for read in stores.weight_readers(uri))
-        return sum(_parameters_of(_reader(path)) for path in weight_files(model.path))
+            return _all_of(stores.weight_readers(uri))
+        return _all_of(map(_reader, weight_files(model.path)))
     except (HubFailed, StoreFailed) as problem:
         raise model_failure(uri, problem) from problem
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=DAMAGED) from error
+
+
+def tensors_in(path: Path) -> Tensors:
+    """Those of a safetensors file."""
+    return _read_tensors(_reader(path))
+
+
+def _all_of(readers: Iterable[stores.Read]) -> Tensors:
+    return {name: shape for read in readers for name, shape in _read_tensors(read).items()}
 
 
 def _reader(path: Path) -> stores.Read:
@@ -256,10 +270,10 @@ def _reader(path: Path) -> stores.Read:
     return read
 
 
-def _parameters_of(read: stores.Read) -> int:
-    """The numbers in a safetensors file: 8 bytes of length (little-endian), then a JSON header with every shape."""
+def _read_tensors(read: stores.Read) -> Tensors:
+    """Those of a safetensors file: 8 bytes of length (little-endian), then a JSON header with every shape."""
     size = int.from_bytes(read(0, 8), "little")
     if size > MAX_HEADER_BYTES:
         raise ValueError("the header is too long")
     header = json.loads(read(8, 8 + size))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return {name: tuple(map(int, tensor["shape"])) for name, tensor in header.items() if name != "__metadata__"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from time import monotonic
 
+from finetune_api.estimate import Estimate
 from finetune_api.report import EarlyStop, Report
 from finetune_api.status import Checkpoint, DataStatus, Progress
 
@@ -16,6 +17,7 @@ SHOWN = {
     "gradNorm": "grad norm",
     "learningRate": "lr",
 }
+GIB = 1024**3
 
 
 class Console:
@@ -29,10 +31,9 @@ class Console:
     def __call__(self, report: Report) -> None:
         """Print what `report` says beyond the one before it."""
         seen, self._seen = self._seen, report
-        nothing = {"data": None, "checkpoints": (), "warnings": (), "metrics": None, "progress": None}
+        nothing = {"data": None, "estimate": None, "checkpoints": (), "warnings": (), "metrics": None, "progress": None}
         before = seen or report.model_copy(update=nothing)
-        if report.data is not None and report.data != before.data:
-            _print(data_line(report.data))
+        _prepared(report, before)
         if report.resumed_from_step and report.resumed_from_step != before.resumed_from_step:
             _print(f"going on after step {report.resumed_from_step}")
         if report.progress is not None and report.progress != before.progress:
@@ -74,6 +75,14 @@ class Console:
         _print(f"step {progress.display}  epoch {progress.epoch:.2f}  {_values(metrics)}{speed}{remaining}")
 
 
+def _prepared(report: Report, before: Report) -> None:
+    """What was found in the data, and what follows from it."""
+    if report.data is not None and report.data != before.data:
+        _print(data_line(report.data))
+    if report.estimate is not None and report.estimate != before.estimate:
+        _print(estimate_line(report.estimate))
+
+
 def _print(line: str) -> None:
     print(line, flush=True)
 
@@ -89,6 +98,18 @@ def data_line(data: DataStatus) -> str:
     if data.error_count:
         parts.append(f"{data.error_count} bad")
     return "data: " + ", ".join(parts)
+
+
+def estimate_line(estimate: Estimate) -> str:
+    """What the job will take, in one line."""
+    parts = [f"{estimate.train_tokens} tokens to train on"]
+    parts += [f"{estimate.train_petaflop:.3g} PFLOP"] if estimate.train_petaflop is not None else []
+    parts += [f"price {estimate.price:.2f}"] if estimate.price is not None else []
+    if (least := estimate.gpu_memory_bytes) is not None and (fast := estimate.fast_gpu_memory_bytes) is not None:
+        parts.append(f"{least / GIB:.1f} GiB of GPU memory at the least, {fast / GIB:.1f} GiB to be fast")
+    elif estimate.memory is not None:
+        parts.append(f"{estimate.memory.total / GIB:.1f} GiB of memory for tensors")
+    return "estimate: " + ", ".join(parts)
 
 
 def checkpoint_line(checkpoint: Checkpoint) -> str:

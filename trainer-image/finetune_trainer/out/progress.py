@@ -165,7 +165,7 @@ def _shorter(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
         while len(items) > keep:
             items.pop(first)
             yield document
-    for key in ("tracking", "resolved", "warnings", "data", "checkpoints"):
+    for key in ("tracking", "estimate", "resolved", "warnings", "data", "checkpoints"):
         document.pop(key, None)
         yield document
     arguments: dict[str, str] = document.get("failure", {}).get("args", {})

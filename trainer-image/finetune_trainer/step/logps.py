@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LOGITS_BYTES = 512 * 1024**2
+from finetune_trainer.step.recipe import LOGITS_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class _TokenLogps(torch.autograd.Function):
                 logps[own], by_logits = _chunk(head, states, projection, targets[own], ready)
                 if changes is not None and by_logits is not None:
                     torch.mm(by_logits.to(compute), projection, out=changes[own])
+                del by_logits  # else it would live beside the next chunk's logits
         ctx.head, ctx.rows, ctx.compute = head, rows, compute
         ctx.save_for_backward(changes, None if ready else hidden, None if ready else weight, targets)
         return logps
@@ -129,6 +130,7 @@ class _TokenLogps(torch.autograd.Function):
                 by_weight.addmm_(narrow.t(), states)
             else:
                 by_weight.add_(_product(narrow.t(), states))
+            del by_logits, narrow
         return by_hidden.to(hidden.dtype), by_weight.to(weight.dtype), by_bias, None, None, None
 
 

@@ -10,6 +10,17 @@ from enum import StrEnum
 
 ROW_ALONE = 1
 """`max_tokens` by which every row has a micro-batch to itself."""
+CPU_TOKENS = 4096
+"""Most tokens of a micro-batch on a CPU, whose free memory cannot be known."""
+LOGITS_BYTES = 512 * 1024**2
+"""Most bytes of logits that exist at once, temporaries included."""
+OPTIMIZER_STATES = 2
+"""Tensors that AdamW keeps for each parameter, of its size, from its first step on."""
+FROZEN_SHARE = 0.6
+"""Most of a GPU's memory that weights may take that are not trained, before several processes spread them: the rest is
+for what is computed with them."""
+SHORTEST = 2
+"""Tokens of the shortest row: one to predict from, one to predict."""
 
 
 class Level(StrEnum):

@@ -23,10 +23,8 @@ from finetune_trainer.step.gradient import Table, backward
 from finetune_trainer.step.memory import free, measurable, named, none_can_go_on, peak, random_state_kept, within
 from finetune_trainer.step.model import Policy
 from finetune_trainer.step.packing import MicroBatchRows
-from finetune_trainer.step.recipe import ROW_ALONE, Level, Recipe
+from finetune_trainer.step.recipe import CPU_TOKENS, OPTIMIZER_STATES, ROW_ALONE, SHORTEST, Level, Recipe
 
-CPU_TOKENS = 4096
-"""Most tokens of a micro-batch on a CPU, whose free memory cannot be known."""
 MEASURED_TOKENS = 6144, 2048
 """Sizes of the two micro-batches from which memory per token is measured on a GPU; what only the first pass of all
 takes counts for the larger one, so that the estimate errs on the safe side."""
@@ -41,10 +39,6 @@ ROUNDED_TO = 1024
 MOST_BEGINNINGS = 64
 MOST_TRIES = 8
 """Tries by which the longest row that fits is found, to 1/256 of the row that does not."""
-SHORTEST = 2
-"""Tokens of the shortest row: one to predict from, one to predict."""
-OPTIMIZER_STATES = 2
-"""Tensors that AdamW keeps for each parameter, of its size, from its first step on."""
 
 Widths: TypeAlias = npt.NDArray[np.int64]
 

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from finetune_api.failures import FailureCode as Code
 from finetune_api.trainer import Start
@@ -29,14 +31,20 @@ def test_a_folder_tells_size_length_and_vocabulary(light_model):
     assert model.chat.has_template
 
 
+def test_a_folder_tells_the_dimensions_of_a_model_that_is_known(tiny_model, light_model):
+    shape = read(tiny_model).shape
+    assert shape is not None
+    assert (shape.layers, shape.hidden, shape.queries, shape.keys, shape.vocabulary) == (2, 32, 32, 16, 320)
+    assert read(light_model).shape is None
+
+
 def test_shards_are_counted_together(tmp_path):
     folder = save_light_model(tmp_path / "m")
-    for shard in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
-        (folder / shard).write_bytes((folder / "model.safetensors").read_bytes())
-    (folder / "model.safetensors").unlink()
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert read(folder).parameters == 2 * LIGHT_PARAMETERS
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors").rename(folder / first)
+    save_file({"c": np.zeros((2, 2), np.float32)}, folder / second)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": first, "c": second}}))
+    assert read(folder).parameters == LIGHT_PARAMETERS + 4
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from finetune_trainer.step.batch import pair_batch
 from finetune_trainer.step.logps import Head, sequence_logps
 from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.weights import head_of, head_problem
+from live import LivePeak
 
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
@@ -118,6 +119,21 @@ def test_no_more_logits_than_allowed_exist_at_once(trained):
     with Largest() as largest:
         sequence_logps(hidden, head, targets, sequence, 4, logits_bytes=40 * 8 * 17).sum().backward()
     assert largest.elements == max(17 * 40, 50 * 16)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_nothing_of_a_chunk_outlives_it(trained):
+    """Logits and what becomes of them, both of one chunk, however many chunks there are."""
+    vocabulary, rows = 4096, 8
+    peaks = []
+    for targets in (rows, 4 * rows):
+        head = Head(torch.nn.Linear(4, vocabulary, bias=False).requires_grad_(trained))
+        hidden = torch.randn(targets, 4, requires_grad=True)
+        ids = torch.arange(targets)
+        with LivePeak([hidden, head.module.weight]) as mode:
+            sequence_logps(hidden, head, ids, ids, targets, logits_bytes=8 * rows * vocabulary).sum().backward()
+        peaks.append(mode.peak)
+    assert peaks[1] - peaks[0] < rows * vocabulary
 
 
 @pytest.mark.parametrize("tied", [True, False])
