@@ -101,6 +101,17 @@ def test_what_is_not_there_is_not_found_and_not_asked_for_twice(store, scheme, t
         assert (failed.value.trouble, slept) == (Trouble.NOT_FOUND, [])
 
 
+@pytest.mark.parametrize("scheme", ["gs", "az"], indirect=True)
+@pytest.mark.parametrize("fetch", [fetch_object, fetch_folder])
+def test_what_the_credentials_do_not_allow_is_refused_and_not_asked_for_twice(
+    store, scheme, tmp_path, slept, monkeypatch, fetch
+):
+    monkeypatch.setattr(store, "denied", True)
+    with pytest.raises(StoreFailed, match="the credentials are missing or do not allow it") as failed:
+        fetch(f"{scheme}://bucket/data", tmp_path / "rows")
+    assert (failed.value.trouble, slept) == (Trouble.REFUSED, [])
+
+
 def test_a_folder_comes_with_what_is_wanted_of_it(store, scheme, tmp_path):
     for name in ("config.json", "model.safetensors", "onnx/model.onnx", "README.md"):
         store.put("bucket", f"model/{name}", name.encode())
