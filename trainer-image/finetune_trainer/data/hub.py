@@ -161,7 +161,7 @@ def _judge(error: BaseException) -> tuple[Trouble, str]:
     if isinstance(error, LocalEntryNotFoundError):
         cause = error.__cause__
         if cause is None or isinstance(cause, OfflineModeIsEnabled):
-            return Trouble.UNREACHABLE, "it is not in the cache, and the runtime is offline"
+            return Trouble.UNREACHABLE, "it is not in the cache, and nothing else may be asked"
         return _judge(cause)
     if isinstance(error, GatedRepoError):
         return Trouble.NOT_FOUND, "it is gated and the token may not read it"
