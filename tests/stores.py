@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def _answer(self, path: str, query: dict[str, str]) -> None:
-        raise NotImplementedError
+        self._send(404, b"", {})
 
     def _range(self, content: bytes, header: str) -> tuple[int, bytes, dict[str, str]]:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get(header, ""))

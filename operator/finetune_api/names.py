@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal
 
 GROUP = "finetune.dev"
@@ -86,7 +87,8 @@ def output_name(namespace: str, model: str, suffix: str | None, uid: str) -> str
     """`<namespace>/<last part of the model name, lower case>[-<suffix>]-<first 8 of the uid>`.
 
     `model` is the model as resolved, revision left out: a Hub id, a runtime's model name or a URI. Its part is cut
-    at 100 characters, so that the whole fits a status.
+    at 100 characters, so that the whole fits a status, and what no path of a claim may hold becomes a hyphen.
     """
     last = model.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0].lower()[:MODEL_PART_LENGTH]
+    last = re.sub(r"[^a-z0-9._-]+|^\.+", "-", last)
     return f"{namespace}/{'-'.join(part for part in (last, suffix, uid[:8]) if part)}"

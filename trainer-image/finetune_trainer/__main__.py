@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_check(check: argparse.ArgumentParser) -> None:
     """Options are named as the fields of a job that they stand for."""
-    check.add_argument("file", metavar="FILE", help="JSON Lines (also .gz, .zst) or Parquet; or hf://datasets/...")
+    kinds = "JSON Lines (also .gz, .zst) or Parquet: a path, or hf:// s3:// gs:// az:// https://"
+    check.add_argument("file", metavar="FILE", help=kinds)
     check.add_argument("--model", help="folder, Hub id or URI: its tokenizer and template render the rows")
     check.add_argument("--method", type=MethodType, choices=list(MethodType), help="absent: what the format is for")
     check.add_argument("--max-seq-length", type=_length, metavar="N", help="absent: the model's own limit")

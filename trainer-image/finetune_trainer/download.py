@@ -164,5 +164,6 @@ class _Coming:
         self.beginnings += 1
         if self.beginnings > MAX_BEGINNINGS:
             raise StoreFailed(Trouble.UNREACHABLE, "it cannot be read on in the middle, and was cut each time")
-        self.file.seek(0)
-        self.file.truncate()
+        if self.file.tell():
+            self.file.seek(0)
+            self.file.truncate()

@@ -38,6 +38,9 @@ BLOCK_BYTES = 8 << 20
 TAGS = ("ETag", "generation", "etag")
 """What a listing calls the mark by which one content of an object is told from another: S3, Google, Azure."""
 CHANGED = "it changed while it was read"
+NOT_ALLOWED = "the credentials are missing or do not allow it"
+FORBIDDEN = "Forbidden: "
+"""How Google's client begins the plain OSError that it makes of a 403."""
 LEADS_ELSEWHERE = re.compile(r"(^|/)(\.{0,2})(/|$)|\\|\0")
 """A key is any text to a store; as a path on this machine it may not lead out of its folder."""
 
@@ -96,7 +99,10 @@ def filesystem(uri: str) -> AbstractFileSystem:
         StoreFailed
     """
     with asking():
-        found, _ = fsspec.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True)
+        try:
+            found, _ = fsspec.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True)
+        except ValueError as error:  # Azure's client, of an environment that names no account
+            raise StoreFailed(Trouble.REFUSED, NOT_ALLOWED) from error
     return found
 
 
@@ -141,7 +147,7 @@ def asking() -> Iterator[None]:
     except (FileNotFoundError, ResourceNotFoundError) as error:
         raise StoreFailed(Trouble.NOT_FOUND, "it does not exist") from error
     except (PermissionError, NoCredentialsError, GoogleAuthError, ClientAuthenticationError) as error:
-        raise StoreFailed(Trouble.REFUSED, "the credentials are missing or do not allow it") from error
+        raise StoreFailed(Trouble.REFUSED, NOT_ALLOWED) from error
     except ResourceModifiedError as error:
         raise StoreFailed(Trouble.CHANGED, CHANGED) from error
     except (OSError, BotoCoreError, AzureError, ClientError, HttpError) as error:
@@ -149,7 +155,7 @@ def asking() -> Iterator[None]:
         if status == 412:
             raise StoreFailed(Trouble.CHANGED, CHANGED) from error
         if status in (401, 403):
-            raise StoreFailed(Trouble.REFUSED, "the credentials are missing or do not allow it") from error
+            raise StoreFailed(Trouble.REFUSED, NOT_ALLOWED) from error
         raise StoreFailed(Trouble.UNREACHABLE, type(error).__name__) from error
 
 
@@ -159,6 +165,8 @@ def _status(error: BaseException) -> int | None:
         return error.status_code
     if isinstance(error, HttpError):
         return int(error.code) if error.code else None
+    if str(error).startswith(FORBIDDEN):
+        return 403
     answer = getattr(error.__cause__, "response", None)
     found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
     return found if isinstance(found, int) else None

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
@@ -26,6 +28,14 @@ def test_every_error_of_a_client_says_who_has_to_act(error, trouble):
 def test_our_own_mistakes_pass():
     with pytest.raises(KeyError), asking():
         raise KeyError("ours")
+
+
+def test_an_environment_without_an_account_lacks_credentials(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(StoreFailed, match="the credentials are missing") as failed:
+        filesystem("az://container/x")
+    assert failed.value.trouble is Trouble.REFUSED
 
 
 def test_each_scheme_has_its_client(monkeypatch):

@@ -201,7 +201,7 @@ def _judge(error: BaseException) -> tuple[Trouble, str]:
     if isinstance(error, LocalEntryNotFoundError):
         cause = error.__cause__
         if cause is None or isinstance(cause, OfflineModeIsEnabled):
-            return Trouble.UNREACHABLE, "it is not in the cache, and the runtime is offline"
+            return Trouble.UNREACHABLE, "it is not in the cache, and nothing else may be asked"
         return _judge(cause)
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, ASKED):
         return _judge(error.__cause__)

@@ -76,7 +76,7 @@ def test_offline_takes_the_cache_and_asks_nothing(hub, files):
     assert hub.requests == []
     missing = failure_of(lambda: fetch_model("hf://me/other", {}, offline=True))
     assert missing.code is Code.MODEL_UNREACHABLE
-    assert missing.args["problem"] == "it is not in the cache, and the runtime is offline"
+    assert missing.args["problem"] == "it is not in the cache, and nothing else may be asked"
 
 
 @pytest.mark.parametrize("kind", ["datasets/", ""])
