@@ -50,6 +50,17 @@ def filesystem(uri: str) -> AbstractFileSystem:
     return found
 
 
+def names_below(files: AbstractFileSystem, uri: str) -> list[str]:
+    """Paths of the objects below the folder `uri`, relative to it and sorted.
+
+    A key is any text; one that would lead out of a folder on this machine is left out. Raises what a client raises:
+    call it in `asking`.
+    """
+    root = f"{files._strip_protocol(uri)}/"
+    names = (str(found).removeprefix(root) for found in files.find(root))
+    return sorted(name for name in names if not {"", ".", ".."} & set(name.split("/")))
+
+
 def create(files: AbstractFileSystem, uri: str, content: bytes) -> None:
     """Write an object unless there is one. A store that cannot do that in one request is asked in two.
 

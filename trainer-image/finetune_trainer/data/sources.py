@@ -19,7 +19,7 @@ from finetune_trainer.data import hub
 from finetune_trainer.data.hub import HubFailed, Trouble
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import weight_files
-from finetune_trainer.objects import asking, filesystem
+from finetune_trainer.objects import asking, filesystem, names_below
 from finetune_trainer.volumes import OutsideVolume, locate, locate_folder
 
 DATASETS = "datasets/"
@@ -119,12 +119,10 @@ def fetch_checkpoint(uri: str, mounts: Mapping[str, str]) -> Path:
 
 def _download(uri: str, folder: Path) -> None:
     files = filesystem(uri)
-    root = f"{files._strip_protocol(uri)}/"
     with asking():
-        for found in files.find(root):
-            path = folder / str(found).removeprefix(root)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.get_file(found, str(path))
+        for name in names_below(files, uri):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(f"{uri}/{name}", str(folder / name))
 
 
 def fetch_tokenizer(uri: str) -> tuple[Path, str | None]:
