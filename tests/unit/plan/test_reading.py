@@ -55,6 +55,11 @@ def test_results_elsewhere_make_the_whole_report_unbelievable(uri):
         read(report(output=OutputStatus(adapter_uri=uri)))
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/team/a", "gs://bucket/a", "az://container/a"])
+def test_results_may_lie_in_a_store(uri):
+    assert read(report(output=OutputStatus(adapter_uri=uri))).output == OutputStatus(adapter_uri=uri)
+
+
 @pytest.mark.parametrize("body", ["", "[" * 60000, "{", '{"jobUid": 1}', "null", b"\xff\xfe"])
 def test_what_is_no_report_is_refused_as_such(body):
     with pytest.raises(ValidationError):

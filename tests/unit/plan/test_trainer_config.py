@@ -87,3 +87,11 @@ def _shared(values: Any, others: Any) -> Any:
     if not isinstance(values, dict) or not isinstance(others, dict):
         return values
     return {key: _shared(value, others[key]) for key, value in values.items() if key in others}
+
+
+def test_an_output_in_a_store_mounts_nothing_and_its_repository_goes_along():
+    uri, token = "s3://models/team/support", {"name": "finetune-hf", "key": "token"}
+    asked = config(output={"uri": uri, "hfRepo": "me/support-dpo"}, hfTokenSecretRef=token)
+    assert (asked.output_uri, asked.hf_repo) == (uri, "me/support-dpo")
+    assert all(volume.startswith(("pvc://finetune-data", "pvc://finetune-weights")) for volume in asked.mounts)
+    assert "hfRepo" not in config().to_json(), "a trainer that does not know it need not"
