@@ -193,7 +193,7 @@ def test_the_steps_of_the_states_that_a_restart_may_go_on_from_are_known(store):
 
 
 def test_whenever_it_dies_the_newest_state_that_was_told_is_whole_in_the_store(buckets, tmp_path):
-    """Three states, of which two are kept: the process dies at every second request, and another begins on an empty disk."""
+    """Three states, of which two are kept: it dies at every second request, and another begins on an empty disk."""
     mirror = StoreMirror.of(tmp_path / "first", f"{buckets.new()}/team")
 
     def opened(number, name, told):
