@@ -19,7 +19,7 @@ from fsspec.spec import AbstractFileSystem
 from finetune_api.failures import FailureCode
 from finetune_trainer.failures import failed
 from finetune_trainer.files import is_full
-from finetune_trainer.objects import StoreFailed, Trouble, abort_uploads, asking, create, filesystem
+from finetune_trainer.objects import StoreFailed, Trouble, abort_uploads, asking, create, filesystem, list_folder
 
 
 class Mirror:
@@ -156,9 +156,8 @@ class StoreMirror(Mirror):
 
     def _below(self, folder: Path) -> set[str]:
         """Paths of the objects below `folder`, relative to it."""
-        prefix = f"{self.files._strip_protocol(self._object(folder))}/"
-        with self._asking():
-            return {str(found).removeprefix(prefix) for found in self.files.find(prefix)}
+        with _named(self.uri, self.root):
+            return {found.name for found in list_folder(self.files, self._object(folder))}
 
     def _object(self, path: Path) -> str:
         below = path.relative_to(self.root).as_posix()

@@ -90,6 +90,17 @@ def test_one_pod_takes_any_claim():
     assert verdict(modes("ReadWriteOnce", "ReadWriteOncePod"))[0] == "Accepted"
 
 
+def test_an_output_in_a_store_needs_no_claim_on_however_many_nodes():
+    access = {"uriPrefixes": {"write": ["s3://models/{namespace}/"]}}
+    runtime = make_runtime(limits={"maxNodes": 4}, access=access, claimTemplate=TEMPLATE)
+    observed = before_start(runtime, access_modes={"finetune-data": ("ReadOnlyMany",)}, claims={"finetune-data"})
+    uri = f"s3://models/{NAMESPACE}/support"
+    assert verdict(observed, output={"uri": uri}, resources={"nodes": 4})[0] == "Accepted"
+    reason, message = verdict(observed, output={"uri": "s3://models/theirs/a"})
+    assert reason == "SourceNotAllowed"
+    assert 'add "s3://models/" to its spec.access.uriPrefixes.write' in message
+
+
 def test_a_claim_that_cannot_be_shared_is_looked_at_again():
     plan = decide(make_job(resources={"nodes": 2}), modes("ReadWriteOnce", "ReadWriteOnce"), MAY, NOW)
     assert plan.look_again_after == MAY.poll_period_seconds

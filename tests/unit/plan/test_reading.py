@@ -68,6 +68,11 @@ def test_what_is_no_web_address_is_no_page_of_a_run(url):
         read_report(json.dumps(body))
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/team/a", "gs://bucket/a", "az://container/a"])
+def test_results_may_lie_in_a_store(uri):
+    assert read(report(output=OutputStatus(adapter_uri=uri))).output == OutputStatus(adapter_uri=uri)
+
+
 @pytest.mark.parametrize("body", ["", "[" * 60000, "{", '{"jobUid": 1}', "null", b"\xff\xfe"])
 def test_what_is_no_report_is_refused_as_such(body):
     with pytest.raises(ValidationError):

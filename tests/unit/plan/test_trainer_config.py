@@ -113,3 +113,11 @@ def test_a_cache_is_told_of_only_where_there_is_one() -> None:
 def test_a_model_is_pinned_to_its_commit_and_one_of_a_store_is_not_renamed() -> None:
     assert start_of(ResolvedModel(source="hf://org/tiny", revision="abc")).model == "hf://org/tiny@abc"
     assert start_of(ResolvedModel(source="s3://bucket/tiny", revision="abc")).model == "s3://bucket/tiny"
+
+
+def test_an_output_in_a_store_mounts_nothing_and_its_repository_goes_along():
+    uri, token = "s3://models/team/support", {"name": "finetune-hf", "key": "token"}
+    asked = config(output={"uri": uri, "hfRepo": "me/support-dpo"}, hfTokenSecretRef=token)
+    assert (asked.output_uri, asked.hf_repo) == (uri, "me/support-dpo")
+    assert all(volume.startswith(("pvc://finetune-data", "pvc://finetune-weights")) for volume in asked.mounts)
+    assert "hfRepo" not in config().to_json(), "a trainer that does not know it need not"

@@ -58,6 +58,15 @@ def test_a_name_that_begins_another_is_not_the_other(root, mirror):
     assert not any((root / "step-1").iterdir())
 
 
+def test_a_key_that_leads_out_of_its_folder_is_no_file_of_it(root, mirror, buckets, uri):
+    mirror.put_file(write(root / "state", a="1") / "a")
+    bucket = uri.removeprefix("s3://").split("/")[0]
+    for key in ("team/state/../../../evil", "team/state//evil"):
+        buckets.files.call_s3("put_object", Bucket=bucket, Key=key, Body=b"evil")
+    mirror.fetch_folder(root / "state")
+    assert [path.name for path in root.parent.rglob("*") if path.is_file()] == ["a"]
+
+
 def test_a_folder_that_is_put_again_holds_nothing_of_the_one_before(root, mirror, buckets, uri):
     mirror.put_folder(write(root / "model", a="1", shard="2"))
     (root / "model" / "shard").unlink()

@@ -138,6 +138,8 @@ class RecoveryStore:
                 return self._read(folder), skipped
             except (OSError, ValueError, KeyError, SafetensorError) as problem:
                 skipped.append(f"the recovery state {folder.name} was skipped: {problem}")
+            finally:
+                self._mirror.spare(folder)
         return None, skipped
 
     def steps(self) -> frozenset[int]:
@@ -195,7 +197,8 @@ class RecoveryStore:
         """Remove all but the newest two up to `step`: this run has skipped what lies beyond its newest state."""
         written = self._written()
         for gone in written.difference(sorted(known for known in written if known <= step)[-KEPT:]):
-            shutil.rmtree(self._place(gone), ignore_errors=True)
+            if self._place(gone).exists():
+                shutil.rmtree(self._place(gone))
             self._mirror.remove_folder(self._place(gone), first=MANIFEST_FILE)
 
     def _read(self, folder: Path) -> SavedState:

@@ -327,7 +327,7 @@ def test_whenever_it_dies_only_whole_checkpoints_are_listed_in_the_store_and_a_r
             assert (
                 sum(len(body) for name, body in found.items() if name.startswith(f"out/{place}/")) == entry["sizeBytes"]
             )
-        if number % 4:
+        if number % 8:
             continue
         live(publisher_of(number, "another"))
         found, shown = listed(number)
