@@ -22,6 +22,7 @@ from manifests import ROOT
 Series = dict[str, list[tuple[int, float]]]
 MLFLOW = Path(os.environ.get("MLFLOW_VENV", ROOT / ".venv-mlflow")) / "bin" / "python"
 APP = "mlflow.server.fastapi_app:app"
+FOLLOWER = "finetune_trainer.out.follow"
 START_SECONDS = 300.0
 CHUNK, HEAD = 32768, 7
 
@@ -116,6 +117,7 @@ class MlflowServer:
         while time.monotonic() < until:
             try:
                 if httpx2.get(f"{self.uri}/health").is_success:
+                    self.ask("GET", "experiments/get-by-name", experiment_name="Default")  # the first answer is slow
                     return
             except httpx2.TransportError:
                 time.sleep(0.05)
@@ -129,6 +131,7 @@ class MlflowServer:
 
     def ask(self, method: str, path: str, **asked: Any) -> dict[str, Any]:
         how: dict[str, Any] = {"params": asked} if method == "GET" else {"json": asked}
+        how["timeout"] = START_SECONDS
         answer = httpx2.request(method, f"{self.uri}/api/2.0/mlflow/{path}", **how)
         return answer.raise_for_status().json()
 
@@ -170,4 +173,13 @@ def children_of(pid: int) -> list[int]:
 
 
 def program_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
+    """The command line of a process; empty once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def followers() -> list[int]:
+    """The processes of trackers that this one has started."""
+    return [pid for pid in children_of(os.getpid()) if FOLLOWER in program_of(pid)]

@@ -20,7 +20,7 @@ from finetune_trainer.out.tracking import Task, TrackerFailed, flat
 
 JOB_TAG = "finetune_job_id"
 TOKEN, USER, PASSWORD = "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 15.0
 FORBIDDEN, BUSY = (401, 403), (429, 502, 503, 504)
 MOST_METRICS, MOST_PARAMS, MOST_CHARACTERS = 1000, 100, 6000
 """Bounds of one log-batch call, and of a parameter's text."""

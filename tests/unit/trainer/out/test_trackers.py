@@ -19,10 +19,10 @@ from finetune_trainer.out import trackers
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.trackers import Trackers
 from finetune_trainer.out.tracking import Task
-from held import children_of, program_of, single, tensorboard_series, written_series
+from held import FOLLOWER, followers, program_of, single, tensorboard_series, written_series
 
 SECONDS = 60.0
-NOTHING = (sys.executable, "-c", "import time; time.sleep(600)")
+NOTHING = (sys.executable, "-c", f"import time; time.sleep(600)  # {FOLLOWER}")
 GOES_ON = ". Training goes on; metrics.jsonl holds every value"
 
 
@@ -73,7 +73,7 @@ def complete(folder: Path) -> bool:
 
 
 def the_process() -> int:
-    (found,) = children_of(os.getpid())
+    (found,) = followers()
     return found
 
 
@@ -87,7 +87,7 @@ def test_rows_from_before_and_after_the_start_arrive_and_the_place_is_told(tmp_p
     assert listener.status == [TrackingStatus(tensorboard_uri="pvc://claim/out/tensorboard")]
     assert listener.warnings == []
     assert complete(tmp_path)
-    assert children_of(os.getpid()) == []
+    assert followers() == []
 
 
 def test_a_killed_process_is_started_anew_and_catches_up(tmp_path, listener):
@@ -150,7 +150,7 @@ def test_the_end_waits_for_nobody_longer_than_its_time(tmp_path, listener, monke
     assert monotonic() - began < SECONDS / 4
     (said,) = listener.warnings
     assert said.startswith("TensorBoard had not taken every value 0.1 s after the end of training: see metrics.jsonl")
-    assert children_of(os.getpid()) == []
+    assert followers() == []
 
 
 def test_the_cause_of_a_failure_outlives_the_end(tmp_path, listener, monkeypatch):
@@ -160,7 +160,7 @@ def test_the_cause_of_a_failure_outlives_the_end(tmp_path, listener, monkeypatch
     with Trackers([task(tmp_path)], listener.told, listener.warn):
         listener.until(lambda: listener.warnings)
         monkeypatch.setattr(trackers, "COMMAND", NOTHING)
-        listener.until(lambda: NOTHING[-1] in "".join(map(program_of, children_of(os.getpid()))))
+        listener.until(lambda: NOTHING[-1] in "".join(map(program_of, followers())))
     assert len(listener.warnings) == 1
     assert listener.warnings[0].startswith("TensorBoard cannot write its files")
 

@@ -21,7 +21,7 @@ from finetune_trainer.out import trackers
 from finetune_trainer.out.metrics import MetricsLog, Row
 from finetune_trainer.out.trackers import Trackers
 from finetune_trainer.out.tracking import Task
-from held import children_of, program_of, wandb_config, wandb_files, wandb_series, written_series
+from held import children_of, followers, program_of, wandb_config, wandb_files, wandb_series, written_series
 
 FACTS = {"trainingMethod": {"type": "DPO", "dpo": {"beta": 0.1}}}
 KEY = "x" * 39
@@ -105,7 +105,7 @@ def test_a_killed_service_process_costs_no_value(followed, monkeypatch):
 def service_process() -> int:
     """The client's own, once it is there."""
     while True:
-        for follower in children_of(os.getpid()):
+        for follower in followers():
             for child in children_of(follower):
                 if "wandb-core" in program_of(child):
                     return child

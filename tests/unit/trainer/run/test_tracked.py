@@ -20,6 +20,7 @@ from finetune_trainer.run.train import train
 from held import (
     Series,
     children_of,
+    followers,
     program_of,
     single,
     tensorboard_series,
@@ -144,5 +145,5 @@ def test_trackers_that_are_killed_in_the_middle_cost_training_nothing(tracked, m
 
 def service_process() -> int:
     """Of W&B's client."""
-    found = (child for follower in children_of(os.getpid()) for child in children_of(follower))
+    found = (child for follower in followers() for child in children_of(follower))
     return next(child for child in found if "wandb-core" in program_of(child))
