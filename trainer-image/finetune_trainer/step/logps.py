@@ -127,7 +127,7 @@ class _TokenLogps(torch.autograd.Function):
             narrow = by_logits.to(ctx.compute)
             torch.mm(narrow, projection, out=by_hidden[own])
             if narrow.dtype is by_weight.dtype:
-                by_weight.addmm_(narrow.t(), states)
+                torch.addmm(by_weight, narrow.t(), states, out=by_weight)
             else:
                 by_weight.add_(_product(narrow.t(), states))
             del by_logits, narrow
