@@ -123,22 +123,6 @@ def test_killed_and_resumed_on_an_empty_disk_equals_uninterrupted(stored, bucket
     assert_left_as(whole, buckets, stored, tmp_path / "left")
 
 
-def test_each_pod_of_several_fetches_what_it_needs_onto_its_own_disk(stored, buckets, whole, tmp_path):
-    def work(ranks):
-        pod = tmp_path / f"pod-{ranks.rank}"
-        pod.mkdir()
-        tempfile.tempdir = str(pod)
-        train(stored, Reporter(stored.job, Stage.TRAIN, "pod"), Event(), replace(ranks, local=0))
-        return sorted(path.name for path in pod.rglob("prepared/*"))
-
-    assert together(2, work) == [[], ["prepared.json", "train", "validation"]], "the first tidies up"
-    left = downloaded(buckets, stored, tmp_path / "left") / NAME
-    assert [row["step"] for row in metrics_rows(left / "metrics.jsonl")] == [
-        row["step"] for row in metrics_rows(whole / "metrics.jsonl")
-    ]
-    assert weights(left).keys() == weights(whole).keys()
-
-
 def test_the_hub_gets_the_final_weights_and_the_status_its_page(short, tmp_path, monkeypatch):
     with on_this_machine(tmp_path / "cache") as hub:
         monkeypatch.setenv("HF_TOKEN", "token")
