@@ -62,7 +62,7 @@ PRIVATE_DIRECTORY = ".finetune"
 METRICS_FILE, DATA_REPORT_FILE, MANIFEST_FILE = "metrics.jsonl", "data-report.json", "manifest.json"
 CHECKPOINTS_DIRECTORY, ADAPTER_DIRECTORY, MODEL_DIRECTORY = "checkpoints", "adapter", "model"
 MERGED_DIRECTORY = "merged"
-TENSORBOARD_DIRECTORY, WANDB_DIRECTORY = "tensorboard", "wandb"
+TENSORBOARD_DIRECTORY = "tensorboard"
 
 
 def prepare_job_name(job: str) -> str:
