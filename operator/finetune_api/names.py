@@ -65,7 +65,7 @@ REPORT_FILE, REPORT_FACTS_FILE = "report.html", "report.json"
 """How the run went, as a page, and what the page is made of beside METRICS_FILE. Both quote some rows of the data."""
 CHECKPOINTS_DIRECTORY, ADAPTER_DIRECTORY, MODEL_DIRECTORY = "checkpoints", "adapter", "model"
 MERGED_DIRECTORY = "merged"
-TENSORBOARD_DIRECTORY = "tensorboard"
+TENSORBOARD_DIRECTORY, WANDB_DIRECTORY = "tensorboard", "wandb"
 
 
 def prepare_job_name(job: str) -> str:

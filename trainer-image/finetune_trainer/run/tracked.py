@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from finetune_api.names import TENSORBOARD_DIRECTORY
+from finetune_api.names import TENSORBOARD_DIRECTORY, WANDB_DIRECTORY
 from finetune_api.report import WarningCode
 from finetune_api.trainer import TrainerConfig
 from finetune_trainer.failures import RunFailed
@@ -20,16 +21,16 @@ from finetune_trainer.run.telling import Teller
 def tracked(config: TrainerConfig, layout: Layout, card: Card, teller: Teller) -> Iterator[None]:
     """The trackers that `config` asks for follow what is trained in the block.
 
-    metrics.jsonl is there, cut back to where the run goes on. Event files go where the output is when all is written.
+    metrics.jsonl is there, cut back to where the run goes on. What trackers leave in files goes where the output is.
     """
-    events = layout.output / TENSORBOARD_DIRECTORY
     try:
         with _trackers(config, layout, card, teller):
             yield
     finally:
-        if events.is_dir():
-            with suppress(RunFailed):  # a run is not to fail for its curves
-                layout.mirror.put_folder(events)
+        with suppress(RunFailed):  # a run is not to fail for its curves
+            for name in (TENSORBOARD_DIRECTORY, WANDB_DIRECTORY):
+                for file in filter(Path.is_file, (layout.output / name).rglob("*")):
+                    layout.mirror.put_file(file)
 
 
 def _trackers(config: TrainerConfig, layout: Layout, card: Card, teller: Teller) -> Trackers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 from threading import Event
 from uuid import uuid4
@@ -147,3 +148,18 @@ def service_process() -> int:
     """Of W&B's client."""
     found = (child for follower in followers() for child in children_of(follower))
     return next(child for child in found if "wandb-core" in program_of(child))
+
+
+def test_files_of_trackers_lie_in_the_store_where_the_output_does(tracked, buckets, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = tracked.tracking.model_copy(update={"mlflow": None})
+    config = tracked.model_copy(update={"output_uri": f"{buckets.new()}/team", "tracking": files})
+    report = run(prepared(config))
+    left = buckets.below(report.tracking.tensorboard_uri.removesuffix("/tensorboard"))
+    for name, content in left.items():
+        path = tmp_path / "left" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    written = written_series(tmp_path / "left" / "metrics.jsonl")
+    assert tensorboard_series(tmp_path / "left" / "tensorboard") == single(written)
+    assert wandb_series(wandb_files(tmp_path / "left")[-1]) == written
