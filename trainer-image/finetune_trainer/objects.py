@@ -205,11 +205,8 @@ def open_object(store: AbstractFileSystem, uri: str, start: int, tag: str | None
     scheme, path = uri.split("://", 1)
     with asking():
         size, found, body = sync(store.loop, OPENERS[scheme], store, path, start, tag)
-    try:
-        yield Opened(start, size, found, _chunks(store, body))
-    finally:
-        with asking():
-            sync(store.loop, body.aclose)
+    # Not closed here: it closes itself at its end or error, and cannot be closed while a stop interrupts its reading.
+    yield Opened(start, size, found, _chunks(store, body))
 
 
 def _chunks(store: AbstractFileSystem, body: Body) -> Iterator[bytes]:

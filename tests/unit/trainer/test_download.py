@@ -2,7 +2,11 @@
 
 import asyncio
 import hashlib
+import os
 import random
+import signal
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from finetune_api.failures import FailureCode
 from finetune_trainer import download as download_module
 from finetune_trainer import objects
 from finetune_trainer.download import WAITS, fetch_folder, fetch_object
-from finetune_trainer.failures import RunFailed
+from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.objects import StoreFailed, Trouble, filesystem, list_folder
 
 ROWS = random.Random(0).randbytes(3_000_000)
@@ -95,9 +99,9 @@ def test_an_object_that_changes_in_the_middle_comes_whole_as_it_is_then(store, w
 
 def test_what_is_not_there_is_not_found_and_not_asked_for_twice(store, scheme, tmp_path, slept):
     for uri in (f"{scheme}://bucket/gone", f"{scheme}://nowhere/gone"):
-        with pytest.raises(StoreFailed, match="it does not exist") as failed:
+        with pytest.raises(StoreFailed, match="it does not exist") as refused:
             fetch_object(uri, tmp_path / "rows")
-        assert (failed.value.trouble, slept) == (Trouble.NOT_FOUND, [])
+        assert (refused.value.trouble, slept) == (Trouble.NOT_FOUND, [])
 
 
 @pytest.mark.parametrize("scheme", ["gs", "az"], indirect=True)
@@ -106,9 +110,9 @@ def test_what_the_credentials_do_not_allow_is_refused_and_not_asked_for_twice(
     store, scheme, tmp_path, slept, monkeypatch, fetch
 ):
     monkeypatch.setattr(store, "denied", True)
-    with pytest.raises(StoreFailed, match="the credentials are missing or do not allow it") as failed:
+    with pytest.raises(StoreFailed, match="the credentials are missing or do not allow it") as refused:
         fetch(f"{scheme}://bucket/data", tmp_path / "rows")
-    assert (failed.value.trouble, slept) == (Trouble.REFUSED, [])
+    assert (refused.value.trouble, slept) == (Trouble.REFUSED, [])
 
 
 def test_a_folder_comes_with_what_is_wanted_of_it(store, scheme, tmp_path):
@@ -129,9 +133,9 @@ def test_an_object_whose_name_leads_out_of_the_folder_is_left_out(store, scheme,
 
 
 def test_a_folder_without_objects_is_not_found(store, scheme, tmp_path):
-    with pytest.raises(StoreFailed, match="there is nothing below it") as failed:
+    with pytest.raises(StoreFailed, match="there is nothing below it") as refused:
         fetch_folder(f"{scheme}://bucket/data/train.jsonl", tmp_path)
-    assert failed.value.trouble is Trouble.NOT_FOUND
+    assert refused.value.trouble is Trouble.NOT_FOUND
 
 
 def test_a_file_of_a_folder_that_changes_is_never_mixed_with_the_others(store, scheme, tmp_path):
@@ -140,21 +144,56 @@ def test_a_file_of_a_folder_that_changes_is_never_mixed_with_the_others(store, s
     client, uri = filesystem(f"{scheme}://bucket/two"), f"{scheme}://bucket/two"
     listed = list_folder(client, uri)
     store.put("bucket", "two/b", b"after!")
-    with pytest.raises(StoreFailed, match="it changed while it was read") as failed:
+    with pytest.raises(StoreFailed, match="it changed while it was read") as refused:
         download_module.fetch_listed(client, listed, tmp_path)
-    assert failed.value.trouble is Trouble.CHANGED
+    assert refused.value.trouble is Trouble.CHANGED
 
 
 def test_a_store_that_nobody_serves_is_given_up_after_growing_waits(scheme, monkeypatch, tmp_path, slept):
     monkeypatch.setattr(download_module, "WAITS", WAITS[:2])
     for name, value in SERVERS[scheme][1](9).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(StoreFailed) as failed:
+    with pytest.raises(StoreFailed) as refused:
         fetch_object(f"{scheme}://bucket/data/train.jsonl", tmp_path / "rows")
-    assert (failed.value.trouble, slept) == (Trouble.UNREACHABLE, [1.0, 2.0])
+    assert (refused.value.trouble, slept) == (Trouble.UNREACHABLE, [1.0, 2.0])
 
 
 def test_a_full_disk_is_told_as_such(store, scheme):
     with pytest.raises(RunFailed) as ended:
         fetch_object(f"{scheme}://bucket/data/train.jsonl", Path("/dev/full"))
     assert (ended.value.failure.code, ended.value.failure.args) == (FailureCode.STORAGE_FULL, {"uri": "/dev"})
+
+
+def test_a_stop_is_heard_while_a_store_is_silent(tmp_path, monkeypatch):
+    """A pod that is to go must not wait for what does not come; whoever stops it raises in the midst of it."""
+
+    def stop(*_):
+        raise failed(FailureCode.STOPPED, step=0)
+
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for name, value in stores.S3.environment(listener.getsockname()[1]).items():
+            monkeypatch.setenv(name, value)
+        server = threading.Thread(target=_begin_and_fall_silent, args=(listener, over))
+        server.start()
+        before = signal.signal(signal.SIGUSR1, stop)
+        try:
+            with pytest.raises(RunFailed) as ended:
+                fetch_object("s3://bucket/rows", tmp_path / "rows", lambda *_far: _signal_soon())
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+            over.set()
+            server.join()
+    assert ended.value.failure.code is FailureCode.STOPPED
+
+
+def _begin_and_fall_silent(listener, over):
+    client, _ = listener.accept()
+    with client:
+        client.recv(1 << 16)
+        client.sendall(b'HTTP/1.1 200 OK\r\nETag: "x"\r\nContent-Length: 1000000\r\n\r\nthe first bytes')
+        over.wait()
+
+
+def _signal_soon():
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
