@@ -13,12 +13,10 @@ from torch import Tensor
 
 from finetune_api.failures import FailureCode
 from finetune_trainer.failures import RunFailed, failed
+from finetune_trainer.step.recipe import FROZEN_SHARE
 
 RAN_OUT = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
 """How torch says it where it has no class for it: on the CPU, in a driver, in a library."""
-
-FROZEN_SHARE = 0.6
-"""Most of a GPU's memory that weights may take that are not trained: the rest is for what is computed with them."""
 
 Result = TypeVar("Result")
 
