@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ class Pods:
             for node in range(2)
         ]
 
+    def __enter__(self) -> Pods:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever a test has found, nothing of them is left."""
+        for node in self.nodes:
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+
     def ends(self) -> list[int]:
         return [node.wait(PATIENCE_SECONDS) for node in self.nodes]
 
@@ -57,20 +67,20 @@ def test_two_pods_train_as_one_stop_as_one_and_say_who_ended_it(tiny_model, tmp_
     path, layout = tmp_path / "config.json", Layout.of(config)
     path.write_text(json.dumps(config.to_json()))
 
-    pods = Pods(path)
-    wait_for_steps(layout.metrics, 3)
-    os.kill(pods.worker(1), signal.SIGKILL)
-    assert pods.ends() == [4, 137], "the one that was killed, and the one that lost it"
+    with Pods(path) as pods:
+        wait_for_steps(layout.metrics, 3)
+        os.kill(pods.worker(1), signal.SIGKILL)
+        assert pods.ends() == [4, 137], "the one that was killed, and the one that lost it"
 
-    pods = Pods(path)
-    wait_for_steps(layout.metrics, len(metrics_rows(layout.metrics)) + 3)
-    pods.nodes[1].send_signal(signal.SIGTERM)
-    assert pods.ends() == [3, 3]
+    with Pods(path) as pods:
+        wait_for_steps(layout.metrics, len(metrics_rows(layout.metrics)) + 3)
+        pods.nodes[1].send_signal(signal.SIGTERM)
+        assert pods.ends() == [3, 3]
     stopped = len(metrics_rows(layout.metrics))
 
     path.write_text(json.dumps({**config.to_json(), "evaluation": {}}))
-    pods = Pods(path)
-    assert pods.ends() == [0, 0]
+    with Pods(path) as pods:
+        assert pods.ends() == [0, 0]
     assert len(metrics_rows(layout.metrics)) == 60 > stopped
     assert claimed(layout, config.job).last is not None
 
