@@ -6,6 +6,7 @@ that of the process whose end was the cause: not with that of one that only lost
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ CONSEQUENCES = frozenset({ExitCode.PEER_LOST, KILLED + signal.SIGTERM})
 """How a process ends because another has: it notices itself, or the agent ends it before it hears signals."""
 PARTING_SECONDS = 5
 """How long a pod whose processes have ended well waits for the others: they have nothing left to ask of it."""
+BARRIER_LOGGER = "torch.distributed.elastic.agent.server.api"
 SHUTDOWN_SECONDS = 3600
 """How long processes may take to save their state: the pod's own grace period ends them sooner."""
 
@@ -111,6 +113,8 @@ def _agent(config: TrainerConfig, path: Path) -> LocalElasticAgent:
         master_addr=None if alone else host,
         master_port=None if alone else port,
     )
+    # That the others have not come yet is no error of this pod, and no traceback for people to worry about.
+    logging.getLogger(BARRIER_LOGGER).addFilter(lambda record: "exit barrier" not in record.getMessage())
     return LocalElasticAgent(
         processes, DefaultLogsSpecs(), exit_barrier_timeout=PARTING_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS
     )

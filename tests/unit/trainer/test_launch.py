@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -27,6 +28,9 @@ class Pods:
     """The two launchers of a training on two nodes, each with a session of its own."""
 
     def __init__(self, config: Path) -> None:
+        job = json.loads(config.read_text())["job"]["uid"]
+        heard = {names.PROGRESS_HEADER: job, names.RECORDED_HEADER: "pod-7"}
+        self.recorded = Request(f"http://127.0.0.1:{names.PROGRESS_PORT}{names.PROGRESS_PATH}", headers=heard)
         (port,) = free_ports(1)
         where = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port), names.POD_UID_ENV: "pod-7"}
         command = [sys.executable, "-m", "finetune_trainer", "train", str(config)]
@@ -45,7 +49,14 @@ class Pods:
                 os.killpg(node.pid, signal.SIGKILL)
 
     def ends(self) -> list[int]:
-        return [node.wait(PATIENCE_SECONDS) for node in self.nodes]
+        """Their exit codes; the operator is there, and says that it has recorded what they tell."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while any(node.poll() is None for node in self.nodes):
+            assert time.monotonic() < deadline, "they do not end"
+            with suppress(OSError), urlopen(self.recorded, timeout=1):
+                pass
+            time.sleep(0.2)
+        return [node.returncode for node in self.nodes]
 
     def worker(self, node: int) -> int:
         """The training process of a node."""

@@ -5,12 +5,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from buckets import Death, Died
 from configs import trainer_config
 from finetune_api.failures import FailureCode as Code
 from finetune_api.findings import DATA_WARNINGS, DataWarningCode
@@ -20,7 +18,6 @@ from finetune_trainer.data.tokens import CacheKind, open_cache
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout
-from finetune_trainer.mirror import StoreMirror
 from finetune_trainer.prepare import prepare
 from hub import on_this_machine, serving
 from rows import LIGHT_PARAMETERS, LLAMA_LIKE, THINKING, conversation, preference, save_light_model, write_rows
@@ -345,57 +342,6 @@ def test_other_weights_than_the_model_s_are_held_to_its_architecture(config, lig
     start = {"model": f"file://{larger}", "sameAs": f"file://{light_model}"}
     assert failure_of(config(start=start)).code is Code.MODEL_UNSUPPORTED
     assert prepare(config(start={**start, "sameAs": f"file://{larger}"}), quiet).rows == 5
-
-
-@pytest.fixture
-def new_disk(tmp_path, monkeypatch):
-    """From each call on, an empty one, as a new pod has."""
-
-    def change(name):
-        (tmp_path / name).mkdir()
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
-
-    return change
-
-
-def test_a_store_gets_what_training_needs_whenever_it_dies(config, buckets, new_disk):
-    """At every second request; only a whole one vouches for itself, and another pod ends the work."""
-    uri = f"{buckets.new()}/team"
-    filesystem = StoreMirror.of(Path("/"), uri).files
-    private = "12345678-0000-0000-0000-000000000000/prepared"
-
-    def live(number, death):
-        new_disk(f"{number}-{death.at}")
-        with death.threatens(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr("finetune_trainer.mirror.filesystem", lambda _uri: filesystem)
-            return prepare(config(output_uri=f"{uri}/{number}"), quiet)
-
-    whole = Death()
-    expected = live(0, whole)
-    kept = buckets.below(f"{uri}/0/.finetune/{private}")
-    for number in range(1, len(whole.requests) + 1, 2):
-        with pytest.raises(Died):
-            live(number, Death(number))
-        left = buckets.below(f"{uri}/{number}/.finetune/{private}")
-        assert "prepared.json" not in left or left.keys() == kept.keys(), whole.requests[number - 1]
-        if number % 4 == 1:
-            assert live(number, Death()).digests == expected.digests
-            assert buckets.below(f"{uri}/{number}/.finetune/{private}").keys() == kept.keys()
-
-
-def test_of_two_jobs_with_one_output_in_a_store_the_second_is_refused(config, buckets, new_disk):
-    uri = f"{buckets.new()}/team"
-    new_disk("first")
-    prepare(config(output_uri=uri), quiet)
-    new_disk("second")
-    other = {"namespace": "default", "name": "tiny", "uid": "other"}
-    assert failure_of(config(output_uri=uri, job=other)).code is Code.OUTPUT_TAKEN
-
-
-def test_a_store_that_takes_nothing_is_told_before_the_data_is_read(config, buckets, new_disk):
-    new_disk("disk")
-    failure = failure_of(config(output_uri="s3://no-such-bucket/a", training_file="file:///gone"))
-    assert (failure.code, failure.args["problem"]) == (Code.OUTPUT_NOT_WRITABLE, "it does not exist")
 
 
 def test_a_repository_that_cannot_be_written_is_told_before_the_data_is_read(config, tmp_path, monkeypatch):

@@ -138,7 +138,6 @@ class RecoveryStore:
                 return self._read(folder), skipped
             except (OSError, ValueError, KeyError, SafetensorError) as problem:
                 skipped.append(f"the recovery state {folder.name} was skipped: {problem}")
-            finally:
                 self._mirror.spare(folder)
         return None, skipped
 

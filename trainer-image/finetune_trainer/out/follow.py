@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from finetune_api.tracking import Tracker
-from finetune_trainer.out.metrics import complete_rows
+from finetune_trainer.out.lines import complete_rows
 from finetune_trainer.out.tracking import FINISHED, Said, Task, TrackedRun, TrackerFailed
 
 PERIOD_SECONDS = 0.5

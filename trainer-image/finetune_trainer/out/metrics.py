@@ -5,32 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.mirror import VOLUME, Mirror
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the file."""
-
-    step: int
-    values: dict[str, float]
-    """By name, `train/` or `eval/` before it."""
-
-
-def complete_rows(file: BinaryIO) -> Iterator[Row]:
-    """The rows from where `file` stands to its last whole line, behind which it stands then."""
-    while (line := file.readline()).endswith(b"\n"):
-        values = json.loads(line)
-        yield Row(values.pop("step"), values)
-    file.seek(-len(line), os.SEEK_CUR)
 
 
 class MetricsLog:

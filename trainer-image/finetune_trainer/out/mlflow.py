@@ -15,7 +15,7 @@ import httpx2
 
 from finetune_api.names import job_id
 from finetune_api.tracking import TrackerProblem
-from finetune_trainer.out.metrics import Row
+from finetune_trainer.out.lines import Row
 from finetune_trainer.out.tracking import Task, TrackerFailed, flat
 
 JOB_TAG = "finetune_job_id"

@@ -22,7 +22,7 @@ from google_crc32c import value as crc32c
 
 from finetune_api.names import TENSORBOARD_DIRECTORY
 from finetune_api.tracking import TrackerProblem
-from finetune_trainer.out.metrics import Row
+from finetune_trainer.out.lines import Row
 from finetune_trainer.out.tracking import Task, TrackerFailed
 
 VERSION = "brain.Event:2"

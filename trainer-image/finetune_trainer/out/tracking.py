@@ -11,7 +11,7 @@ from finetune_api.base import ApiModel, Integer, Text
 from finetune_api.tracking import Tracker, TrackerProblem, Tracking
 from finetune_api.trainer import JobIdentity
 from finetune_api.words import plain
-from finetune_trainer.out.metrics import Row
+from finetune_trainer.out.lines import Row
 
 DETAIL_LENGTH = 200
 FINISHED = "finished\n"

@@ -16,7 +16,7 @@ from wandb.errors import AuthenticationError, CommError, UsageError
 
 from finetune_api.names import job_id
 from finetune_api.tracking import TrackerProblem
-from finetune_trainer.out.metrics import Row
+from finetune_trainer.out.lines import Row
 from finetune_trainer.out.tracking import Task, TrackerFailed
 
 MODE = "WANDB_MODE"

@@ -84,8 +84,11 @@ def position_of(state: SavedState | None) -> Position:
 
 
 @torch.no_grad()
-def restore(loop: Loop, state: SavedState) -> None:
-    """Put the loop where `snapshot` found it; the metrics log is cut back by whoever opens it."""
+def restore(loop: Loop, state: SavedState, layout: Layout, ranks: Ranks) -> None:
+    """Put the loop where `snapshot` found it; the metrics log is cut back by whoever opens it.
+
+    What was fetched from a store for this is not kept on the pod's disk.
+    """
     weights, optimizer = state.tensors(WEIGHTS), state.tensors(OPTIMIZER)
     for name, parameter in loop.parameters.items():
         _read_into(parameter, weights, name)
@@ -99,6 +102,9 @@ def restore(loop: Loop, state: SavedState) -> None:
         loop.position.evaluation,
         tuple(JobWarning.model_validate(warning) for warning in state.facts["warnings"]),
     )
+    ranks.wait()
+    if ranks.local == 0:
+        layout.mirror.spare(state.folder)
 
 
 def _read_into(tensor: Tensor, saved: SavedShares, name: str) -> None:

@@ -88,7 +88,7 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
                 open_files.enter_context(tracked(config, layout, work.publisher.card, teller))
             loop = Loop(config, work, metrics, teller, lambda: _go_on(ranks, stopping, loop.position.step))
             if state:
-                restore(loop, state)
+                restore(loop, state, layout, ranks)
             try:
                 _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds, ranks)
             except RunFailed as end:

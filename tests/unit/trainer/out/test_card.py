@@ -92,7 +92,7 @@ def test_the_objective_has_its_name(method, name):
 def test_the_code_of_the_card_loads_the_folder_it_lies_in(tiny_model, tmp_path, monkeypatch, kind):
     folder = tmp_path / "published"
     folder.mkdir()
-    load(tiny_model, lora=lora() if kind is Kind.ADAPTER else None).save(folder)
+    load(tiny_model, lora=lora() if kind is Kind.ADAPTER else None).saving()(folder)
     for file in tiny_model.glob("*token*"):
         (folder / file.name).write_bytes(file.read_bytes())
     uri = f"file://{tiny_model}"

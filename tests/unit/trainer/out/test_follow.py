@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from finetune_api.tracking import Tracker, TrackerProblem, Tracking
 from finetune_api.trainer import JobIdentity
 from finetune_trainer.out.follow import BATCH_ROWS, follow
-from finetune_trainer.out.metrics import Row
+from finetune_trainer.out.lines import Row
 from finetune_trainer.out.tracking import FINISHED, Said, Task
 from held import single, tensorboard_series, written_series
 

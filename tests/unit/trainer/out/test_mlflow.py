@@ -15,7 +15,7 @@ import pytest
 
 from finetune_api.tracking import Tracker, TrackerProblem, Tracking
 from finetune_api.trainer import JobIdentity
-from finetune_trainer.out.metrics import Row
+from finetune_trainer.out.lines import Row
 from finetune_trainer.out.mlflow import MlflowRun
 from finetune_trainer.out.tracking import Task, TrackerFailed
 from held import series

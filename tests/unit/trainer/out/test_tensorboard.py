@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from finetune_api.tracking import Tracker, TrackerProblem, Tracking
 from finetune_api.trainer import JobIdentity
-from finetune_trainer.out.metrics import Row
+from finetune_trainer.out.lines import Row
 from finetune_trainer.out.tensorboard import EventFile, record
 from finetune_trainer.out.tracking import Task, TrackerFailed
 from held import series, single, tensorboard_series

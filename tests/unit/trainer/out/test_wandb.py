@@ -18,7 +18,8 @@ from finetune_api.status import TrackingStatus
 from finetune_api.tracking import Tracker, Tracking
 from finetune_api.trainer import JobIdentity
 from finetune_trainer.out import trackers
-from finetune_trainer.out.metrics import MetricsLog, Row
+from finetune_trainer.out.lines import Row
+from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.trackers import Trackers
 from finetune_trainer.out.tracking import Task
 from held import children_of, followers, program_of, wandb_config, wandb_files, wandb_series, written_series

@@ -149,7 +149,7 @@ def test_the_reference_of_a_continued_adapter_is_that_adapter(tiny_model, pairs,
     first = load(tiny_model, lora=lora())
     disturb(first)
     (tmp_path / "adapter").mkdir()
-    first.save(tmp_path / "adapter")
+    first.saving()(tmp_path / "adapter")
     continued, _ = score(load(tiny_model, lora=lora(), adapter=tmp_path / "adapter"), pairs, tmp_path / "continued")
     expected, _ = score(first, pairs, tmp_path / "first")
     base, _ = score(load(tiny_model), pairs, tmp_path / "base")
