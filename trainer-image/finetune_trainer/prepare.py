@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
@@ -19,12 +18,12 @@ from tempfile import TemporaryDirectory
 from finetune_api.failures import FailureCode
 from finetune_api.findings import DATA_SENTENCES, DataErrorCode, DataWarningCode
 from finetune_api.report import WarningCode
-from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Progress, Resolved, ResolvedFile, ResolvedModel
+from finetune_api.status import MAX_DATA_ERRORS, DataStatus, JobWarning, Resolved, ResolvedModel
 from finetune_api.trainer import JobIdentity, TrainerConfig
 from finetune_trainer.cost.estimate import Job, estimate, misfit
 from finetune_trainer.cost.load import Rows
-from finetune_trainer.data.check import PROGRESS_SECONDS, FileCheck, Rules, Tell
-from finetune_trainer.data.https import Web
+from finetune_trainer.data.check import FileCheck, Rules, Tell
+from finetune_trainer.data.downloads import DataFile, Downloads
 from finetune_trainer.data.model import (
     StartModel,
     check_architecture,
@@ -43,63 +42,16 @@ from finetune_trainer.data.prepared import (
 )
 from finetune_trainer.data.report import FileReport, Findings, write_reports
 from finetune_trainer.data.seen import Seen
-from finetune_trainer.data.sources import fetch_file
 from finetune_trainer.data.tokenise import Tokeniser
 from finetune_trainer.data.tokens import CacheKind, open_cache, write_cache
 from finetune_trainer.failures import RunFailed, failed
-from finetune_trainer.files import replace, sha256_of, write_atomically, writing, writing_to
+from finetune_trainer.files import replace, write_atomically, writing, writing_to
 from finetune_trainer.layout import Layout, OutputManifest, claimed
 from finetune_trainer.push import check_repository
 
 CACHE_VERSION = 4
 """Raised when the same data would give other tokens than before."""
 CACHE_OF = {"trainingFile": TRAIN_FOLDER, "validationFile": VALIDATION_FOLDER}
-
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """A data file on this machine."""
-
-    name: str
-    """trainingFile or validationFile."""
-    uri: str
-    path: Path
-    digest: ResolvedFile
-
-
-@dataclass(slots=True)
-class Downloads:
-    """What is fetched for a run of this step: where it lies until the end, and how it is told of."""
-
-    scratch: Path
-    tell: Tell
-    told: float = 0.0
-    """When progress was last told, on the monotonic clock."""
-
-    def fetch(self, config: TrainerConfig, name: str, uri: str) -> DataFile:
-        """The data file of field `name`.
-
-        Raises:
-            RunFailed: as `fetch_file`.
-        """
-        found = fetch_file(
-            uri,
-            config.mounts,
-            config.offline,
-            name,
-            web=Web(config.https_hosts),
-            scratch=self.scratch,
-            told=self._progress,
-        )
-        size, digest = found.path.stat().st_size, sha256_of(found.path)
-        return DataFile(name, uri, found.path, ResolvedFile(sha256=digest, size_bytes=size, revision=found.revision))
-
-    def _progress(self, here: int, size: int | None) -> None:
-        if time.monotonic() - self.told >= PROGRESS_SECONDS:
-            display = f"{here / 1e9:.2f} of {size / 1e9:.2f} GB" if size else f"{here / 1e9:.2f} GB"
-            share = int(100 * here / size) if size else 0
-            self.tell(progress=Progress(display=display, step=0, total_steps=0, percentage=share))
-            self.told = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
