@@ -133,7 +133,7 @@ class Report(ApiModel):
         return data
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form on the wire, without default values: an older operator reads all but what is new."""
+        """The JSON form on the wire, without default values: an older operator reads what holds nothing new."""
         return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
 

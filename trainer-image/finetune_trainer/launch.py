@@ -33,6 +33,8 @@ CONSEQUENCES = frozenset({ExitCode.PEER_LOST, KILLED + signal.SIGTERM})
 """How a process ends because another has: it notices itself, or the agent ends it before it hears signals."""
 PARTING_SECONDS = 5
 """How long a pod whose processes have ended well waits for the others: they have nothing left to ask of it."""
+LEAVING_SECONDS = 600
+"""How long the processes of a pod may take to end once one of them has; torchrun kills them after 30."""
 BARRIER_LOGGER = "torch.distributed.elastic.agent.server.api"
 SHUTDOWN_SECONDS = 3600
 """How long processes may take to save their state: the pod's own grace period ends them sooner."""
@@ -83,7 +85,7 @@ def launch(config: TrainerConfig, path: Path) -> int:
 
 def _agent(config: TrainerConfig, path: Path) -> LocalElasticAgent:
     """What starts and watches the processes of this pod."""
-    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -115,9 +117,14 @@ def _agent(config: TrainerConfig, path: Path) -> LocalElasticAgent:
     )
     # That the others have not come yet is no error of this pod, and no traceback for people to worry about.
     logging.getLogger(BARRIER_LOGGER).addFilter(lambda record: "exit barrier" not in record.getMessage())
-    return LocalElasticAgent(
-        processes, DefaultLogsSpecs(), exit_barrier_timeout=PARTING_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS
-    )
+
+    class Agent(LocalElasticAgent):
+        """Gives the processes time when one of them has ended, too: the first may be saving what the end is about."""
+
+        def _stop_workers(self, worker_group: WorkerGroup) -> None:
+            self._shutdown(timeout=LEAVING_SECONDS)
+
+    return Agent(processes, DefaultLogsSpecs(), exit_barrier_timeout=PARTING_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS)
 
 
 def leave(code: int) -> int:
@@ -131,7 +138,7 @@ def leave(code: int) -> int:
 def _cause(folder: Path, killed: Mapping[int, int]) -> int:
     """The exit code of the process that ended first and not because another did."""
     files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    codes = [*killed.values(), *(int(file.read_text()) for file in files)]
+    codes = [*(int(file.read_text()) for file in files), *killed.values()]
     failures = [code for code in codes if code != ExitCode.DONE]
     causes = [code for code in failures if code not in CONSEQUENCES]
     return next(iter(causes or failures), ExitCode.DONE if codes else KILLED)

@@ -123,9 +123,14 @@ class StoreMirror(Mirror):
                 self.files.get_file(self._object(folder / name), str(folder / name))
 
     def remove_file(self, path: Path) -> None:
-        with self._asking():
-            if self.files.exists(self._object(path)):
-                self.files.rm_file(self._object(path))
+        """One that is gone, by another's hand or by a request whose answer was lost, is removed."""
+        with _named(self.uri, self.root):
+            try:
+                with asking():
+                    self.files.rm_file(self._object(path))
+            except StoreFailed as problem:
+                if problem.trouble is not Trouble.NOT_FOUND:
+                    raise
 
     def remove_folder(self, folder: Path, first: str | None = None) -> None:
         self._remove(folder, sorted(self._below(folder), key=lambda name: (name != first, name)))
@@ -141,8 +146,7 @@ class StoreMirror(Mirror):
 
     def _remove(self, folder: Path, names: Iterable[str]) -> None:
         for name in names:
-            with self._asking():
-                self.files.rm_file(self._object(folder / name))
+            self.remove_file(folder / name)
 
     def _content(self, path: Path) -> bytes | None:
         with _named(self.uri, self.root):

@@ -93,7 +93,7 @@ def use_refused(use: Use, namespace: str, runtime: str, access: Access) -> Refus
     prefixes = access.uri_prefixes.write if use.write else access.uri_prefixes.read
     if _matches(use.uri, [glob for prefix in prefixes for glob in _at_and_below(prefix)], namespace):
         return None
-    entry = f"{parts.scheme}://{parts.root.rsplit('/', 1)[0]}/"
+    entry = f"{parts.scheme}://{parts.root.rsplit('/', 1)[0]}/" if parts.scheme == "hf" else _folder(use)
     return _refusal(use.field, use.uri, "this URI", runtime, f"uriPrefixes.{word}", entry)
 
 
@@ -107,6 +107,11 @@ def _at_and_below(prefix: str) -> tuple[str, ...]:
 def expanded(globs: Iterable[str], namespace: str) -> tuple[str, ...]:
     """The entries of a list in `access` as they are for jobs of `namespace`."""
     return tuple(glob.replace("{namespace}", namespace) for glob in globs)
+
+
+def _folder(use: Use) -> str:
+    """What has to be admitted for an object and those beside it; for what is written, the folder itself."""
+    return use.uri if use.write else f"{use.uri.rsplit('/', 1)[0]}/"
 
 
 def _matches(value: str, globs: Iterable[str], namespace: str) -> bool:

@@ -62,6 +62,9 @@ def permit(job: FineTuneJob, observed: Observed) -> Permitted | Refusal:
     for use in named:
         if refused := use_refused(use, namespace, name, spec.access):
             return refused
+    if spec.offline and (repo := job.spec.hf_repo) is not None:
+        message = f"output.hfRepo is {repo}, and FineTuneRuntime {name} is offline: leave it out, or use another"
+        return Refusal(Reason.SOURCE_NOT_ALLOWED, message)
     weights = weights_of(job, name, spec, observed.parent)
     if isinstance(weights, Refusal):
         return weights

@@ -77,9 +77,9 @@ def test_a_store_outside_access_is_refused_with_the_entry_to_add(scheme, field):
     assert condition.reason == "SourceNotAllowed"
     assert condition.message == (
         f"{field} is {uri}, and FineTuneRuntime gpu does not allow this URI:"
-        f' add "{scheme}://acme/" to its spec.access.uriPrefixes.read, or use another'
+        f' add "{scheme}://acme/some/" to its spec.access.uriPrefixes.read, or use another'
     )
-    assert accepted({"uriPrefixes": {"read": ["hf://", f"{scheme}://acme/"]}}, **{field: uri}).reason == "Accepted"
+    assert accepted({"uriPrefixes": {"read": ["hf://", f"{scheme}://acme/some/"]}}, **{field: uri}).reason == "Accepted"
 
 
 @pytest.mark.parametrize(

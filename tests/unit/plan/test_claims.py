@@ -98,7 +98,7 @@ def test_an_output_in_a_store_needs_no_claim_on_however_many_nodes():
     assert verdict(observed, output={"uri": uri}, resources={"nodes": 4})[0] == "Accepted"
     reason, message = verdict(observed, output={"uri": "s3://models/theirs/a"})
     assert reason == "SourceNotAllowed"
-    assert 'add "s3://models/" to its spec.access.uriPrefixes.write' in message
+    assert 'add "s3://models/theirs/a" to its spec.access.uriPrefixes.write' in message
 
 
 def test_a_claim_that_cannot_be_shared_is_looked_at_again():

@@ -128,7 +128,8 @@ def test_a_pods_threads_are_divided_among_its_processes(tiny_model, tmp_path, mo
         ([4, 4], {}, 4),
         ([4], {1: 137}, 137),
         ([10], {1: 143, 2: 143}, 10),
-        ([4], {1: 143}, 143),
+        ([4], {1: 143}, 4),
+        ([15], {0: 137}, 15),
         ([3, 3], {}, 3),
         ([], {}, 128),
     ],
@@ -137,3 +138,16 @@ def test_the_pods_exit_code_is_that_of_the_cause(tmp_path, codes, killed, cause)
     for rank, code in enumerate(codes):
         (tmp_path / str(rank)).write_text(str(code))
     assert launch._cause(tmp_path, killed) == cause
+
+
+def test_processes_have_minutes_to_save_when_another_of_their_pod_has_ended(tiny_model, tmp_path, monkeypatch):
+    """torchrun gives them half a minute, and the pod would end with 137 for the cause."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_jsonl(tmp_path / "train.jsonl", preference_rows(4))
+    agent = launch._agent(trainer_config(tiny_model, tmp_path, gpus=2), tmp_path / "config.json")
+    given = []
+    monkeypatch.setattr(agent, "_shutdown", lambda *_, timeout: given.append(timeout))
+    agent._stop_workers(agent._worker_group)
+    assert given == [launch.LEAVING_SECONDS]
+    assert launch.LEAVING_SECONDS >= 300
+    agent._worker_group.spec.rdzv_handler.shutdown()

@@ -3,6 +3,7 @@ import signal
 import threading
 from dataclasses import replace
 
+import fsspec
 import pytest
 
 from buckets import Death, Died
@@ -229,3 +230,14 @@ def test_on_a_volume_everything_is_where_it_belongs(tmp_path):
     mirror.remove_halves(tmp_path, "last")
     assert mirror.names(folder) == ["a", "last"]
     assert mirror.names(tmp_path / "nowhere") == []
+
+
+def test_what_is_gone_already_is_removed(tmp_path):
+    """Of a request that is sent again the first may have been heard; and not every store is silent about that."""
+    files = fsspec.filesystem("memory")
+    mirror = StoreMirror(tmp_path, "memory://removed", files)
+    (tmp_path / "a").write_text("a")
+    mirror.put_file(tmp_path / "a")
+    for _ in range(2):
+        mirror.remove_file(tmp_path / "a")
+    assert not files.exists("memory://removed/a")

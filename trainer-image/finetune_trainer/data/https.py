@@ -28,7 +28,7 @@ MAX_BYTES = 50 * 2**30
 MAX_REDIRECTS = 3
 TIMEOUTS = {"connect": 10.0, "read": 60.0, "write": 10.0, "pool": 10.0}
 """Seconds: a server that is silent for longer counts as cut off."""
-NAT64 = IPv6Network("64:ff9b::/96")
+NAT64, LOCAL_NAT64 = IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48")
 """What stands in its last four bytes is where such an address leads."""
 REDIRECTS = (301, 302, 303, 307, 308)
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -48,6 +48,8 @@ def is_public(address: str) -> bool:
     found = ip_address(address.partition("%")[0])
     inside = _embedded(found)
     local = found.is_multicast or (isinstance(found, IPv6Address) and found.is_site_local)
+    if isinstance(found, IPv6Address) and (found in LOCAL_NAT64 or (found.is_reserved and inside is None)):
+        return False
     return found.is_global and not local and (inside is None or is_public(str(inside)))
 
 

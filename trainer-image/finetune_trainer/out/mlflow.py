@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -50,7 +51,8 @@ class MlflowRun:
             self._held = {metric["key"]: int(metric.get("step", 0)) for metric in data.get("metrics", [])}
         except KeyError as error:
             raise TrackerFailed(TrackerProblem.REJECTED, f"its answer has no {error}") from error
-        self.url = f"{self._address}/#/experiments/{experiment}/runs/{self._id}"
+        place = f"experiments/{quote(experiment, safe='')}/runs/{quote(self._id, safe='')}"
+        self.url = f"{self._address}/#/{place}"
         self._state("RUNNING")
         if not data.get("params"):
             self._configure(task.facts)

@@ -156,13 +156,16 @@ class Publisher:
         """The folder of the final weights for those who want one: merged where the job asks for that."""
         return self.layout.merged if self.config.merge else self.layout.final
 
+    def weights_output(self) -> OutputStatus:
+        """Where the final weights lie."""
+        uri = self.layout.uri_of(self.layout.final)
+        full = self.config.training_kind is TrainingKind.FULL
+        return OutputStatus(model_uri=uri) if full else OutputStatus(adapter_uri=uri)
+
     def output(self) -> OutputStatus:
-        """Where the final weights lie, and the report."""
-        uri, report = self.layout.uri_of(self.layout.final), self.report_uri
-        if self.config.training_kind is TrainingKind.FULL:
-            return OutputStatus(model_uri=uri, report_uri=report)
+        """Where everything lies: the final weights, merged ones, and the report."""
         merged = self.layout.uri_of(self.layout.merged) if self.config.merge else None
-        return OutputStatus(adapter_uri=uri, merged_uri=merged, report_uri=report)
+        return self.weights_output().model_copy(update={"merged_uri": merged, "report_uri": self.report_uri})
 
     @property
     def report_uri(self) -> str:
@@ -231,10 +234,9 @@ def tidy(layout: Layout, last: Report) -> None:
     for name in layout.mirror.names(layout.checkpoints):
         if name.startswith("step-") and name not in named:
             _unpublish(layout, layout.checkpoints / name)
-    for half in layout.checkpoints.glob(".step-*"):
-        shutil.rmtree(half)
-    if layout.private.exists():
-        shutil.rmtree(layout.private)
+    for leftover in (*layout.checkpoints.glob(".step-*"), layout.private):
+        with suppress(FileNotFoundError):  # each pod of a job that is done finds it done, and may be here at once
+            shutil.rmtree(leftover)
     layout.mirror.remove_folder(layout.private)
     with suppress(OSError):
         layout.private.parent.rmdir()

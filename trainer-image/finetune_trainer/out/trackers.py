@@ -9,11 +9,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from threading import Event, Lock, Thread
 from time import monotonic
 from types import TracebackType
 from typing import IO
+
+from pydantic import ValidationError
 
 from finetune_api.status import TrackingStatus
 from finetune_api.tracking import Tracker, TrackerProblem, failed_sentence, recovered_sentence
@@ -68,8 +71,9 @@ class Trackers:
                 self._late(follower.task, seconds)
 
     def _opened(self, task: Task, url: str | None) -> None:
-        with self._lock:
-            self._status = self._status.model_copy(update={URL_FIELDS[task.tracker]: url})
+        with self._lock, suppress(ValidationError):  # a server may name its run as nobody would take it for an address
+            shown = self._status.model_dump() | {URL_FIELDS[task.tracker]: url}
+            self._status = TrackingStatus.model_validate(shown)
             self._told(self._status)
 
     def _failed(self, task: Task, problem: TrackerProblem, detail: str) -> None:

@@ -179,7 +179,7 @@ def _level(policy: Policy, files: Sequence[MethodRows], teller: Teller) -> Choic
     choice = choose_level(policy, wanted, longest, most_tokens(policy.device))
     levels = list(Level)
     agreed = levels[policy.ranks.most(levels.index(choice.level))]
-    if agreed is not choice.level:
+    if policy.ranks.any(agreed is not choice.level):  # all of them again: spread weights are whole only together
         choice = choose_level(policy, agreed, longest, most_tokens(policy.device))
     if choice.problem:
         teller.warn(WarningCode.SHARED_PREFIX_OFF, choice.sentence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext, suppress
 from threading import Event
 from time import monotonic
 
@@ -10,7 +10,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.advice import beta_warning
-from finetune_api.failures import FailureCode
+from finetune_api.failures import Failure, FailureCode
 from finetune_api.report import Report, WarningCode
 from finetune_api.status import CheckpointType, OutputStatus
 from finetune_api.trainer import TrainerConfig
@@ -83,9 +83,10 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
         open_files.enter_context(weights_fit(work.policy.device))
         if work.publisher is not None:
             teller.published(work.publisher.forget_after(state.step if state else 0, position_of(state).best.step))
-        with MetricsLog(layout.metrics if ranks.first else None, metrics_position(state), layout.mirror) as metrics:
-            if work.publisher is not None:
-                open_files.enter_context(tracked(config, layout, work.publisher.card, teller))
+        with (
+            MetricsLog(layout.metrics if ranks.first else None, metrics_position(state), layout.mirror) as metrics,
+            tracked(config, layout, work.publisher.card, teller) if work.publisher else nullcontext(),
+        ):
             loop = Loop(config, work, metrics, teller, lambda: _go_on(ranks, stopping, loop.position.step))
             if state:
                 restore(loop, state, layout, ranks)
@@ -93,9 +94,7 @@ def train(config: TrainerConfig, reporter: Reporter, stopping: Event, ranks: Ran
                 _steps(loop, store, work.publisher, config.checkpointing.recovery_period_seconds, ranks)
             except RunFailed as end:
                 if end.failure.code in WORTH_A_PAGE and work.publisher is not None:
-                    reporter.update(output=OutputStatus(report_uri=work.publisher.report_uri))
-                    told = reporter.report.model_copy(update={"failure": end.failure})
-                    _leave_page(work, work.publisher, prepared, told, loop.position)
+                    _leave_page_of_failure(work, work.publisher, prepared, reporter, loop.position, end.failure)
                 raise
         reporter.update(publishing=True)
         loop.publish(CheckpointType.FINAL)
@@ -108,12 +107,24 @@ def _conclude(
     work: Work, publisher: Publisher, prepared: Prepared, teller: Teller, reporter: Reporter, position: Position
 ) -> None:
     """What follows the final checkpoint: the merged weights, the Hub, the page, and the word that all is there."""
+    reporter.update(output=publisher.weights_output())
     if work.merging:
         _publish_merged(work.policy, publisher, work.merging, teller)
     pushed = push(publisher.config, publisher.weights, teller.step)
     reporter.update(output=publisher.output().model_copy(update={"hf_url": pushed}))
     _leave_page(work, publisher, prepared, reporter.report, position)
     publisher.conclude(reporter.report)
+
+
+def _leave_page_of_failure(
+    work: Work, publisher: Publisher, prepared: Prepared, reporter: Reporter, position: Position, failure: Failure
+) -> None:
+    """The page about a run that is worth looking at though it failed; that it cannot be written is not why."""
+    with suppress(RunFailed):
+        where = OutputStatus(report_uri=publisher.report_uri)
+        told = reporter.report.model_copy(update={"failure": failure, "output": where})
+        _leave_page(work, publisher, prepared, told, position)
+        reporter.update(output=where)
 
 
 def _leave_page(work: Work, publisher: Publisher, prepared: Prepared, told: Report, position: Position) -> None:

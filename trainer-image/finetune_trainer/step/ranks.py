@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from finetune_trainer.failures import PeerLost
 
 GLOO = "gloo"
-PATIENCE = timedelta(hours=1)
-"""How long one waits for another that is there and silent: longer than any publishing of a checkpoint takes. One that
-ends is noticed at once."""
+PATIENCE = timedelta(hours=24)
+"""How long one waits for another that is there and silent: longer than the first one merges, publishes and pushes. One
+that ends is noticed at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ class Rehearsal:
     def _fitting(self, recipe: Recipe) -> Recipe:
         while not self._fits(recipe, rows := self._most_expensive(recipe)):
             easier = recipe.easier(len(rows), self._tokens_of(recipe, rows), pairs=self.table.pairs, gradient=True)
+            if easier is None and self.policy.sharded:
+                raise none_can_go_on(self.policy.device, self._tokens_of(recipe, rows), self.policy.ranks.size)
             if easier is None:
                 raise too_long(self.policy, self.table, rows[0], recipe)
             if easier.checkpointing > recipe.checkpointing:
@@ -96,7 +98,8 @@ class Rehearsal:
             wanted = int(self.table.widths(level)[list(rows)].sum())
             if wanted > self._measured_most(level):
                 return False  # not tried: where one process runs out of memory, none can go on
-        return _runs(self.policy, self.table.batch(rows, Level.SINGLE if split else recipe.level), split=split)
+        fits = _runs(self.policy, self.table.batch(rows, Level.SINGLE if split else recipe.level), split=split)
+        return not self.policy.ranks.any(not fits)
 
     def _most_tokens(self, level: Level, *, checkpointing: bool = False) -> int:
         """Most tokens of a micro-batch: a constant on a CPU, on a GPU what measured memory has room for."""
@@ -105,7 +108,7 @@ class Rehearsal:
         if not measurable(self.policy.device):
             return CPU_TOKENS
         self.policy.checkpointing(checkpointing)
-        return self._measured_most(level)
+        return min(self._measured_most(level), MOST_GPU_TOKENS)
 
     def _measured_most(self, level: Level) -> int:
         """Most tokens for which the memory of every GPU has room, as the model computes at present."""
@@ -137,7 +140,7 @@ def tokens_within(free: float, measured: Sequence[tuple[int, int]]) -> int:
     per_token = (more_used - used) / (more_tokens - tokens) if linear else more_used / more_tokens
     constant = max(0.0, more_used - per_token * more_tokens)
     rounded = int((free - constant) / per_token) // ROUNDED_TO * ROUNDED_TO
-    return min(max(rounded, ROUNDED_TO), MOST_GPU_TOKENS)
+    return max(rounded, ROUNDED_TO)
 
 
 def most_expensive(widths: Widths, max_tokens: int, most_rows: int) -> MicroBatchRows:

@@ -173,3 +173,11 @@ def test_of_two_that_fail_one_warning_tells(tmp_path, listener):
     first, second = sorted(listener.warnings[-1].split(f"{GOES_ON}. "))
     assert first.startswith("MLflow cannot be reached at http://127.0.0.1:9 (ConnectError)")
     assert second.startswith("TensorBoard cannot write")
+
+
+def test_an_address_that_is_none_is_not_told(tmp_path, listener):
+    """The operator would not believe a word of a report with such an address in it."""
+    followed = Trackers([], listener.told, listener.warn)
+    followed._opened(task(tmp_path, Tracker.MLFLOW), "https://host/#/experiments/a b/runs/1")
+    followed._opened(task(tmp_path, Tracker.WANDB), "https://wandb.example/run")
+    assert [status.to_json() for status in listener.status] == [{"wandbUrl": "https://wandb.example/run"}]

@@ -23,6 +23,7 @@ from finetune_trainer.step.fitting import Fitter
 from finetune_trainer.step.gradient import scores
 from finetune_trainer.step.ranks import Ranks
 from finetune_trainer.step.recipe import Level, Recipe
+from finetune_trainer.step.rehearsal import Rehearsal
 from runs import Stopping, prepared, run
 from together import PEER_LOST, together
 from training import (
@@ -183,3 +184,18 @@ def test_one_that_is_lost_ends_the_others_at_once(tiny_model, tmp_path):
 
     assert together(2, work, dies=1) == [PEER_LOST]
     assert train_together(config, 1)[0] > 0, "what was saved before is gone on from"
+
+
+def test_what_one_has_no_room_for_all_plan_without(tiny_model, tmp_path):
+    """The first rehearses on a process that has room for anything, the second on one that has not."""
+    rows = rows_of(config_for(tiny_model, tmp_path))
+    policy = load(tiny_model, lora=lora())
+    longest = int(rows.widths(Level.SHARED).max())
+
+    def work(ranks):
+        limit_memory(policy, longest - 1 if ranks.rank == 1 else 10**6, checkpointed=10**6, always=True)
+        return str(Rehearsal(replace(policy, ranks=ranks), rows, BATCH, True).plan(Level.SHARED))
+
+    first, second = together(2, work)
+    assert first == second
+    assert "activations computed again" in first

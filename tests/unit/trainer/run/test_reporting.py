@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetune_api.failures import FailureCode
+from finetune_api.trainer import Stage
 from finetune_trainer.data.chat import ChatTokenizer
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.out.facts import Passage, read_facts
+from finetune_trainer.out.progress import Reporter
 from finetune_trainer.run import loop as loop_module
+from finetune_trainer.run import train as train_module
 from finetune_trainer.run.reporting import passage
 from finetune_trainer.step import gradient as gradient_module
 from runs import prepared, run
@@ -145,3 +151,22 @@ def test_a_run_that_diverged_leaves_its_page_and_says_where(config, tmp_path, mo
     page = (tmp_path / "out" / "report.html").read_text()
     assert "without finite numbers" in page
     assert told.samples, "as the last evaluation scored them"
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_why_a_run_failed(config, monkeypatch):
+    config = prepared(config)
+    real, seen = loop_module.clip, iter(range(1000))
+
+    def clipped(parameters, limit):
+        return real(parameters, limit) * (float("nan") if next(seen) >= 7 else 1.0)
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop_module, "clip", clipped)
+    monkeypatch.setattr(train_module, "write_report", full)
+    reporter = Reporter(config.job, Stage.TRAIN, "pod-1")
+    with pytest.raises(RunFailed) as end:
+        train_module.train(config, reporter, Event())
+    assert end.value.failure.code is FailureCode.DIVERGED
+    assert reporter.report.output is None, "there is no page to look at"

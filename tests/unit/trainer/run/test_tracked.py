@@ -14,6 +14,7 @@ import pytest
 from finetune_api.failures import FailureCode
 from finetune_api.trainer import Stage
 from finetune_trainer.layout import Layout
+from finetune_trainer.mirror import StoreMirror
 from finetune_trainer.out import trackers
 from finetune_trainer.out.metrics import MetricsLog
 from finetune_trainer.out.progress import Reporter
@@ -154,7 +155,13 @@ def test_files_of_trackers_lie_in_the_store_where_the_output_does(tracked, bucke
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     files = tracked.tracking.model_copy(update={"mlflow": None})
     config = tracked.model_copy(update={"output_uri": f"{buckets.new()}/team", "tracking": files})
+    put = []
+    real = StoreMirror.put_file
+    monkeypatch.setattr(
+        StoreMirror, "put_file", lambda self, path, name=None: (put.append(path), real(self, path, name))
+    )
     report = run(prepared(config))
+    assert put[-1].name == "manifest.json", "which says that all is there"
     left = buckets.below(report.tracking.tensorboard_uri.removesuffix("/tensorboard"))
     for name, content in left.items():
         path = tmp_path / "left" / name

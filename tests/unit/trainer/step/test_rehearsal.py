@@ -204,9 +204,14 @@ def test_where_every_row_is_longer_than_what_is_to_be_measured_the_shortest_is(g
         (10 * GIB, [(2000, 2 * GIB)], 9216),
         (10 * GIB, [], 1024),
         (GIB, [(2000, 2 * GIB), (6000, 4 * GIB)], 1024),
-        (1000 * GIB, [(2000, 2 * GIB), (6000, 4 * GIB)], 65536),
+        (1000 * GIB, [(2000, 2 * GIB), (6000, 4 * GIB)], 1997824),
     ],
     ids=["a line through two", "twice the same", "the larger did not fit", "none fitted", "little is free", "much is"],
 )
 def test_tokens_follow_from_two_measurements(free, measured, expected):
     assert tokens_within(free, measured) == expected
+
+
+def test_more_than_makes_a_step_faster_is_never_planned(gpu, policy, pairs, monkeypatch):
+    monkeypatch.setattr(rehearsal, "MOST_GPU_TOKENS", 512)
+    assert plan(on(gpu, policy), pairs).max_tokens == 512
