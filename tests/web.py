@@ -6,7 +6,6 @@ import datetime
 import ipaddress
 import re
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from loopback import running
 
 HOSTS = ("localhost", "files.example", "other.example")
 
@@ -102,14 +103,8 @@ def serving() -> Iterator[Site]:
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site}))
     server.socket = server_context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     site.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with running(server):
         yield site
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def server_context() -> ssl.SSLContext:

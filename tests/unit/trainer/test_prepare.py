@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from configs import trainer_config
 from finetune_api.failures import FailureCode as Code
 from finetune_api.findings import DATA_WARNINGS, DataWarningCode
 from finetune_trainer import prepare as prepare_module
@@ -20,35 +19,13 @@ from finetune_trainer.files import sha256_of
 from finetune_trainer.layout import Layout
 from finetune_trainer.prepare import prepare
 from hub import on_this_machine, serving
+from preparing import config_over, failure_of, quiet
 from rows import LIGHT_PARAMETERS, LLAMA_LIKE, THINKING, conversation, preference, save_light_model, write_rows
 
 
 @pytest.fixture
 def config(light_model, tmp_path):
-    """A configuration over five good pairs; fields replace any of it."""
-    rows = write_rows(tmp_path / "train.jsonl", *(preference(f"question {i}") for i in range(5)))
-
-    def config(**fields):
-        return trainer_config(
-            **{
-                "start": {"model": f"file://{light_model}"},
-                "training_file": f"file://{rows}",
-                "output_uri": f"file://{tmp_path}/out",
-                **fields,
-            }
-        )
-
-    return config
-
-
-def quiet(**fields):
-    pass
-
-
-def failure_of(config):
-    with pytest.raises(RunFailed) as ended:
-        prepare(config, quiet)
-    return ended.value.failure
+    return config_over(light_model, tmp_path)
 
 
 def test_it_leaves_tokens_a_report_and_what_it_resolved(config, tmp_path):

@@ -6,40 +6,15 @@ from pathlib import Path
 import pytest
 
 from buckets import Death, Died
-from configs import trainer_config
 from finetune_api.failures import FailureCode as Code
-from finetune_trainer.failures import RunFailed
 from finetune_trainer.mirror import StoreMirror
 from finetune_trainer.prepare import prepare
-from rows import preference, write_rows
+from preparing import config_over, failure_of, quiet
 
 
 @pytest.fixture
 def config(light_model, tmp_path):
-    """A configuration over five good pairs; fields replace any of it."""
-    rows = write_rows(tmp_path / "train.jsonl", *(preference(f"question {i}") for i in range(5)))
-
-    def config(**fields):
-        return trainer_config(
-            **{
-                "start": {"model": f"file://{light_model}"},
-                "training_file": f"file://{rows}",
-                "output_uri": f"file://{tmp_path}/out",
-                **fields,
-            }
-        )
-
-    return config
-
-
-def quiet(**fields):
-    pass
-
-
-def failure_of(config):
-    with pytest.raises(RunFailed) as ended:
-        prepare(config, quiet)
-    return ended.value.failure
+    return config_over(light_model, tmp_path)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_weights_stay_where_they_are_when_only_the_tokenizer_is_needed(store):
 
 def test_what_is_here_is_not_fetched_again(store, monkeypatch):
     first = fetch_model(URI, {}, offline=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     assert fetch_model(URI, {}, offline=False, revision=first.revision) == first
 
 
@@ -124,7 +124,7 @@ def test_what_is_no_model_says_why(store, uri, code, problem):
 
 
 def test_a_store_that_nobody_serves_is_tried_again_by_a_new_pod(store, monkeypatch, tmp_path):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     failure = failure_of(lambda: fetch_model(URI, {}, offline=False))
     assert (failure.code, failure.exit_code) == (Code.MODEL_UNREACHABLE, 21)
     failure = failure_of(lambda: fetch_file("s3://data/train.jsonl", {}, False, scratch=tmp_path))
@@ -169,6 +169,6 @@ def test_with_a_cache_for_all_pods_preparing_fetches_the_weights_too(store, tmp_
         shared_cache=True,
     )
     prepared = prepare(config, lambda **fields: None)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     model = fetch_model(URI, {}, offline=True, revision=prepared.model_revision)
     assert (model.path / "model.safetensors").is_file()
