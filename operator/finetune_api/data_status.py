@@ -55,6 +55,8 @@ class DataStatus(ApiModel):
     """Token statistics per side: prompt, preferred, nonPreferred; or sequence."""
     total_tokens: Integer | None = None
     """Tokens of one epoch."""
+    images: Integer | None = None
+    """Images of one epoch; absent where there are none."""
     max_tokens: Integer | None = None
     """Longest sequence; of a pair, the longer side with its prompt."""
     dropped: Integer = 0

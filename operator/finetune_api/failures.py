@@ -20,6 +20,7 @@ class FailureCode(StrEnum):
     ADAPTER_ON_HEAD = "AdapterOnHead"
     ADAPTER_IN_EXPERTS = "AdapterInExperts"
     SEQUENCE_TOO_LONG_FOR_MODEL = "SequenceTooLongForModel"
+    NO_VISION_ENCODER = "NoVisionEncoder"
     NO_TRAINABLE_ROWS = "NoTrainableRows"
     METHOD_NEEDS_PREFERENCE = "MethodNeedsPreference"
     TEXT_WITHOUT_INPUTS = "TextWithoutInputs"
@@ -75,6 +76,10 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     FailureCode.SEQUENCE_TOO_LONG_FOR_MODEL: (
         ExitCode.BAD_CONFIG,
         "maxSeqLength is {value}, the model takes at most {limit}: lower it",
+    ),
+    FailureCode.NO_VISION_ENCODER: (
+        ExitCode.BAD_CONFIG,
+        "trainVision is true, but the model {uri} has no vision encoder: set it to false or choose a multimodal model",
     ),
     FailureCode.NO_TRAINABLE_ROWS: (
         ExitCode.DATA_INVALID,

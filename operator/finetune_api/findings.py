@@ -23,6 +23,14 @@ class DataErrorCode(StrEnum):
     WRONG_TYPE = "WrongType"
     INVALID_WEIGHT = "InvalidWeight"
     UNSUPPORTED_CONTENT = "UnsupportedContent"
+    IMAGE_NOT_FROM_USER = "ImageNotFromUser"
+    IMAGE_WEIGHTED = "ImageWeighted"
+    INVALID_IMAGE = "InvalidImage"
+    IMAGE_TOO_LARGE = "ImageTooLarge"
+    IMAGE_TOO_NARROW = "ImageTooNarrow"
+    TOO_MANY_IMAGES = "TooManyImages"
+    IMAGES_UNSUPPORTED = "ImagesUnsupported"
+    IMAGE_TOKEN = "ImageToken"
     EMPTY_MESSAGES = "EmptyMessages"
     INVALID_ROLE = "InvalidRole"
     LAST_MESSAGE_FROM_ASSISTANT = "LastMessageFromAssistant"
@@ -56,7 +64,18 @@ DATA_SENTENCES: dict[DataErrorCode, str] = {
     DataErrorCode.MISSING_FIELD: "the field is missing: add it",
     DataErrorCode.WRONG_TYPE: "the field has the wrong type: see docs/data.md for the format",
     DataErrorCode.INVALID_WEIGHT: "a row's weight is a finite number of at least 0, a message's is the integer 0 or 1",
-    DataErrorCode.UNSUPPORTED_CONTENT: "only parts of type text can be trained on: remove images, audio and the like",
+    DataErrorCode.UNSUPPORTED_CONTENT: "only parts of type text and image_url can be trained on: remove audio, video and"
+    " the like",
+    DataErrorCode.IMAGE_NOT_FROM_USER: "only messages of the user may hold images: move it there",
+    DataErrorCode.IMAGE_WEIGHTED: "a message with images is never learned: give it the weight 0 or none",
+    DataErrorCode.INVALID_IMAGE: "the image is no whole JPEG, PNG or WEBP in a URL such as data:image/png;base64,...:"
+    " write it again",
+    DataErrorCode.IMAGE_TOO_LARGE: "the image has more than 10 MiB, or more pixels than can be held: make it smaller",
+    DataErrorCode.IMAGE_TOO_NARROW: "the image is more than 200 times as long as wide: cut it",
+    DataErrorCode.TOO_MANY_IMAGES: "the row has more than 10 images: remove some",
+    DataErrorCode.IMAGES_UNSUPPORTED: "the model takes no images: remove them, or choose a model with a vision encoder"
+    " whose images this version can prepare (Qwen3-VL)",
+    DataErrorCode.IMAGE_TOKEN: "the text itself holds the token by which the model marks images: remove it",
     DataErrorCode.EMPTY_MESSAGES: "the list of messages is empty: give at least one message",
     DataErrorCode.INVALID_ROLE: "the role is none of system, user, assistant, tool",
     DataErrorCode.LAST_MESSAGE_FROM_ASSISTANT: "the last input message is from the assistant: move it to the outputs",

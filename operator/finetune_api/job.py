@@ -112,6 +112,9 @@ class JobSpec(ApiModel):
     """The objective."""
     training_type: TrainingType = TrainingType()
     """Which weights move."""
+    train_vision: Flag = False
+    """True trains the vision encoder too, with its projection into the language model. Only for a multimodal model;
+    its language model is trained either way."""
     hyperparameters: Hyperparameters = Hyperparameters()
     """The optimisation."""
     evaluation: Evaluation = Evaluation()

@@ -64,6 +64,7 @@ def configure(spec: JobSpec, values: ResolvedValues, place: Place) -> TrainerCon
         training_method=spec.training_method,
         training_kind=spec.training_type.type,
         lora=values.lora,
+        train_vision=spec.train_vision,
         hyperparameters=spec.hyperparameters,
         batch_size=values.batch_size,
         max_seq_length=values.max_seq_length,

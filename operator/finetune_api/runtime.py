@@ -213,6 +213,8 @@ class ModelLimits(ApiModel):
     """Smallest learningRate."""
     max_learning_rate: Annotated[Number, Field(gt=0, le=MAX_LEARNING_RATE)] | None = None
     """Largest learningRate."""
+    supports_vision: Flag | None = None
+    """False refuses trainVision. Absent: preparing finds out whether the model has a vision encoder."""
 
     def of_kind(self, kind: TrainingKind) -> KindLimits:
         """Bounds of LoRA or full training."""

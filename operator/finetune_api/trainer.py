@@ -94,6 +94,8 @@ class TrainerConfig(ApiModel):
     """Adapter or all weights."""
     lora: LoraConfig | None = None
     """The adapter; None for full training."""
+    train_vision: Flag = False
+    """The vision encoder is trained too."""
     hyperparameters: Hyperparameters
     """The optimisation, as in the spec."""
     batch_size: Integer

@@ -54,6 +54,9 @@ def model_limits_refused(
     if entry.limits.of_kind(kind).supported is False:
         message = f"trainingType is {kind.value}, which FineTuneRuntime {runtime} does not support for {entry.name}"
         return Refusal(Reason.LIMIT_EXCEEDED, message)
+    if job.spec.train_vision and entry.limits.supports_vision is False:
+        message = f"trainVision is true, which FineTuneRuntime {runtime} does not support for {entry.name}: set it to"
+        return Refusal(Reason.LIMIT_EXCEEDED, f"{message} false, or choose a multimodal model")
     for field, value, low, high in _bounded(job, values, entry.limits):
         if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
             allowed = " and ".join(

@@ -30,6 +30,7 @@ LIMITS: dict[str, Any] = {
     "maxCheckpoints": 5,
     "minLearningRate": 1e-6,
     "maxLearningRate": 1e-3,
+    "supportsVision": False,
 }
 
 
@@ -82,6 +83,8 @@ def test_the_size_stays_within_the_runtime(resources, limits, expected):
             {"trainingType": {"lora": {"trainableModules": ["q_proj", "k_proj"]}}},
             "lora.trainableModules has k_proj, and FineTuneRuntime gpu allows q_proj, v_proj for tiny",
         ),
+        ({"trainVision": True}, "trainVision is true, which FineTuneRuntime gpu does not support for tiny: set it to"),
+        ({"trainVision": False}, None),
         ({"trainingType": {"lora": {"trainableModules": ["q_proj"]}}}, None),
         ({"trainingType": {"lora": {"trainableModules": ["all-linear"]}}}, None),
         ({"hyperparameters": {"batchSize": "max"}}, None),
@@ -92,6 +95,12 @@ def test_the_job_stays_within_its_model(spec, expected):
     models = [{"name": "tiny", "source": "hf://org/tiny", "limits": LIMITS}]
     said = message({"model": "tiny", **spec}, {"models": models})
     assert said is None if expected is None else said.startswith(expected)
+
+
+@pytest.mark.parametrize("limits", [{}, {"supportsVision": True}], ids=["nothing said", "supported"])
+def test_only_a_model_that_is_said_to_have_none_may_not_train_its_vision_encoder(limits):
+    models = [{"name": "tiny", "source": "hf://org/tiny", "limits": limits}]
+    assert message({"model": "tiny", "trainVision": True}, {"models": models}) is None
 
 
 @pytest.mark.parametrize(
