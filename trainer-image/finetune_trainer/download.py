@@ -19,16 +19,8 @@ from typing import BinaryIO
 from fsspec.spec import AbstractFileSystem
 
 from finetune_trainer.files import writing_to
-from finetune_trainer.objects import (
-    CHANGED,
-    Opened,
-    Stored,
-    StoreFailed,
-    Trouble,
-    filesystem,
-    list_folder,
-    open_object,
-)
+from finetune_trainer.objects import filesystem, list_folder, open_object
+from finetune_trainer.trouble import CHANGED, Opened, Stored, StoreFailed, Trouble
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +49,14 @@ def fetch_object(uri: str, path: Path, told: Told = untold) -> None:
     download(partial(open_object, store, uri), path, told)
 
 
-def fetch_folder(uri: str, target: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Write every object below the folder `uri` whose name below it is `wanted` into the folder `target`.
+def fetch_folder(uri: str, target: Path) -> None:
+    """Write every object below the folder `uri` into the folder `target`.
 
     Raises:
         StoreFailed: also if there is none; RunFailed: as `fetch_object`.
     """
     store = filesystem(uri)
-    found = [stored for stored in list_folder(store, uri) if wanted(stored.name)]
+    found = list_folder(store, uri)
     if not found:
         raise StoreFailed(Trouble.NOT_FOUND, "there is nothing below it")
     fetch_listed(store, found, target)

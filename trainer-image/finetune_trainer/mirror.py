@@ -19,7 +19,8 @@ from fsspec.spec import AbstractFileSystem
 from finetune_api.failures import FailureCode
 from finetune_trainer.failures import failed
 from finetune_trainer.files import is_full
-from finetune_trainer.objects import StoreFailed, Trouble, abort_uploads, asking, create, filesystem, list_folder
+from finetune_trainer.objects import abort_uploads, asking, create, filesystem, list_folder
+from finetune_trainer.trouble import StoreFailed, Trouble
 
 
 class Mirror:

@@ -8,88 +8,20 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any
 
 import fsspec
-from aiohttp import ClientError
-from azure.core import MatchConditions
-from azure.core.exceptions import (
-    AzureError,
-    ClientAuthenticationError,
-    HttpResponseError,
-    ResourceModifiedError,
-    ResourceNotFoundError,
-)
-from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.asyn import sync
 from fsspec.spec import AbstractFileSystem
-from gcsfs.retry import HttpError, validate_response
-from google.auth.exceptions import GoogleAuthError
-from s3fs import S3FileSystem
 
-READ_BYTES = 1 << 20
-"""Most bytes of an object that are in memory at a time."""
-BLOCK_BYTES = 8 << 20
-"""The same for Azure."""
+from finetune_trainer.trouble import NOT_ALLOWED, Opened, Stored, StoreFailed, Trouble
+
 TAGS = ("ETag", "generation", "etag")
 """What a listing calls the mark by which one content of an object is told from another: S3, Google, Azure."""
-CHANGED = "it changed while it was read"
-NOT_ALLOWED = "the credentials are missing or do not allow it"
-FORBIDDEN = "Forbidden: "
-"""How Google's client begins the plain OSError that it makes of a 403."""
 LEADS_ELSEWHERE = re.compile(r"(^|/)(\.{0,2})(/|$)|\\|\0")
 """A key is any text to a store; as a path on this machine it may not lead out of its folder."""
-
-
-class Trouble(Enum):
-    """Who has to act."""
-
-    NOT_FOUND = auto()
-    """The bucket or the object does not exist."""
-    REFUSED = auto()
-    """The credentials are missing, or may not do this."""
-    CHANGED = auto()
-    """The object is another one than the one that was begun."""
-    UNREACHABLE = auto()
-    """The network or the store: may pass by itself."""
-
-
-class StoreFailed(Exception):
-    """A store did not do what was asked of it; the text says why, in words for the user."""
-
-    def __init__(self, trouble: Trouble, problem: str) -> None:
-        super().__init__(problem)
-        self.trouble = trouble
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An object below a folder."""
-
-    name: str
-    """Its path below the folder, as a path on this machine may be."""
-    uri: str
-    size: int
-    """Bytes."""
-    tag: str
-    """Another one means another content."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The content of a remote file on its way here."""
-
-    start: int
-    """Where it begins, in bytes: where it was asked to, or 0 if the server cannot."""
-    size: int | None
-    """Bytes of the whole file; None = the server does not say."""
-    tag: str | None
-    """Another one means another content; None = it cannot be told."""
-    chunks: Iterator[bytes]
 
 
 def filesystem(uri: str) -> AbstractFileSystem:
@@ -126,7 +58,7 @@ def abort_uploads(files: AbstractFileSystem, uri: str) -> None:
 
     Only S3 keeps, and bills, such parts for ever. One that does not let us see them has a rule of its own for them.
     """
-    if not isinstance(files, S3FileSystem):
+    if "s3" not in files.protocol:
         return
     bucket, prefix, _ = files.split_path(uri)
     with suppress(OSError):
@@ -144,32 +76,12 @@ def asking() -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, ResourceNotFoundError) as error:
-        raise StoreFailed(Trouble.NOT_FOUND, "it does not exist") from error
-    except (PermissionError, NoCredentialsError, GoogleAuthError, ClientAuthenticationError) as error:
-        raise StoreFailed(Trouble.REFUSED, NOT_ALLOWED) from error
-    except ResourceModifiedError as error:
-        raise StoreFailed(Trouble.CHANGED, CHANGED) from error
-    except (OSError, BotoCoreError, AzureError, ClientError, HttpError) as error:
-        status = _status(error)
-        if status == 412:
-            raise StoreFailed(Trouble.CHANGED, CHANGED) from error
-        if status in (401, 403):
-            raise StoreFailed(Trouble.REFUSED, NOT_ALLOWED) from error
-        raise StoreFailed(Trouble.UNREACHABLE, type(error).__name__) from error
+    except Exception as error:
+        from finetune_trainer.clients import failure_of
 
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that a client had for an answer, where it still says so."""
-    if isinstance(error, HttpResponseError):
-        return error.status_code
-    if isinstance(error, HttpError):
-        return int(error.code) if error.code else None
-    if str(error).startswith(FORBIDDEN):
-        return 403
-    answer = getattr(error.__cause__, "response", None)
-    found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
-    return found if isinstance(found, int) else None
+        if (failure := failure_of(error)) is None:
+            raise
+        raise failure from error
 
 
 def list_folder(store: AbstractFileSystem, uri: str) -> list[Stored]:
@@ -202,6 +114,8 @@ def open_object(store: AbstractFileSystem, uri: str, start: int, tag: str | None
     Raises:
         StoreFailed: also later, from the chunks.
     """
+    from finetune_trainer.clients import OPENERS
+
     scheme, path = uri.split("://", 1)
     with asking():
         size, found, body = sync(store.loop, OPENERS[scheme], store, path, start, tag)
@@ -209,72 +123,10 @@ def open_object(store: AbstractFileSystem, uri: str, start: int, tag: str | None
     yield Opened(start, size, found, _chunks(store, body))
 
 
-def _chunks(store: AbstractFileSystem, body: Body) -> Iterator[bytes]:
+def _chunks(store: AbstractFileSystem, body: Any) -> Iterator[bytes]:
     while True:
         with asking():
             chunk = sync(store.loop, anext, body, b"")
         if not chunk:
             return
         yield chunk
-
-
-Body = Any
-"""An asynchronous generator of bytes."""
-Found = tuple[int | None, str | None, Body]
-"""Bytes of the whole object, its tag, and what is still to come of it."""
-
-
-async def _open_s3(store: Any, path: str, start: int, tag: str | None) -> Found:
-    bucket, key, _ = store.split_path(path)
-    wanted = {**({"IfMatch": tag} if tag else {}), **({"Range": f"bytes={start}-"} if start else {})}
-    answer = await store._call_s3("get_object", Bucket=bucket, Key=key, **wanted)
-    body = answer["Body"]
-    return start + answer["ContentLength"], answer.get("ETag"), _reading(body.read, body.close)
-
-
-async def _open_google(store: Any, path: str, start: int, tag: str | None) -> Found:
-    """The tag is the object's generation. One that was replaced is not there any more, which says that it changed."""
-    await store._set_session()
-    headers = store._get_headers({"Range": f"bytes={start}-"} if start else None)
-    answer = await store.session.get(store.url(path, generation=tag), headers=headers, params=store._get_params({}))
-    try:
-        if tag and answer.status == 404:
-            raise StoreFailed(Trouble.CHANGED, CHANGED)
-        if answer.status >= 400:
-            validate_response(answer.status, await answer.read(), path)
-    except BaseException:
-        answer.close()
-        raise
-    length = answer.headers.get("Content-Length")
-    size = start + int(length) if length else None
-    body = _reading(answer.content.read, answer.close)
-    return size, answer.headers.get("X-Goog-Generation"), body
-
-
-async def _open_azure(store: Any, path: str, start: int, tag: str | None) -> Found:
-    container, name, _ = store.split_path(path)
-    blob = store.service_client.get_blob_client(container, name)
-    found = await blob.get_blob_properties(retry_total=0, **(_unchanged(tag) if tag else {}))
-    return found.size, found.etag, _blocks(blob, start, found)
-
-
-OPENERS = {"s3": _open_s3, "gs": _open_google, "az": _open_azure}
-
-
-async def _reading(read: Callable[[int], Awaitable[bytes]], close: Callable[[], None]) -> AsyncIterator[bytes]:
-    try:
-        while chunk := await read(READ_BYTES):
-            yield chunk
-    finally:
-        close()
-
-
-async def _blocks(blob: Any, start: int, found: Any) -> AsyncIterator[bytes]:
-    """Azure's client gives nothing of a request that was cut: so each is for one block."""
-    for at in range(start, found.size, BLOCK_BYTES):
-        block = await blob.download_blob(offset=at, length=BLOCK_BYTES, retry_total=0, **_unchanged(found.etag))
-        yield await block.readall()
-
-
-def _unchanged(tag: str) -> dict[str, Any]:
-    return {"etag": tag, "match_condition": MatchConditions.IfNotModified}

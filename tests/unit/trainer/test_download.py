@@ -14,11 +14,12 @@ import pytest
 import cutting
 import stores
 from finetune_api.failures import FailureCode
+from finetune_trainer import clients
 from finetune_trainer import download as download_module
-from finetune_trainer import objects
 from finetune_trainer.download import WAITS, fetch_folder, fetch_object
 from finetune_trainer.failures import RunFailed, failed
-from finetune_trainer.objects import StoreFailed, Trouble, filesystem, list_folder
+from finetune_trainer.objects import filesystem, list_folder
+from finetune_trainer.trouble import StoreFailed, Trouble
 
 ROWS = random.Random(0).randbytes(3_000_000)
 SERVERS = {
@@ -80,7 +81,7 @@ def test_an_empty_object_is_an_empty_file(store, scheme, tmp_path):
 
 
 def test_a_connection_cut_ten_times_in_the_middle_still_yields_the_right_digest(wire, scheme, tmp_path, monkeypatch):
-    monkeypatch.setattr(objects, "BLOCK_BYTES", 300_000)
+    monkeypatch.setattr(clients, "BLOCK_BYTES", 300_000)
     wire.cuts, wire.after = 10, 200_000
     fetch_object(f"{scheme}://bucket/data/train.jsonl", tmp_path / "rows")
     assert wire.done == 10
@@ -88,7 +89,7 @@ def test_a_connection_cut_ten_times_in_the_middle_still_yields_the_right_digest(
 
 
 def test_an_object_that_changes_in_the_middle_comes_whole_as_it_is_then(store, wire, scheme, tmp_path, monkeypatch):
-    monkeypatch.setattr(objects, "BLOCK_BYTES", 300_000)
+    monkeypatch.setattr(clients, "BLOCK_BYTES", 300_000)
     other = bytes(reversed(ROWS))
     wire.cuts, wire.after = 1, 2_000_000
     wire.meanwhile = lambda: store.put("bucket", "data/train.jsonl", other)
@@ -115,13 +116,14 @@ def test_what_the_credentials_do_not_allow_is_refused_and_not_asked_for_twice(
     assert (refused.value.trouble, slept) == (Trouble.REFUSED, [])
 
 
-def test_a_folder_comes_with_what_is_wanted_of_it(store, scheme, tmp_path):
-    for name in ("config.json", "model.safetensors", "onnx/model.onnx", "README.md"):
+def test_a_folder_comes_with_all_that_is_in_it(store, scheme, tmp_path):
+    names = ("config.json", "model.safetensors", "onnx/model.onnx")
+    for name in names:
         store.put("bucket", f"model/{name}", name.encode())
     store.put("bucket", "model-evil/config.json", b"not of this folder")
-    fetch_folder(f"{scheme}://bucket/model", tmp_path, lambda name: name != "README.md")
+    fetch_folder(f"{scheme}://bucket/model", tmp_path)
     found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {name: name for name in ("config.json", "model.safetensors", "onnx/model.onnx")}
+    assert found == {name: name for name in names}
 
 
 def test_an_object_whose_name_leads_out_of_the_folder_is_left_out(store, scheme, tmp_path):

@@ -5,7 +5,8 @@ import pytest
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
-from finetune_trainer.objects import StoreFailed, Trouble, abort_uploads, asking, create, filesystem
+from finetune_trainer.objects import abort_uploads, asking, create, filesystem
+from finetune_trainer.trouble import StoreFailed, Trouble
 
 
 @pytest.mark.parametrize(

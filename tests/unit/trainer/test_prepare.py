@@ -249,7 +249,7 @@ from finetune_api.trainer import TrainerConfig
 from finetune_trainer.prepare import prepare
 prepared = prepare(TrainerConfig.model_validate_json(sys.argv[1]), lambda **fields: None)
 print(json.dumps({"resolved": prepared.resolved.to_json(), "revision": prepared.model_revision,
-                  "heavy": sorted({"torch", "peft"} & sys.modules.keys())}))
+                  "heavy": sorted({"torch", "peft", "s3fs", "gcsfs", "azure", "aiohttp"} & sys.modules.keys())}))
 """
 
 

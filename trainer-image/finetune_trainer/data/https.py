@@ -22,7 +22,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpcore2
 from httpx2 import create_ssl_context
 
-from finetune_trainer.objects import Opened, StoreFailed, Trouble
+from finetune_trainer.trouble import Opened, StoreFailed, Trouble
 
 MAX_BYTES = 50 * 2**30
 MAX_REDIRECTS = 3

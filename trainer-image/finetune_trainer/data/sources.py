@@ -16,14 +16,14 @@ from pathlib import Path
 
 from finetune_api.failures import FailureCode
 from finetune_api.uris import OBJECT_STORES, UriParts, parse_uri
-from finetune_trainer import objects
+from finetune_trainer import trouble
 from finetune_trainer.data import hub, stores
 from finetune_trainer.data.https import NOWHERE, NotAllowed, Web
 from finetune_trainer.data.hub import HubFailed, Trouble
 from finetune_trainer.download import Told, download, fetch_folder, fetch_object, untold
 from finetune_trainer.failures import RunFailed, failed
 from finetune_trainer.files import weight_files
-from finetune_trainer.objects import StoreFailed
+from finetune_trainer.trouble import StoreFailed
 from finetune_trainer.volumes import OutsideVolume, locate, locate_folder
 
 DATASETS = "datasets/"
@@ -106,7 +106,7 @@ def _told_of_data(uri: str, field: str) -> Iterator[None]:
     except OutsideVolume as problem:
         raise failed(FailureCode.DATA_UNREACHABLE, uri=uri, problem=problem) from problem
     except (HubFailed, StoreFailed) as problem:
-        passing = (Trouble.UNREACHABLE, objects.Trouble.UNREACHABLE, objects.Trouble.CHANGED)
+        passing = (Trouble.UNREACHABLE, trouble.Trouble.UNREACHABLE, trouble.Trouble.CHANGED)
         code = FailureCode.DATA_UNREACHABLE if problem.trouble in passing else FailureCode.DATA_NOT_FOUND
         raise failed(code, uri=uri, field=field, problem=problem) from problem
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -210,9 +210,9 @@ def model_failure(uri: str, problem: HubFailed | StoreFailed) -> RunFailed:
         Trouble.NOT_FOUND: FailureCode.MODEL_NOT_FOUND,
         Trouble.UNSUPPORTED: FailureCode.MODEL_UNSUPPORTED,
         Trouble.UNREACHABLE: FailureCode.MODEL_UNREACHABLE,
-        objects.Trouble.NOT_FOUND: FailureCode.MODEL_NOT_FOUND,
-        objects.Trouble.REFUSED: FailureCode.MODEL_NOT_FOUND,
-        objects.Trouble.CHANGED: FailureCode.MODEL_UNREACHABLE,
-        objects.Trouble.UNREACHABLE: FailureCode.MODEL_UNREACHABLE,
+        trouble.Trouble.NOT_FOUND: FailureCode.MODEL_NOT_FOUND,
+        trouble.Trouble.REFUSED: FailureCode.MODEL_NOT_FOUND,
+        trouble.Trouble.CHANGED: FailureCode.MODEL_UNREACHABLE,
+        trouble.Trouble.UNREACHABLE: FailureCode.MODEL_UNREACHABLE,
     }[problem.trouble]
     return failed(code, uri=uri, problem=problem)

@@ -19,7 +19,8 @@ from huggingface_hub import constants
 from finetune_trainer.data.hub import is_wanted
 from finetune_trainer.download import fetch_listed
 from finetune_trainer.files import replace, writing_to
-from finetune_trainer.objects import Stored, StoreFailed, Trouble, asking, filesystem, list_folder
+from finetune_trainer.objects import asking, filesystem, list_folder
+from finetune_trainer.trouble import Stored, StoreFailed, Trouble
 
 FOLDER = "finetune-stores"
 """Beside the Hub's repositories, so that a cache that pods share holds these models too."""

@@ -10,7 +10,7 @@ from finetune_trainer import download as download_module
 from finetune_trainer.data import https
 from finetune_trainer.data.https import MAX_REDIRECTS, NotAllowed, Web, is_public
 from finetune_trainer.download import download
-from finetune_trainer.objects import StoreFailed, Trouble
+from finetune_trainer.trouble import StoreFailed, Trouble
 from web import serving
 
 ROWS = random.Random(0).randbytes(600_000)
