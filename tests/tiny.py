@@ -8,10 +8,24 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+VISION_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<|vision|><|image|><|/vision|>{% else %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""Writes an image as Qwen's templates do: one token between two others, wherever it stands in what the user says."""
+VISION_TOKENS = ["<|vision|>", "<|image|>", "<|/vision|>", "<|video|>"]
 SPECIAL_TOKENS = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
 
 
-def save_tokenizer(folder: Path, texts: list[str] | None = None, vocab_size: int = 320) -> None:
+def save_tokenizer(
+    folder: Path,
+    texts: list[str] | None = None,
+    vocab_size: int = 320,
+    template: str = CHAT_TEMPLATE,
+    more_tokens: list[str] | None = None,
+) -> None:
     """A byte-level BPE tokenizer: every text has tokens. `texts` teach it merges; without them it is bytes alone."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -21,7 +35,7 @@ def save_tokenizer(folder: Path, texts: list[str] | None = None, vocab_size: int
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=SPECIAL_TOKENS + (more_tokens or []),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -31,7 +45,7 @@ def save_tokenizer(folder: Path, texts: list[str] | None = None, vocab_size: int
         bos_token="<|begin|>",
         eos_token="<|end|>",
         pad_token="<|pad|>",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
     ).save_pretrained(folder)
 
 
@@ -66,6 +80,58 @@ def save_model(
         tie_word_embeddings=False,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def save_vision_model(folder: Path, *, texts: list[str] | None = None, vocab_size: int = 320, seed: int = 0) -> Path:
+    """A random Qwen3-VL (two layers that see, two that read, features of the first added below) with its processor.
+
+    Patches are 4 pixels wide and a token has 2 x 2 of them, so an image of 32 x 32 pixels is 16 tokens.
+    """
+    import torch
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    save_tokenizer(folder, texts, vocab_size, VISION_TEMPLATE, VISION_TOKENS)
+    first = len(SPECIAL_TOKENS)
+    torch.manual_seed(seed)
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": vocab_size,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        vision_start_token_id=first,
+        image_token_id=first + 1,
+        vision_end_token_id=first + 2,
+        video_token_id=first + 3,
+        tie_word_embeddings=False,
+    )
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+    ).save_pretrained(folder)
     return folder
 
 

@@ -79,7 +79,8 @@ FAILURES: dict[FailureCode, tuple[ExitCode, str]] = {
     ),
     FailureCode.NO_VISION_ENCODER: (
         ExitCode.BAD_CONFIG,
-        "trainVision is true, but the model {uri} has no vision encoder: set it to false or choose a multimodal model",
+        "trainVision is true, but the model {uri} has no vision encoder that this version can train: set it to false,"
+        " or choose a multimodal model (Qwen3-VL)",
     ),
     FailureCode.NO_TRAINABLE_ROWS: (
         ExitCode.DATA_INVALID,

@@ -64,8 +64,8 @@ DATA_SENTENCES: dict[DataErrorCode, str] = {
     DataErrorCode.MISSING_FIELD: "the field is missing: add it",
     DataErrorCode.WRONG_TYPE: "the field has the wrong type: see docs/data.md for the format",
     DataErrorCode.INVALID_WEIGHT: "a row's weight is a finite number of at least 0, a message's is the integer 0 or 1",
-    DataErrorCode.UNSUPPORTED_CONTENT: "only parts of type text and image_url can be trained on: remove audio, video and"
-    " the like",
+    DataErrorCode.UNSUPPORTED_CONTENT: "only parts of type text and image_url can be trained on: remove audio, video"
+    " and the like",
     DataErrorCode.IMAGE_NOT_FROM_USER: "only messages of the user may hold images: move it there",
     DataErrorCode.IMAGE_WEIGHTED: "a message with images is never learned: give it the weight 0 or none",
     DataErrorCode.INVALID_IMAGE: "the image is no whole JPEG, PNG or WEBP in a URL such as data:image/png;base64,...:"
@@ -75,7 +75,8 @@ DATA_SENTENCES: dict[DataErrorCode, str] = {
     DataErrorCode.TOO_MANY_IMAGES: "the row has more than 10 images: remove some",
     DataErrorCode.IMAGES_UNSUPPORTED: "the model takes no images: remove them, or choose a model with a vision encoder"
     " whose images this version can prepare (Qwen3-VL)",
-    DataErrorCode.IMAGE_TOKEN: "the text itself holds the token by which the model marks images: remove it",
+    DataErrorCode.IMAGE_TOKEN: "the row has another number of image tokens than of images: remove the token from the"
+    " text, or use a chat template that shows images",
     DataErrorCode.EMPTY_MESSAGES: "the list of messages is empty: give at least one message",
     DataErrorCode.INVALID_ROLE: "the role is none of system, user, assistant, tool",
     DataErrorCode.LAST_MESSAGE_FROM_ASSISTANT: "the last input message is from the assistant: move it to the outputs",

@@ -165,7 +165,8 @@ def _first_errors(findings: Findings) -> Table:
 
 
 def _lengths(check: FileCheck) -> Table:
-    title = f"Tokens: {check.lengths.tokens} in {check.tally.used} rows to train on"
+    images = f" with {check.lengths.images} images" if check.lengths.images else ""
+    title = f"Tokens: {check.lengths.tokens} in {check.tally.used} rows{images} to train on"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("side", "median", "95 %", "longest"):
         table.add_column(column, justify="left" if column == "side" else "right")

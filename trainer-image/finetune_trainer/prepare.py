@@ -148,6 +148,8 @@ def _gather(config: TrainerConfig, layout: Layout, downloads: Downloads) -> Inpu
         config.allow_remote_code,
         weights=config.shared_cache,
     )
+    if config.train_vision and model.chat.vision is None:
+        raise failed(FailureCode.NO_VISION_ENCODER, uri=config.start.model)
     length = resolve_length(config.max_seq_length, model)
     method = config.training_method
     tokenise = Tokeniser(model.chat, model.vocab_size, method.train_on_inputs)
@@ -241,6 +243,7 @@ def _describe(layout: Layout, rules: Rules, checks: list[FileCheck]) -> DataStat
         validation_rows=sum(check.tally.used for check in others) if others else None,
         tokens=lengths.statistics(),
         total_tokens=lengths.tokens or None,
+        images=lengths.images or None,
         max_tokens=lengths.longest or None,
         dropped=warned[DataWarningCode.TOO_LONG] + warned[DataWarningCode.PROMPT_TOO_LONG],
         truncated=warned[DataWarningCode.TRUNCATED],

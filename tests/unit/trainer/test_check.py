@@ -61,7 +61,8 @@ EVERY_RULE: list[tuple[object, str, str]] = [
     (at(f"{M}.role", "human"), "input.messages[0].role", "InvalidRole"),
     (at(f"{M}.content", ...), "input.messages[0].content", "MissingField"),
     (at(f"{M}.content", 7), "input.messages[0].content", "WrongType"),
-    (at(f"{M}.content", [{"type": "image_url"}]), "input.messages[0].content[0].type", "UnsupportedContent"),
+    (at(f"{M}.content", [{"type": "image_url"}]), "input.messages[0].content[0].image_url.url", "WrongType"),
+    (at(f"{M}.content", [{"type": "video_url"}]), "input.messages[0].content[0].type", "UnsupportedContent"),
     (at(f"{M}.weight", 1.0), "input.messages[0].weight", "InvalidWeight"),
     (at(f"{M}.weight", 2), "input.messages[0].weight", "InvalidWeight"),
     (at(M, {"role": "tool", "content": "a", "tool_call_id": 1}), "input.messages[0].tool_call_id", "WrongType"),
@@ -277,8 +278,8 @@ print(re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())
 ALONE = """
 import json, sys
 from finetune_trainer.__main__ import main
-code = main(sys.argv[1:])
-print(json.dumps({"code": code, "heavy": sorted({"torch", "peft"} & sys.modules.keys())}), file=sys.stderr)
+code, heavy = main(sys.argv[1:]), {"torch", "peft", "s3fs", "gcsfs", "azure", "aiohttp"}
+print(json.dumps({"code": code, "heavy": sorted(heavy & sys.modules.keys())}), file=sys.stderr)
 """
 
 

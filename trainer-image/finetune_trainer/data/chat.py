@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from transformers import PreTrainedTokenizerFast
 from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.deadline import TEMPLATE_SECONDS, at_most
 from finetune_trainer.data.examples import ChatPair, Tools
+from finetune_trainer.data.images import images_in
 from finetune_trainer.data.rows import Row
 from finetune_trainer.data.tokens import IntArray
+from finetune_trainer.vision import Vision
 
 MAX_HEADER_TOKENS = 8
 """Tokens by which a whole rendering may leave the prompt's before its end: the tail of the generation header."""
@@ -80,6 +82,9 @@ class TokenisedPair:
 class ChatTokenizer:
     """A tokenizer with its chat template, or with `template` in place of that.
 
+    Args:
+        vision: how the model takes images, if it takes any.
+
     Its methods raise RowRefused for a row that the template refuses or in which the answer's first token is unclear.
 
     Raises:
@@ -87,7 +92,7 @@ class ChatTokenizer:
         TookTooLong: `template` does not end.
     """
 
-    def __init__(self, folder: Path, template: str | None = None) -> None:
+    def __init__(self, folder: Path, template: str | None = None, vision: Vision | None = None) -> None:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         self.encoder = self.tokenizer.backend_tokenizer
         self.encoder.no_truncation()
@@ -98,6 +103,9 @@ class ChatTokenizer:
         own = self.tokenizer.chat_template
         self.has_template = bool(own)
         self.marks_generation = isinstance(own, str) and GENERATION_MARK.search(own) is not None
+        self.vision = vision
+        self.image_mark = str(self.tokenizer.convert_ids_to_tokens(vision.token)) if vision else None
+        """What stands for an image, or a piece of one, in text."""
         self.bos: int | None = self.tokenizer.bos_token_id
         self.eos: int | None = self.tokenizer.eos_token_id
         self.adds_bos = self.bos is not None and self.encoder.encode("a").ids[:1] == [self.bos]
@@ -116,6 +124,7 @@ class ChatTokenizer:
     def digest(self) -> str:
         """SHA-256 over vocabulary, template and special tokens: everything that turns messages into ids."""
         parts = [self.encoder.to_str(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map]
+        parts += [asdict(self.vision)] if self.vision else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def pair(self, pair: ChatPair) -> TokenisedPair:
@@ -170,7 +179,16 @@ class ChatTokenizer:
 
     def text(self, messages: Sequence[Row], tools: Tools, *, generate: bool = False) -> str:
         """The rendering of `messages`; `generate` adds the header after which the model would answer."""
-        return str(self.template(messages, tools, tokenize=False, add_generation_prompt=generate))
+        rendered = str(self.template(messages, tools, tokenize=False, add_generation_prompt=generate))
+        return rendered if self.vision is None else self._with_images(rendered, messages, self.vision)
+
+    def _with_images(self, rendered: str, messages: Sequence[Row], vision: Vision) -> str:
+        """A rendering with all tokens of each image in the place of the one that the template writes."""
+        assert self.image_mark is not None
+        expanded = vision.expanded(rendered, self.image_mark, images_in(messages))
+        if expanded is None:
+            raise RowRefused(Part.PROMPT, Code.IMAGE_TOKEN)
+        return expanded
 
     def template(self, messages: Sequence[Row], tools: Tools, **options: Any) -> Any:
         """What the template makes of `messages`; `options` are those of `apply_chat_template`."""

@@ -30,7 +30,7 @@ from finetune_trainer.data.tokens import CacheKind, Conversation, Pair
 from finetune_trainer.failures import failed
 
 PROGRESS_SECONDS = 1.0
-FAULTS_OF_MODEL = frozenset({Code.NO_CHAT_TEMPLATE, Code.NO_END_TOKEN})
+FAULTS_OF_MODEL = frozenset({Code.NO_CHAT_TEMPLATE, Code.NO_END_TOKEN, Code.IMAGES_UNSUPPORTED})
 
 Tell = Callable[..., None]
 """Takes fields of finetune_api.report.Report by name."""

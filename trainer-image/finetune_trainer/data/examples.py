@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from finetune_api.method import MethodType
@@ -20,6 +20,8 @@ from finetune_trainer.data.gate import (
     prompt_messages,
     repeated,
 )
+from finetune_trainer.data.images import IMAGE_URL, images_in
+from finetune_trainer.data.images import for_template as image_for_template
 from finetune_trainer.data.messages import ASSISTANT, REASONING, text_of
 from finetune_trainer.data.rows import Row
 
@@ -56,6 +58,10 @@ class Talk:
     """Indexes of the assistant's messages that have not weight 0."""
     last_counts: bool = False
     """The last message is what the row is for: it was the preferred answer."""
+
+    def until_learned(self) -> Talk:
+        """The same without the messages after the last that is learned."""
+        return replace(self, messages=self.messages[: self.learned[-1] + 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +105,27 @@ def _talk(messages: list[Row], tools: Tools, last_counts: bool = False) -> Talk:
 
 
 def for_template(message: Row) -> Row:
-    """A message in the shape that templates expect: no nulls, no weight, content as text, arguments as objects.
+    """A message in the shape that templates expect: no nulls, no weight, arguments as objects, content as text.
+    Content with images stays a list.
 
     Data sets hold the arguments of calls as JSON text, as the chat APIs return them; templates print them with
     `tojson`, which would quote that text a second time. Reasoning has two names in data sets; templates know one.
     """
     given = {key: value for key, value in message.items() if value is not None and key != "weight"}
-    given["content"] = text_of(given.get("content"))
+    given["content"] = _content(given.get("content"))
     reasoning = [given[key] for key in REASONING if key in given]
     if reasoning:
         given["reasoning_content"] = reasoning[-1]
     if given["role"] == ASSISTANT and "tool_calls" in given:  # nobody judged those of others
         given["tool_calls"] = [_call(call) for call in given["tool_calls"]]
     return given
+
+
+def _content(content: Any) -> Any:
+    parts = content if isinstance(content, list) else []
+    if all(part["type"] != IMAGE_URL for part in parts):
+        return text_of(content)
+    return [image_for_template(p) if p["type"] == IMAGE_URL else {"type": p["type"], "text": p["text"]} for p in parts]
 
 
 def _call(call: Row) -> Row:
@@ -131,13 +145,19 @@ def texts(example: Example) -> Iterator[str]:
     """What the example says, message by message."""
     match example:
         case ChatPair():
-            yield from (message["content"] for message in (*example.messages, example.preferred, example.non_preferred))
+            messages = (*example.messages, example.preferred, example.non_preferred)
+            yield from (text_of(message["content"]) for message in messages)
         case Talk():
-            yield from (message["content"] for message in example.messages)
+            yield from (text_of(message["content"]) for message in example.messages)
         case TextPair():
             yield from (example.prompt, example.preferred, example.non_preferred)
         case Text():
             yield from (example.prompt, example.answer)
+
+
+def images_of(example: Example) -> list[Row]:
+    """The images that a model sees of it, in order, as they are in its messages."""
+    return images_in(example.messages) if isinstance(example, ChatPair | Talk) else []
 
 
 def digest_of(example: Example, weight: float) -> bytes:

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api.findings import DataErrorCode as Code
+from finetune_trainer.data.images import IMAGE_URL, MAX_IMAGES, check_image
 from finetune_trainer.data.rows import Problem, Row
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 ASSISTANT, USER, SYSTEM = "assistant", "user", "system"
+TEXT = "text"
+"""Type of a part, and its key."""
 REASONING = ("reasoning", "reasoning_content")
 TEXT_KEYS = {ASSISTANT: REASONING, "tool": ("tool_call_id", "name")}
 """Keys of a role that hold text where they are given."""
@@ -27,6 +30,8 @@ def check_messages(path: str, messages: Any) -> Iterator[Problem]:
     else:
         for index, message in enumerate(messages):
             yield from check_message(f"{path}[{index}]", message)
+        if sum(map(_images, messages)) > MAX_IMAGES:
+            yield Problem(path, Code.TOO_MANY_IMAGES)
 
 
 def check_message(path: str, message: Any) -> Iterator[Problem]:
@@ -46,6 +51,8 @@ def check_message(path: str, message: Any) -> Iterator[Problem]:
     weight = message.get("weight")
     if weight is not None and not (isinstance(weight, int) and weight in (0, 1)):
         yield Problem(f"{path}.weight", Code.INVALID_WEIGHT)
+    elif weight and _images(message):
+        yield Problem(f"{path}.weight", Code.IMAGE_WEIGHTED)
 
 
 def check_tools(path: str, tools: Any) -> Iterator[Problem]:
@@ -63,8 +70,15 @@ def check_tools(path: str, tools: Any) -> Iterator[Problem]:
 def text_of(content: Any) -> str:
     """What a good message says: its text, or that of its parts."""
     if isinstance(content, list):
-        return "".join(part["text"] for part in content)
+        return "".join(part["text"] for part in content if part["type"] == TEXT)
     return content or ""
+
+
+def _images(message: Any) -> int:
+    """How many parts of a message say that they are images, whatever else is wrong with it."""
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if isinstance(content, list) else []
+    return sum(isinstance(part, dict) and part.get("type") == IMAGE_URL for part in parts)
 
 
 def _body(path: str, role: str, message: Row) -> Iterator[Problem]:
@@ -77,7 +91,7 @@ def _body(path: str, role: str, message: Row) -> Iterator[Problem]:
         if calls is None:
             yield Problem(f"{path}.content", Code.MISSING_FIELD)
     else:
-        problems = list(_content(f"{path}.content", content))
+        problems = list(_content(f"{path}.content", role, content))
         yield from problems
         if not problems and role == ASSISTANT and calls is None and not text_of(content).strip():
             yield Problem(f"{path}.content", Code.EMPTY_ANSWER)
@@ -86,8 +100,8 @@ def _body(path: str, role: str, message: Row) -> Iterator[Problem]:
             yield Problem(f"{path}.{key}", Code.WRONG_TYPE)
 
 
-def _content(path: str, content: Any) -> Iterator[Problem]:
-    """Text, or a list of parts that are text."""
+def _content(path: str, role: str, content: Any) -> Iterator[Problem]:
+    """Text, or a list of parts that are text or, from the user, images."""
     if isinstance(content, str):
         return
     if not isinstance(content, list):
@@ -97,8 +111,13 @@ def _content(path: str, content: Any) -> Iterator[Problem]:
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(kind, str):
             yield Problem(f"{path}[{index}]", Code.WRONG_TYPE)
-        elif kind != "text":
-            yield Problem(f"{path}[{index}].type", Code.UNSUPPORTED_CONTENT)
+        elif kind == IMAGE_URL and role == USER:
+            yield from check_image(f"{path}[{index}]", part)
+        elif kind != TEXT:
+            wrong_place = kind == IMAGE_URL
+            yield Problem(
+                f"{path}[{index}].type", Code.IMAGE_NOT_FROM_USER if wrong_place else Code.UNSUPPORTED_CONTENT
+            )
         elif not isinstance(part.get("text"), str):
             yield Problem(f"{path}[{index}].text", Code.WRONG_TYPE)
 

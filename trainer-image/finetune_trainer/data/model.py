@@ -30,8 +30,9 @@ from finetune_trainer.data.sources import (
 )
 from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.files import weight_files, weights_digest
-from finetune_trainer.objects import StoreFailed, Trouble
 from finetune_trainer.remote_code import refuse_code
+from finetune_trainer.trouble import StoreFailed, Trouble
+from finetune_trainer.vision import read_vision
 from finetune_trainer.volumes import OutsideVolume
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -84,8 +85,9 @@ def read_model(
     """
     model = fetch_model(uri, mounts, offline, tokenizer_only=not weights, code=weights and remote_code)
     refuse_code(uri, model.path, remote_code)
-    config = _read_config(uri, model.path)
-    chat = read_tokenizer(uri, model.path, template)
+    whole = _read_config(uri, model.path)
+    config = _of_text(whole)
+    chat = read_tokenizer(uri, model.path, template, whole)
     parts = parse_uri(uri)
     tensors = _tensors(uri, model, offline)
     return StartModel(
@@ -107,8 +109,9 @@ def read_without_weights(model: str, template: str | None) -> StartModel:
     """
     uri = f"file://{Path(model).resolve()}" if Path(model).is_dir() else source_uri(model)
     folder, revision = fetch_tokenizer(uri)
-    config = _read_config(uri, folder) if (folder / "config.json").exists() else {}
-    chat = read_tokenizer(uri, folder, template)
+    whole = _read_config(uri, folder) if (folder / "config.json").exists() else {}
+    config = _of_text(whole)
+    chat = read_tokenizer(uri, folder, template, whole)
     longest = _longest(config, chat)
     return StartModel(model, revision, None, None, longest, _positive(config.get("vocab_size")), chat)
 
@@ -152,7 +155,7 @@ def check_architecture(start: Start, mounts: Mapping[str, str], offline: bool) -
     if start.same_as is None:
         return
     theirs, ours = (
-        _read_config(uri, fetch_model(uri, mounts, offline, tokenizer_only=True).path)
+        _of_text(_read_config(uri, fetch_model(uri, mounts, offline, tokenizer_only=True).path))
         for uri in (start.model, start.same_as)
     )
     for key in ARCHITECTURE:
@@ -190,19 +193,27 @@ def _reading_checkpoint(uri: str) -> Iterator[None]:
 
 
 def _read_config(uri: str, folder: Path) -> dict[str, Any]:
-    """config.json, or the part of it that speaks of text where there are several."""
+    """config.json, whose part that speaks of text is an object where there are several."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        text = config.get("text_config", config)
-        return dict(text)
+        dict(_of_text(config))
+        return dict(config)
     except FileNotFoundError as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no config.json") from error
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="its config.json is damaged") from error
 
 
-def read_tokenizer(uri: str, folder: Path, template: str | None) -> ChatTokenizer:
-    """The tokenizer in `folder`, of the model `uri`.
+def _of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config.json that speaks of text where there are several, else all of it."""
+    text: dict[str, Any] = config.get("text_config", config)
+    return text
+
+
+def read_tokenizer(
+    uri: str, folder: Path, template: str | None, config: Mapping[str, Any] | None = None
+) -> ChatTokenizer:
+    """The tokenizer in `folder`, of the model `uri`, with what its `config` says of images.
 
     Raises:
         RunFailed: ModelUnsupported; ConfigInvalid for a template that is none.
@@ -210,7 +221,12 @@ def read_tokenizer(uri: str, folder: Path, template: str | None) -> ChatTokenize
     if not (folder / "tokenizer.json").is_file():
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem="it has no tokenizer.json")
     try:
-        return ChatTokenizer(folder, template)
+        vision = read_vision(folder, config or {})
+    except MALFORMED as error:
+        problem = "its image processor is damaged, or does not fit its vision encoder"
+        raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=problem) from error
+    try:
+        return ChatTokenizer(folder, template, vision)
     except TemplateSyntaxError as error:
         problem = f"line {error.lineno}: {error.message}"
         raise failed(FailureCode.CONFIG_INVALID, field="data.chatTemplate", problem=problem) from error

@@ -8,13 +8,13 @@ conversation costs rendering, not tokenising, for each of its turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.chat import ChatTokenizer, Part, Rendered, RowRefused
-from finetune_trainer.data.examples import Talk, Tools
+from finetune_trainer.data.examples import Talk, Tools, images_of
 from finetune_trainer.data.messages import ASSISTANT, USER
 from finetune_trainer.data.rows import Row
 from finetune_trainer.data.tokens import BoolArray, IntArray
@@ -44,8 +44,9 @@ def answers(chat: ChatTokenizer, talk: Talk) -> TokenisedTalk:
     Raises:
         RowRefused: the template refuses the row, renders its answers to nothing, or their border is unclear.
     """
-    talk = replace(talk, messages=talk.messages[: talk.learned[-1] + 1])
-    row = (_by_mark(chat, talk) if chat.marks_generation else None) or _by_rendering(chat, talk)
+    talk = talk.until_learned()
+    marked = chat.marks_generation and not images_of(talk)  # the mark is of the text before images have their tokens
+    row = (_by_mark(chat, talk) if marked else None) or _by_rendering(chat, talk)
     if not row.targets.any():
         raise RowRefused(Part.ANSWER, Code.EMPTY_ANSWER)
     return row

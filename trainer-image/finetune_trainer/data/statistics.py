@@ -32,6 +32,7 @@ class Lengths:
         self.sides: dict[str, Counter[int]] = {}
         self.tokens = 0
         self.longest = 0
+        self.images = 0
 
     def add(self, row: Pair | Conversation) -> None:
         """Count a row that is trained on."""
@@ -44,6 +45,7 @@ class Lengths:
             self.sides.setdefault(side, Counter())[size] += 1
             self.tokens += size
         self.longest = max(self.longest, longest)
+        self.images += len(row.images)
 
     def statistics(self) -> dict[str, TokenStatistics]:
         """Median, 95th percentile and maximum length of each side, in tokens."""

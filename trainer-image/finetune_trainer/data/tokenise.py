@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from finetune_api.findings import DataErrorCode as Code
 from finetune_api.method import TrainOnInputs
 from finetune_trainer.data import plain, spans
 from finetune_trainer.data.chat import ChatTokenizer, Part, RowRefused, TokenisedPair
-from finetune_trainer.data.examples import ChatPair, Example, Talk, Text, TextPair, texts
-from finetune_trainer.data.tokens import Conversation, IntArray, Pair
+from finetune_trainer.data.examples import ChatPair, Example, Talk, Text, TextPair, images_of, texts
+from finetune_trainer.data.images import file_of
+from finetune_trainer.data.rows import Row
+from finetune_trainer.data.tokens import ByteArray, Conversation, IntArray, Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,16 @@ class Tokeniser:
         """
         if isinstance(example, ChatPair | Talk) and not self.chat.has_template:
             raise RowRefused(Part.ROW, Code.NO_CHAT_TEMPLATE)
+        if isinstance(example, Talk) and self.train_on_inputs is not TrainOnInputs.ALWAYS:
+            example = example.until_learned()
+        if (images := images_of(example)) and self.chat.vision is None:
+            raise RowRefused(Part.ROW, Code.IMAGES_UNSUPPORTED)
+        if self._holds_image_mark(example):
+            raise RowRefused(Part.ROW, Code.IMAGE_TOKEN)
+        found = self._tokens(example, line, weight)
+        return replace(found, row=replace(found.row, images=tuple(map(_file_of, images)))) if images else found
+
+    def _tokens(self, example: Example, line: int, weight: float) -> Tokenised:
         match example:
             case ChatPair():
                 return self._pair(self.chat.pair(example), line, weight)
@@ -64,13 +76,22 @@ class Tokeniser:
                 return True
         return False
 
+    def _holds_image_mark(self, example: Example) -> bool:
+        """Whether a row in plain text, which has no images, holds what stands for one; a chat's rendering tells."""
+        mark = self.chat.image_mark
+        return (
+            mark is not None and isinstance(example, Text | TextPair) and any(mark in text for text in texts(example))
+        )
+
     def _pair(self, found: TokenisedPair, line: int, weight: float) -> Tokenised:
         self._judge(found.prompt, found.preferred, found.non_preferred)
         return Tokenised(Pair(line, found.prompt, found.preferred, found.non_preferred, weight))
 
     def _conversation(self, found: spans.TokenisedTalk, line: int, weight: float) -> Tokenised:
         self._judge(found.tokens)
-        return Tokenised(Conversation(line, found.tokens, found.targets, weight), found.last_turn_only)
+        vision = self.chat.vision
+        targets = found.targets if vision is None else found.targets & (found.tokens != vision.token)
+        return Tokenised(Conversation(line, found.tokens, targets, weight), found.last_turn_only)
 
     def _talk(self, talk: Talk) -> spans.TokenisedTalk:
         if self.train_on_inputs is TrainOnInputs.ALWAYS:
@@ -91,3 +112,7 @@ class Tokeniser:
     def _judge(self, *parts: IntArray) -> None:
         if self.vocab_size is not None and any(part.size and part.max() >= self.vocab_size for part in parts):
             raise RowRefused(Part.ROW, Code.TOKEN_OUT_OF_RANGE)
+
+
+def _file_of(image: Row) -> ByteArray:
+    return np.frombuffer(file_of(image["image"]), dtype=np.uint8)

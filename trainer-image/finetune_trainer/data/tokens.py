@@ -1,8 +1,9 @@
 """The token cache: what prepare writes once and training reads through memory maps, row by row.
 
 A cache is a folder of plain `.npy` files, nothing pickled: `tokens` holds all rows end to end, `offsets` where each
-part of a row begins, `lines` the line of the data file that a row came from, `weights` the factor of its loss. Writing
-and reading need memory for one row only.
+part of a row begins, `lines` the line of the data file that a row came from, `weights` the factor of its loss. Where
+rows have images, `images` holds their files end to end, `image_offsets` where each begins, `image_rows` how many come
+before each row. Writing and reading need memory for one row only.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ import numpy.typing as npt
 
 IntArray: TypeAlias = npt.NDArray[np.int32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
+ByteArray: TypeAlias = npt.NDArray[np.uint8]
+
+Images: TypeAlias = tuple[ByteArray, ...]
+"""Files of a row's images (JPEG, PNG or WEBP), in the order in which their tokens stand."""
 
 KIND_FILE = "cache.json"
+IMAGE_COLUMNS = ("images", "image_offsets", "image_rows")
 
 
 class CacheKind(StrEnum):
@@ -46,6 +52,7 @@ class Pair:
     non_preferred: IntArray
     weight: float = 1.0
     """Factor of the row's loss, > 0."""
+    images: Images = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,24 @@ class Conversation:
     """As long as `tokens`; `targets[0]` is always False."""
     weight: float = 1.0
     """Factor of the row's loss, > 0."""
+    images: Images = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStore:
+    """The images of a cache."""
+
+    files: ByteArray
+    """All of them end to end."""
+    offsets: npt.NDArray[np.int64]
+    """Where each begins, [images + 1]."""
+    rows: npt.NDArray[np.int64]
+    """How many come before each row, [rows + 1]."""
+
+    def of(self, row: int) -> Images:
+        """Those of a row."""
+        first, end = self.rows[row : row + 2]
+        return tuple(self.files[self.offsets[i] : self.offsets[i + 1]] for i in range(first, end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +97,8 @@ class TokenCache:
     weights: npt.NDArray[np.float64]
     """Factor of each row's loss, [rows]."""
     targets: BoolArray | None
+    images: ImageStore | None = None
+    """None: no row has any."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -84,14 +111,17 @@ class TokenCache:
         begin, border, middle, end = self.offsets[3 * row : 3 * row + 4]
         tokens = self.tokens
         answers = tokens[border:middle], tokens[middle:end]
-        return Pair(int(self.lines[row]), tokens[begin:border], *answers, float(self.weights[row]))
+        return Pair(int(self.lines[row]), tokens[begin:border], *answers, float(self.weights[row]), self._images(row))
 
     def conversation(self, row: int) -> Conversation:
         """Row `row` of a conversation cache."""
         assert self.targets is not None
         begin, end = self.offsets[row : row + 2]
         line, weight = int(self.lines[row]), float(self.weights[row])
-        return Conversation(line, self.tokens[begin:end], self.targets[begin:end], weight)
+        return Conversation(line, self.tokens[begin:end], self.targets[begin:end], weight, self._images(row))
+
+    def _images(self, row: int) -> Images:
+        return self.images.of(row) if self.images else ()
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -111,6 +141,7 @@ def write_cache(folder: Path, kind: CacheKind, rows: Iterable[Pair | Conversatio
         pairs = kind is CacheKind.PREFERENCE
         targets = None if pairs else files.enter_context(_Column(folder / "targets.npy", np.dtype(np.bool_)))
         offsets.append([0])
+        images = files.enter_context(_ImageColumns(folder))
         for row in rows:
             lines.append([row.line])
             weights.append([row.weight])
@@ -119,6 +150,7 @@ def write_cache(folder: Path, kind: CacheKind, rows: Iterable[Pair | Conversatio
                 offsets.append([tokens.length])
             if targets is not None and isinstance(row, Conversation):
                 targets.append(row.targets)
+            images.append(row.images)
     (folder / KIND_FILE).write_text(json.dumps({"kind": kind}))
     return lines.length
 
@@ -132,7 +164,9 @@ def open_cache(folder: Path) -> TokenCache:
     kind = CacheKind(json.loads((folder / KIND_FILE).read_text())["kind"])
     targets = None if kind is CacheKind.PREFERENCE else _map(folder / "targets.npy")
     tokens, offsets, lines, weights = (_map(folder / f"{n}.npy") for n in ("tokens", "offsets", "lines", "weights"))
-    return TokenCache(kind, tokens, offsets, lines, weights, targets)
+    seen = (folder / f"{IMAGE_COLUMNS[0]}.npy").exists()
+    images = ImageStore(*(_map(folder / f"{name}.npy") for name in IMAGE_COLUMNS)) if seen else None
+    return TokenCache(kind, tokens, offsets, lines, weights, targets, images)
 
 
 def _map(path: Path) -> npt.NDArray[Any]:
@@ -167,3 +201,29 @@ class _Column:
         self.file.seek(0)
         self._write_header()
         self.file.close()
+
+
+class _ImageColumns(ExitStack):
+    """The columns of an `ImageStore`, none of which is left where no row has images."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.paths = [folder / f"{name}.npy" for name in IMAGE_COLUMNS]
+        dtypes = np.uint8, np.int64, np.int64
+        columns = (_Column(path, np.dtype(dtype)) for path, dtype in zip(self.paths, dtypes, strict=True))
+        self.callback(self._remove_empty)  # called last
+        self.files, self.offsets, self.rows = map(self.enter_context, columns)
+        self.offsets.append([0])
+        self.rows.append([0])
+
+    def append(self, images: Images) -> None:
+        """Those of the next row."""
+        for image in images:
+            self.files.append(image)
+            self.offsets.append([self.files.length])
+        self.rows.append([self.offsets.length - 1])
+
+    def _remove_empty(self) -> None:
+        if self.files.length == 0:
+            for path in self.paths:
+                path.unlink()

@@ -41,6 +41,8 @@ class Card:
     base_revision: str | None
     digests: Mapping[str, str]
     """SHA-256 of the data files by field."""
+    vision: bool = False
+    """The model takes images."""
 
     def text(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> str:
         """The card of the weights after optimiser step `step`.
@@ -75,24 +77,27 @@ class Card:
         return {
             **base,
             "library_name": library,
-            "pipeline_tag": "text-generation",
+            "pipeline_tag": "image-text-to-text" if self.vision else "text-generation",
             **({"datasets": sets} if sets else {}),
             "tags": ["finetune-operator", self.config.training_method.type.value.lower()],
         }
 
     def _loading(self, kind: Kind) -> list[str]:
         """Python that loads the folder from inside it."""
-        tokenizer = ['tokenizer = AutoTokenizer.from_pretrained(".")']
-        imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+        model, reader = (
+            ("AutoModelForImageTextToText", "Processor") if self.vision else ("AutoModelForCausalLM", "Tokenizer")
+        )
+        tokenizer = [f'{reader.lower()} = Auto{reader}.from_pretrained(".")']
+        imports = f"from transformers import {model}, Auto{reader}"
         if kind is not Kind.ADAPTER:
-            return [imports, "", 'model = AutoModelForCausalLM.from_pretrained(".")', *tokenizer]
+            return [imports, "", f'model = {model}.from_pretrained(".")', *tokenizer]
         base = json.dumps(self.base_name.removeprefix("file://"))
         revision = f", revision={json.dumps(self.base_revision)}" if self.base_revision else ""
         return [
             "from peft import PeftModel",
             imports,
             "",
-            f"base = AutoModelForCausalLM.from_pretrained({base}{revision})",
+            f"base = {model}.from_pretrained({base}{revision})",
             'model = PeftModel.from_pretrained(base, ".")',
             *tokenizer,
         ]
@@ -119,6 +124,7 @@ class Card:
             },
             "trainingMethod": config.training_method.to_json(),
             "lora": config.lora.to_json() if config.lora else None,
+            **({"trainVision": config.train_vision} if self.vision else {}),
             "hyperparameters": config.hyperparameters.to_json() | {"batchSize": config.batch_size},
             "versions": versions(),
         }

@@ -7,8 +7,9 @@ the data, as the page does; both lie beside the weights, where whoever may read 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from finetune_api.base import ApiModel, Flag, Integer, Number, Time
 from finetune_api.names import REPORT_FACTS_FILE
@@ -47,6 +48,8 @@ class Sample(ApiModel):
 
     line: Integer
     """Line in its file, from 1."""
+    images: tuple[Annotated[str, StringConstraints(pattern=r"^data:image/webp;base64,[A-Za-z0-9+/]+=*$")], ...] = ()
+    """What the prompt shows, small, as URLs that hold it."""
     prompt: Passage
     answers: tuple[Answer, ...]
     """The preferred and the non-preferred one; under SFT the trained one alone."""

@@ -86,7 +86,10 @@ def _summary(facts: Facts) -> str:
     rows = counted(data.pairs, "pair") if data.pairs is not None else counted(data.rows, "row")
     epochs = counted(config.hyperparameters.n_epochs, "epoch")
     steps = counted(resolved.total_steps or 0, "step")
-    return f"{method_name(config.training_method)}, {lora}; {rows}, {epochs}, {steps} of {config.batch_size}"
+    vision = " and the vision encoder" if config.train_vision else ""
+    images = f" with {counted(data.images, 'image')}" if data.images else ""
+    what = f"{method_name(config.training_method)}, {lora}{vision}; {rows}{images}"
+    return f"{what}, {epochs}, {steps} of {config.batch_size}"
 
 
 def _metric_names(facts: Facts) -> list[str]:

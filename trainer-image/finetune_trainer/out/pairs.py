@@ -44,6 +44,7 @@ class Row:
 
     line: int
     glimpse: str
+    images: tuple[str, ...]
     prompt: list[Piece]
     omitted: int
     answers: list[Told]
@@ -72,6 +73,7 @@ def _row(sample: Sample, control: Sequence[str], largest: float) -> Row:
     return Row(
         line=sample.line,
         glimpse=_glimpse(sample.prompt, control),
+        images=sample.images,
         prompt=pieces(sample.prompt.text, control),
         omitted=sample.prompt.omitted,
         answers=[_told(a, n, i == 1, control) for i, (a, n) in enumerate(zip(sample.answers, names, strict=True))],

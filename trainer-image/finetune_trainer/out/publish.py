@@ -38,6 +38,9 @@ TOKENIZER_FILES = (
     TEMPLATE_FILE,
     "chat_template.json",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 
 

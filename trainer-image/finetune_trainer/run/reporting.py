@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from finetune_trainer.out.publish import Publisher
 from finetune_trainer.run.loop import Position
 from finetune_trainer.run.rows import PreferenceRows
 from finetune_trainer.run.samples import Samples, Scores
+from finetune_trainer.run.thumbnails import thumbnail
 from finetune_trainer.step.losses import preference_rewards
 
 PROMPT_CHARACTERS, ANSWER_CHARACTERS = 1500, 2500
@@ -78,6 +80,7 @@ class _Telling:
             prompt, answers = found.tokens[:begin], [(found.tokens[begin:], int(found.targets.sum()))]
         return Sample(
             line=found.line,
+            images=tuple(map(thumbnail, found.images)),
             prompt=passage(self.chat, prompt, PROMPT_CHARACTERS, from_end=True),
             answers=tuple(
                 Answer(
@@ -105,8 +108,13 @@ class _Telling:
 
 
 def passage(chat: ChatTokenizer, tokens: IntArray, most: int, *, from_end: bool = False) -> Passage:
-    """The text of `tokens`, of which at most `most` characters stay: the first ones, or the last."""
-    text = str(chat.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
+    """The text of `tokens`, of which at most `most` characters stay: the first ones, or the last.
+
+    A run of one and the same control token, of which an image has hundreds, stands once.
+    """
+    control = [token for token, found in chat.tokenizer.added_tokens_decoder.items() if found.special]
+    repeats = np.append(False, tokens[1:] == tokens[:-1]) & np.isin(tokens, control)
+    text = str(chat.tokenizer.decode(tokens[~repeats].tolist(), clean_up_tokenization_spaces=False))
     kept = text[-most:] if from_end else text[:most]
     return Passage(text=kept, omitted=len(text) - len(kept))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from finetune_api.method import Preference
-from finetune_trainer.data.tokens import TokenCache
+from finetune_trainer.data.tokens import Conversation, Images, Pair, TokenCache
 from finetune_trainer.step.batch import MicroBatch, conversation_batch, pair_batch, sent
 from finetune_trainer.step.losses import preference_loss, preference_rewards, preferred_nll, sft_loss
+from finetune_trainer.step.pixels import Pixels
 from finetune_trainer.step.recipe import Level
 
+See: TypeAlias = Callable[[Images], Pixels]
 Lengths: TypeAlias = npt.NDArray[np.int64]
 
 
@@ -47,6 +49,8 @@ class PreferenceRows:
     objective: Preference
     reference: Tensor | None
     """Sums under the starting weights, fp64 [all rows, 2]; None where the objective compares with none."""
+    see: See | None = None
+    """Makes pixels of images, where there are any."""
 
     @cached_property
     def lengths(self) -> Lengths:
@@ -73,10 +77,14 @@ class PreferenceRows:
 
     def batch(self, rows: Sequence[int], level: Level) -> MicroBatch:
         """The micro-batch of `rows`."""
-        return pair_batch([self.cache.pair(row) for row in rows], level)
+        pairs = [self.cache.pair(row) for row in rows]
+        return pair_batch(pairs, level, _seen(pairs, self.see))
 
     def shortened(self, row: int, longest: int, level: Level) -> MicroBatch:
-        """The row alone, cut to `longest` tokens a sequence, at least 2; the prompt goes before the answers do."""
+        """The row alone, cut to `longest` tokens a sequence, at least 2; the prompt goes before the answers do.
+
+        Images, whose tokens may be cut in the middle, are left out: what they take comes on top.
+        """
         pair = self.cache.pair(row)
         prompt = pair.prompt[: max(1, longest - max(len(pair.preferred), len(pair.non_preferred)))]
         room = longest - len(prompt)
@@ -133,6 +141,8 @@ class ConversationRows:
     """Conversations under SFT. Sums of log-probabilities come as [rows]."""
 
     cache: TokenCache
+    see: See | None = None
+    """Makes pixels of images, where there are any."""
 
     @cached_property
     def target_counts(self) -> Lengths:
@@ -155,10 +165,14 @@ class ConversationRows:
 
     def batch(self, rows: Sequence[int], level: Level) -> MicroBatch:
         """The micro-batch of `rows`."""
-        return conversation_batch([self.cache.conversation(row) for row in rows], level)
+        conversations = [self.cache.conversation(row) for row in rows]
+        return conversation_batch(conversations, level, _seen(conversations, self.see))
 
     def shortened(self, row: int, longest: int, level: Level) -> MicroBatch:
-        """The row alone, cut to its first `longest` tokens, all of them targets: the most that they can cost."""
+        """The row alone, cut to its first `longest` tokens, all of them targets: the most that they can cost.
+
+        Images are left out, as of a pair.
+        """
         whole = self.cache.conversation(row)
         tokens = whole.tokens[:longest]
         return conversation_batch([replace(whole, tokens=tokens, targets=np.arange(len(tokens)) > 0)], level)
@@ -174,6 +188,11 @@ class ConversationRows:
     def metrics(self, sums: Tensor, rows: Sequence[int]) -> Measured:
         """The metric table's values over `rows`."""
         return Measured.of({"loss": self.loss(sums, rows) / self.units(rows)})
+
+
+def _seen(rows: Sequence[Pair] | Sequence[Conversation], see: See | None) -> list[Pixels | None] | None:
+    """The images of each row."""
+    return [see(row.images) if row.images else None for row in rows] if see else None
 
 
 def _weights(cache: TokenCache, rows: Sequence[int], sums: Tensor) -> Tensor:

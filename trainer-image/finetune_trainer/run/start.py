@@ -28,15 +28,16 @@ from finetune_trainer.run.rows import ConversationRows, MethodRows, PreferenceRo
 from finetune_trainer.run.samples import Samples
 from finetune_trainer.run.telling import Teller
 from finetune_trainer.step.fitting import Fitter
-from finetune_trainer.step.levels import Choice, choose_level
+from finetune_trainer.step.levels import Choice, choose_level, slower
 from finetune_trainer.step.memory import weights_fit
 from finetune_trainer.step.model import Policy, choose_device, load_policy
 from finetune_trainer.step.packing import Plan
+from finetune_trainer.step.pixels import ImageProcessor
 from finetune_trainer.step.ranks import ALONE, Ranks
 from finetune_trainer.step.recipe import Level, Recipe
 from finetune_trainer.step.reference import reference_scores
 from finetune_trainer.step.rehearsal import Rehearsal, most_tokens
-from finetune_trainer.step.weights import StartFolders
+from finetune_trainer.step.weights import StartFolders, vision_of
 
 VALIDATION_GROUP = 256
 """Validation rows that are evaluated together, and that may share a micro-batch."""
@@ -104,6 +105,7 @@ def identity_of(config: TrainerConfig, prepared: Prepared) -> str:
         config.checkpointing.n_checkpoints,
         config.batch_size,
         prepared.key,
+        *["train_vision"] * config.train_vision,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -145,9 +147,10 @@ def load_work(
     )
     start = _start_folders(config, fetched)
     with weights_fit(device):
-        policy = load_policy(start, config.training_kind, config.lora, config.hyperparameters.seed, device, ranks)
-        rows = _rows(config, layout, TRAIN_FOLDER)
-        held_out = _rows(config, layout, VALIDATION_FOLDER) if prepared.validation_rows else None
+        seed, vision = config.hyperparameters.seed, config.train_vision
+        policy = load_policy(start, config.training_kind, config.lora, seed, device, ranks, vision)
+        rows = _rows(config, layout, TRAIN_FOLDER, start)
+        held_out = _rows(config, layout, VALIDATION_FOLDER, start) if prepared.validation_rows else None
         merging = prepare_merging(config, layout, policy, start, rows.cache)
         choice = _level(policy, [rows, held_out] if held_out else [rows], teller)
         policy = choice.policy
@@ -161,21 +164,29 @@ def load_work(
             plan=plan,
             rows=reference.scored(rows, plan.first_epoch(), TRAIN_FOLDER),
             validation=_validation(held_out, reference) if held_out else None,
-            publisher=_publisher(config, layout, prepared, start, plan) if ranks.first else None,
+            publisher=_publisher(config, layout, prepared, start, plan, vision_of(policy.base.causal) is not None)
+            if ranks.first
+            else None,
             merging=merging,
         )
 
 
-def _rows(config: TrainerConfig, layout: Layout, folder: str) -> MethodRows:
+def _rows(config: TrainerConfig, layout: Layout, folder: str, start: StartFolders) -> MethodRows:
     """The rows of a file as the configured method sees them, without a reference."""
     cache, method = open_cache(layout.prepared / folder), config.training_method
-    return ConversationRows(cache) if method.type is MethodType.SFT else PreferenceRows(cache, method.preference, None)
+    see = ImageProcessor(start.base) if cache.images else None
+    if method.type is MethodType.SFT:
+        return ConversationRows(cache, see)
+    return PreferenceRows(cache, method.preference, None, see)
 
 
 def _level(policy: Policy, files: Sequence[MethodRows], teller: Teller) -> Choice:
     """The fastest level that the model can do on rows as long as these."""
     longest = max(int(rows.widths(Level.SINGLE).max()) for rows in files)
     wanted = Level.SHARED if files[0].pairs else Level.PACKED
+    if any(rows.cache.images for rows in files):
+        teller.warn(WarningCode.SHARED_PREFIX_OFF, slower(Level.SINGLE, "its rows have images"))
+        wanted = Level.SINGLE
     choice = choose_level(policy, wanted, longest, most_tokens(policy.device))
     levels = list(Level)
     agreed = levels[policy.ranks.most(levels.index(choice.level))]
@@ -268,7 +279,9 @@ def _start_folders(config: TrainerConfig, fetched: FetchedModel) -> StartFolders
     )
 
 
-def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders, plan: Plan) -> Publisher:
+def _publisher(
+    config: TrainerConfig, layout: Layout, prepared: Prepared, start: StartFolders, plan: Plan, vision: bool
+) -> Publisher:
     resolved = prepared.resolved
     files = {"trainingFile": resolved.training_file, "validationFile": resolved.validation_file}
     digests = {name: file.sha256 for name, file in files.items() if file}
@@ -276,6 +289,6 @@ def _publisher(config: TrainerConfig, layout: Layout, prepared: Prepared, start:
         config=config,
         layout=layout,
         tokenizer=start.tokenizer,
-        card=Card(config, start.base_name, start.base_revision, digests),
+        card=Card(config, start.base_name, start.base_revision, digests, vision),
         planned=spaced(config.checkpointing.n_checkpoints, plan.total_steps),
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -29,8 +29,9 @@ from finetune_api.method import ALL_LINEAR
 from finetune_api.trainer import LoraConfig
 from finetune_trainer.failures import MALFORMED, RunFailed, failed
 from finetune_trainer.files import ADAPTER_WEIGHTS
-from finetune_trainer.step.weights import ADAPTER_CONFIG, StartFolders
+from finetune_trainer.step.weights import ADAPTER_CONFIG, StartFolders, vision_of
 
+Layer = TypeVar("Layer")
 ROUTERS = frozenset({"gate", "router"})
 """Linear layers that choose experts; an adapter on them would change which expert answers."""
 MAX_NAMED_MODULES = 12
@@ -38,13 +39,15 @@ NOT_PLAIN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules
 """Options of PEFT that make an adapter more than scale * B @ A on whole layers."""
 
 
-def new_adapter(causal: PreTrainedModel, start: StartFolders, lora: LoraConfig, seed: int) -> PeftModel:
-    """An adapter that changes nothing yet: A random from `seed`, B zero.
+def new_adapter(
+    causal: PreTrainedModel, start: StartFolders, lora: LoraConfig, seed: int, vision: bool = False
+) -> PeftModel:
+    """An adapter that changes nothing yet: A random from `seed`, B zero; on a vision encoder only with `vision`.
 
     Raises:
         RunFailed: AdapterModulesUnknown, AdapterOnHead, AdapterInExperts.
     """
-    layers = linear_layers(causal)
+    layers = linear_layers(causal) if vision else without_vision(causal, linear_layers(causal))
     targets = _targets(causal, layers, lora.trainable_modules)
     transposed = [isinstance(layer, Conv1D) for path, layer in layers.items() if _names(targets, path)]
     config = PeftLoraConfig(
@@ -62,13 +65,19 @@ def new_adapter(causal: PreTrainedModel, start: StartFolders, lora: LoraConfig, 
     return _named(model, start)
 
 
-def continued_adapter(causal: PreTrainedModel, start: StartFolders, lora: LoraConfig) -> PeftModel:
-    """The adapter of an earlier job, which goes on with this job's dropout.
+def continued_adapter(
+    causal: PreTrainedModel, start: StartFolders, lora: LoraConfig, vision: bool = False
+) -> PeftModel:
+    """The adapter of an earlier job, which goes on with this job's dropout; `vision` needs layers that it has there.
 
     Raises:
         RunFailed: CheckpointMissing, AdapterUnsupported.
     """
     model = _loaded(causal, start, dropout=lora.dropout, trainable=True)
+    adapted = adapted_layers(model)
+    if vision and without_vision(causal, adapted) == adapted:
+        problem = "trainVision is true, and it has no layers in the vision encoder: set it to false"
+        raise failed(FailureCode.ADAPTER_UNSUPPORTED, uri=start.adapter, problem=problem)
     return _named(model, start)
 
 
@@ -106,6 +115,13 @@ def linear_layers(causal: PreTrainedModel) -> dict[str, nn.Module]:
     head = causal.get_output_embeddings()
     kinds = (nn.Linear, Conv1D)
     return {path: module for path, module in causal.named_modules() if isinstance(module, kinds) and module is not head}
+
+
+def without_vision(causal: PreTrainedModel, layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Those of `layers` that are in no vision encoder."""
+    encoder = vision_of(causal)
+    inside = set(encoder.modules()) if encoder is not None else set()
+    return {path: layer for path, layer in layers.items() if layer not in inside}
 
 
 def adapted_layers(model: PeftModel) -> dict[str, LoraLayer]:

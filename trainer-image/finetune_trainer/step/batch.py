@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.step.attention import Layout, Segment
+from finetune_trainer.step.pixels import Pixels
 from finetune_trainer.step.recipe import Level
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -69,6 +70,8 @@ class Pass:
     """Token ids, int64 [targets]."""
     sequence: Tensor
     """Sequence of each target, int64 [targets]."""
+    pixels: Pixels | None = None
+    """The images of the sequence, where it is alone and has any."""
 
     @property
     def tokens(self) -> int:
@@ -86,6 +89,7 @@ class Pass:
             predictors=sent(self.predictors, device),
             targets=sent(self.targets, device),
             sequence=sent(self.sequence, device),
+            pixels=self.pixels and self.pixels.each(lambda tensor: sent(tensor, device)),
         )
 
     def pinned(self) -> Pass:
@@ -97,6 +101,7 @@ class Pass:
             predictors=self.predictors.pin_memory(),
             targets=self.targets.pin_memory(),
             sequence=self.sequence.pin_memory(),
+            pixels=self.pixels and self.pixels.each(Tensor.pin_memory),
         )
 
 
@@ -139,31 +144,42 @@ class _Piece(NamedTuple):
     targets: Booleans
     """Which of `tokens` are trained on."""
     prefix: int = 0
+    pixels: Pixels | None = None
 
 
-def pair_batch(rows: Sequence[PairTokens], level: Level) -> MicroBatch:
+def pair_batch(rows: Sequence[PairTokens], level: Level, pixels: Sequence[Pixels | None] | None = None) -> MicroBatch:
     """Two sequences per pair, [prompt | preferred] and [prompt | non-preferred]; every answer token is a target.
 
     The first token of both answers is predicted from the prompt's last position, so a prompt is never empty.
+
+    Args:
+        pixels: the images of each row; only where every sequence is alone in its pass.
     """
     pieces = []
-    for row in rows:
-        pieces.append(_answer(row.prompt, row.preferred))
+    for row, seen in zip(rows, pixels or [None] * len(rows), strict=True):
+        pieces.append(_answer(row.prompt, row.preferred, seen))
         if level is Level.SHARED:
             pieces.append(_Piece(row.non_preferred, np.ones(len(row.non_preferred), np.bool_), len(row.prompt)))
         else:
-            pieces.append(_answer(row.prompt, row.non_preferred))
+            pieces.append(_answer(row.prompt, row.non_preferred, seen))
     return _micro_batch(pieces, level, rows)
 
 
-def conversation_batch(rows: Sequence[ConversationTokens], level: Level) -> MicroBatch:
-    """One sequence per conversation; `targets[0]` of a row is False, since nothing comes before it."""
-    return _micro_batch([_Piece(row.tokens, row.targets) for row in rows], level, rows)
+def conversation_batch(
+    rows: Sequence[ConversationTokens], level: Level, pixels: Sequence[Pixels | None] | None = None
+) -> MicroBatch:
+    """One sequence per conversation; `targets[0]` of a row is False, since nothing comes before it.
+
+    Args:
+        pixels: as `pair_batch` takes them.
+    """
+    seen = zip(rows, pixels or [None] * len(rows), strict=True)
+    return _micro_batch([_Piece(row.tokens, row.targets, pixels=its) for row, its in seen], level, rows)
 
 
-def _answer(prompt: Integers, answer: Integers) -> _Piece:
+def _answer(prompt: Integers, answer: Integers, pixels: Pixels | None) -> _Piece:
     tokens = np.concatenate([prompt, answer])
-    return _Piece(tokens, np.arange(len(tokens)) >= len(prompt))
+    return _Piece(tokens, np.arange(len(tokens)) >= len(prompt), pixels=pixels)
 
 
 def _micro_batch(
@@ -177,7 +193,10 @@ def _micro_batch(
 
 def _level_pass(pieces: Sequence[_Piece], first_sequence: int, level: Level) -> Pass:
     found = _pass(pieces, first_sequence)
-    return replace(found, layout=None) if level is Level.SINGLE else found
+    if level is Level.SINGLE:
+        return replace(found, layout=None, pixels=pieces[0].pixels)
+    assert all(piece.pixels is None for piece in pieces), "a sequence with images has a pass to itself"
+    return found
 
 
 def _pass(pieces: Sequence[_Piece], first_sequence: int) -> Pass:

@@ -85,6 +85,9 @@ def accumulate(
         return backward(policy, batch, loss, split=split)
 
     sums = _each(policy, objective, recipe, rows, before_each, one)
+    for parameter in policy.trainable.values():
+        if parameter.grad is None:  # of a vision encoder in a step without images: the same on any number of processes
+            parameter.grad = torch.zeros_like(parameter)
     policy.ranks.sum_gradients(p for p in policy.trainable.values() if share_of(p) is None)
     return sums
 

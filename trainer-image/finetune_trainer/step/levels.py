@@ -65,7 +65,12 @@ class Choice:
     @property
     def sentence(self) -> str:
         """What a person should know about it."""
-        return f"training is slower than it could be, because {SLOWER[self.level]}: {self.problem}"
+        return slower(self.level, self.problem)
+
+
+def slower(level: Level, problem: str | None) -> str:
+    """What a person should know of a level that is not the fastest one, used because of `problem`."""
+    return f"training is slower than it could be, because {SLOWER[level]}: {problem}"
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -25,7 +26,16 @@ from finetune_trainer.step.logps import Head, sequence_logps
 from finetune_trainer.step.memory import most_frozen
 from finetune_trainer.step.ranks import ALONE, Ranks
 from finetune_trainer.step.sharding import WITH_WEIGHTS, are_spread, gathered, is_sharded, shard, size_of
-from finetune_trainer.step.weights import Base, StartFolders, backbone_of, empty_base, head_of, load_base
+from finetune_trainer.step.weights import (
+    Base,
+    StartFolders,
+    backbone_of,
+    empty_base,
+    head_of,
+    load_base,
+    vision_of,
+    with_dropouts,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +77,18 @@ class Policy:
         return sums
 
     def _sums(self, one: Pass, sequences: int) -> Tensor:
-        placed = {"position_ids": one.position_ids, **one.layout.arguments()} if one.layout else {}
         with self.precision():
-            output = self.backbone(input_ids=one.input_ids, use_cache=False, **placed)
+            output = self.backbone(input_ids=one.input_ids, use_cache=False, **self._beside(one))
             states = output.last_hidden_state[0].index_select(0, one.predictors)
             return sequence_logps(states, self.head, one.targets, one.sequence, sequences)
+
+    def _beside(self, one: Pass) -> dict[str, Any]:
+        """What the backbone's forward gets beside tokens; a sequence alone has the positions that the model gives."""
+        if one.layout is not None:
+            return {"position_ids": one.position_ids, **one.layout.arguments()}
+        if one.pixels is not None:
+            return dict(one.pixels.arguments(one.input_ids, self.base.causal.config.image_token_id))
+        return {}
 
     def as_loaded(self) -> PreTrainedModel:
         """The whole model with the attention that transformers gave it, for a call that is no pass of ours."""
@@ -137,8 +154,11 @@ def load_policy(
     seed: int,
     device: torch.device,
     ranks: Ranks = ALONE,
+    vision: bool = False,
 ) -> Policy:
     """The starting weights, ready to train. A new adapter is drawn from `seed` and changes nothing at first.
+
+    A vision encoder stays as it is unless `vision` says otherwise.
 
     Raises:
         RunFailed: RemoteCode, ModelUnsupported, AdapterModulesUnknown, AdapterOnHead, AdapterInExperts,
@@ -146,13 +166,15 @@ def load_policy(
     """
     base = _starting_base(start, kind, device, ranks)
     root: PeftModel | PreTrainedModel = base.causal
+    causal, encoder = base.causal, vision_of(base.causal)
     if lora is None:
         root.requires_grad_(True)
     elif start.adapter is not None:
-        root = continued_adapter(base.causal, start, lora)
+        root = continued_adapter(causal, start, lora, vision)
     else:
-        root = new_adapter(base.causal, start, lora, seed)
-    causal = base.causal
+        root = new_adapter(causal, start, lora, seed, vision)
+    if encoder is not None and not vision:
+        encoder.requires_grad_(False)
     return Policy(root, backbone_of(causal), head_of(causal), base, device, kind, ranks)
 
 
@@ -193,5 +215,5 @@ def _save_model(model: PreTrainedModel, base: Base, weights: dict[str, Tensor], 
     model.save_pretrained(folder, state_dict=weights)
     path = folder / "config.json"
     dtype = str(base.published_dtype).removeprefix("torch.")
-    config = json.loads(path.read_text()) | base.dropouts | {"dtype": dtype}
+    config = with_dropouts(json.loads(path.read_text()), base.dropouts) | {"dtype": dtype}
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -90,11 +90,11 @@ class Ranks:
         return bytes(self.copied(held).tolist()).decode()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every parameter the sum of its gradients on all processes, in one exchange; none counts as zero."""
+        """Give every parameter, all of which have a gradient, the sum of those on all processes, in one exchange."""
         moving = list(parameters)
         if self.size == 1 or not moving:
             return
-        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in moving])
+        flat = torch.cat([p.grad.flatten() for p in moving if p.grad is not None])
         self.total(flat)
         for parameter, gradient in zip(moving, flat.split([p.numel() for p in moving]), strict=True):
             parameter.grad = gradient.view_as(parameter)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from finetune_api.method import TrainingKind
 from finetune_trainer.shares import Share
 from finetune_trainer.step.ranks import Ranks
+from finetune_trainer.step.weights import vision_of
 
 WITH_WEIGHTS = "with_weights"
 """Method of a sharded model in which its outermost weights are whole: embedding, last norm, head."""
@@ -61,9 +62,13 @@ def _compute(_model: PreTrainedModel, computation: Callable[[], Tensor]) -> Tens
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that are brought together one at a time: those that transformers never divides between devices."""
-    names = frozenset(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    """The modules that are brought together one at a time: those that transformers never divides between devices.
+
+    Not those of a vision encoder: it computes only where a process has images, and all have to come together for it.
+    """
+    names, encoder = frozenset(model._no_split_modules or ()), vision_of(model)
+    apart = set(encoder.modules()) if encoder is not None else set()
+    return [module for module in model.modules() if type(module).__name__ in names and module not in apart]
 
 
 @torch.no_grad()

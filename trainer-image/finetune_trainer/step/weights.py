@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from finetune_api.failures import FailureCode
 from finetune_trainer.failures import MALFORMED, failed
 from finetune_trainer.remote_code import brings_code, refuse_code
 from finetune_trainer.step.logps import Head
+from finetune_trainer.vision import VISION_MODELS
 
 ADAPTER_CONFIG = "adapter_config.json"
 IS_ADAPTER = f"its folder has an {ADAPTER_CONFIG}, so it is an adapter: name the model that it belongs to"
+Dropouts: TypeAlias = dict[str, Any]
+"""Dropouts of a configuration by name, those of its parts as objects in it."""
 PROBE_TOKENS = 8
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of a logit, as a share of the largest logit."""
@@ -52,7 +55,7 @@ class Base:
 
     uri: str
     causal: PreTrainedModel
-    dropouts: dict[str, float]
+    dropouts: Dropouts
     """Dropouts of its configuration, which are set to 0 for training and belong back into what is published."""
     published_dtype: torch.dtype
     """Precision of the files, in which full weights are published too."""
@@ -74,7 +77,7 @@ def load_base(
     config, dropouts = _config(folder, uri, remote_code)
     published_dtype = config.dtype or torch.float32
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class_of(config).from_pretrained(
             folder,
             config=config,
             dtype=dtype or published_dtype,
@@ -104,15 +107,13 @@ def empty_base(folder: Path, uri: str, dtype: torch.dtype, *, remote_code: bool 
     published_dtype = config.dtype or torch.float32
     try:
         with torch.device("meta"):
-            causal = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=_trusts(folder, remote_code)
-            )
+            causal = _class_of(config).from_config(config, dtype=dtype, trust_remote_code=_trusts(folder, remote_code))
     except (*MALFORMED, ImportError) as error:
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=_first_line(error)) from error
     return Base(uri, causal, dropouts, published_dtype, causal.config._attn_implementation)
 
 
-def _config(folder: Path, uri: str, remote_code: bool) -> tuple[Any, dict[str, float]]:
+def _config(folder: Path, uri: str, remote_code: bool) -> tuple[Any, Dropouts]:
     """The configuration, with every dropout switched off, and what the dropouts were."""
     refuse_code(uri, folder, remote_code)
     if (folder / ADAPTER_CONFIG).is_file():  # transformers would load it too, from whatever base it names
@@ -125,18 +126,30 @@ def _config(folder: Path, uri: str, remote_code: bool) -> tuple[Any, dict[str, f
         raise failed(FailureCode.MODEL_UNSUPPORTED, uri=uri, problem=_first_line(error)) from error
 
 
+def _class_of(config: Any) -> Any:
+    """What loads the model: one with a vision encoder is no causal language model by transformers' book."""
+    return AutoModelForImageTextToText if config.model_type in VISION_MODELS else AutoModelForCausalLM
+
+
 def _trusts(folder: Path, remote_code: bool) -> bool:
     return remote_code and brings_code(folder)
 
 
-def _switch_off_dropouts(config: Any) -> dict[str, float]:
-    """Set every dropout of the configuration to 0 and return what they were."""
+def _switch_off_dropouts(config: Any) -> Dropouts:
+    """Set every dropout of the configuration, and of its parts, to 0 and return what they were."""
     names = [name for name in config.to_dict() if "dropout" in name or name.endswith("pdrop")]
     before = {name: getattr(config, name) for name in names}
-    changed = {name: value for name, value in before.items() if isinstance(value, float) and value > 0}
+    changed: Dropouts = {name: value for name, value in before.items() if isinstance(value, float) and value > 0}
     for name in changed:
         setattr(config, name, 0.0)
-    return changed
+    parts = {name: _switch_off_dropouts(getattr(config, name)) for name in config.sub_configs}
+    return changed | {name: found for name, found in parts.items() if found}
+
+
+def with_dropouts(config: dict[str, Any], dropouts: Dropouts) -> dict[str, Any]:
+    """A config.json with these dropouts in it and in its parts."""
+    parts = {name: with_dropouts(config[name], part) for name, part in dropouts.items() if isinstance(part, dict)}
+    return config | dropouts | parts
 
 
 def _problem(causal: PreTrainedModel, loading: dict[str, Any]) -> str | None:
@@ -173,6 +186,14 @@ def backbone_of(causal: PreTrainedModel) -> nn.Module:
     """The model without its head, whose output is the states that the head reads."""
     inner = (child for child in causal.children() if isinstance(child, PreTrainedModel))
     return next(inner, causal) if causal.base_model is causal else causal.base_model
+
+
+def vision_of(causal: PreTrainedModel) -> nn.Module | None:
+    """The vision encoder with its projection into the language model; None where there is none that is known here."""
+    if causal.config.model_type not in VISION_MODELS:
+        return None
+    encoder: nn.Module = causal.get_encoder(modality="image")
+    return encoder
 
 
 @torch.no_grad()

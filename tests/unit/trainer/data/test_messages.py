@@ -17,7 +17,6 @@ def found(problems):
         ("a", "m.content[0]", Code.WRONG_TYPE),
         ({"text": "a"}, "m.content[0]", Code.WRONG_TYPE),
         ({"type": "text"}, "m.content[0].text", Code.WRONG_TYPE),
-        ({"type": "image_url", "image_url": {"url": "data:"}}, "m.content[0].type", Code.UNSUPPORTED_CONTENT),
         ({"type": "audio"}, "m.content[0].type", Code.UNSUPPORTED_CONTENT),
     ],
 )

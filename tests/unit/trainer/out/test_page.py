@@ -112,7 +112,7 @@ def test_it_asks_for_nothing_and_runs_nothing(tmp_path):
     assert not [name for name, _ in outline.attributes if name in LEADING or name.startswith("on")]
     assert not re.search(r"url\(|@import|expression\(", text)
     policy = next(value for name, value in outline.attributes if value and value.startswith("default-src"))
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def test_ten_thousand_steps_with_every_checkpoint_and_the_longest_texts_stay_small(tmp_path):

@@ -1,0 +1,91 @@
+"""How many tokens an image is: what the model's own processor makes of it, told without that."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from finetune_api.failures import FailureCode
+from finetune_trainer.data.model import read_without_weights
+from finetune_trainer.failures import RunFailed
+from finetune_trainer.vision import Vision, read_vision
+from tiny import save_vision_model
+
+SIDES = st.integers(1, 4000)
+
+
+@pytest.fixture(scope="module")
+def vision_model(tmp_path_factory):
+    return save_vision_model(tmp_path_factory.mktemp("vision") / "model")
+
+
+@given(SIDES, SIDES, st.sampled_from([4, 14, 16]), st.integers(1, 3), st.integers(1, 400), st.integers(1, 3000))
+def test_an_image_has_as_many_tokens_as_the_processor_makes(height, width, patch, merge, fewest, more):
+    if max(height, width) > 200 * min(height, width):
+        return
+    bounds = {"shortest_edge": fewest**2, "longest_edge": (fewest + more) ** 2}
+    processor = Qwen2VLImageProcessorPil(patch_size=patch, merge_size=merge, size=bounds)
+    vision = Vision(0, patch, merge, *bounds.values())
+    patches = processor.get_number_of_image_patches(height, width)
+    assert vision.tokens(height, width) == patches // merge**2
+    assert math.prod(vision.resized(height, width)) == patches * patch**2
+
+
+def test_the_pixels_of_an_image_are_those_of_its_tokens():
+    processor = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 256, "longest_edge": 4096})
+    vision = Vision(0, 4, 2, 256, 4096)
+    for height, width in ((5, 9), (32, 32), (100, 31), (700, 50)):
+        made = processor(images=[np.zeros((height, width, 3), np.uint8)], return_tensors="np")
+        assert len(made["pixel_values"]) == 4 * vision.tokens(height, width)
+
+
+def test_a_text_has_the_tokens_of_each_image_in_its_place():
+    vision = Vision(0, 4, 2, 256, 4096)
+    images = [{"height": 16, "width": 16}, {"height": 16, "width": 24}]
+    assert vision.expanded("a<i>b<i>c", "<i>", images) == "a" + 4 * "<i>" + "b" + 6 * "<i>" + "c"
+    assert vision.expanded("a", "<i>", []) == "a"
+    for text in ("a<i>b", "a<i>b<i>c<i>", "a"):
+        assert vision.expanded(text, "<i>", images) is None
+
+
+def test_a_model_says_in_either_file_how_it_takes_images(vision_model):
+    config = json.loads((vision_model / "config.json").read_text())
+    first = vision_model / "preprocessor_config.json"
+    expected = Vision(config["image_token_id"], 4, 2, 16 * 16, 64 * 64)
+    assert read_vision(vision_model, config) == expected
+    given = json.loads(first.read_text())
+    try:
+        first.unlink()
+        assert read_vision(vision_model, config) is None
+        (vision_model / "processor_config.json").write_text(json.dumps({"image_processor": given}))
+        assert read_vision(vision_model, config) == expected
+        size = given.pop("size")
+        old = given | {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        (vision_model / "processor_config.json").write_text(json.dumps({"image_processor": old}))
+        assert read_vision(vision_model, config) == expected
+    finally:
+        (vision_model / "processor_config.json").unlink(missing_ok=True)
+        first.write_text(json.dumps(given | {"size": size}))
+
+
+def test_other_models_take_none(vision_model):
+    config = json.loads((vision_model / "config.json").read_text())
+    assert read_vision(vision_model, config | {"model_type": "llava"}) is None
+    assert read_vision(vision_model, {}) is None
+
+
+@pytest.mark.parametrize("changes", [{"patch_size": 8}, {"merge_size": 4}, {"patch_size": "wide"}, {"size": {}}])
+def test_a_processor_that_does_not_fit_is_refused(vision_model, tmp_path, changes):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((vision_model / name).read_bytes())
+    given = json.loads((vision_model / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(given | changes))
+    with pytest.raises(RunFailed, match="does not fit its vision encoder") as end:
+        read_without_weights(str(tmp_path), None)
+    assert end.value.failure.code is FailureCode.MODEL_UNSUPPORTED
