@@ -31,6 +31,7 @@ lock: ## pin the newest allowed dependencies, with hashes
 	$(LOCK) -c requirements/dev.txt --extra trainer -o requirements/trainer.txt
 	$(LOCK:pyproject.toml=requirements/build.in) -o requirements/build.txt
 	$(LOCK:pyproject.toml=requirements/mlflow.in) -o requirements/mlflow.txt
+	$(LOCK:pyproject.toml=requirements/bench.in) --no-deps -o requirements/bench.txt
 
 .PHONY: cluster-build kueue-build cluster-up cluster-down images
 cluster-build: ## compile the Kubernetes that integration tests start (minutes once)
@@ -94,7 +95,8 @@ scale: setup cluster-build ## a thousand jobs at once, against a client without 
 bench-cpu: setup ## shared prompts against unshared ones, plain transformers and TRL; wants an idle machine
 	$(PY) benchmarks/cpu.py
 
-bench-gpu: setup ## the same and more on a GPU; MODEL=8b or 0.6b
+bench-gpu: setup ## the same and more on a GPU, with Liger's layers; MODEL=8b or 0.6b
+	uv pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements/bench.txt
 	$(PY) benchmarks/gpu.py $(if $(MODEL),--model $(MODEL))
 
 bench-memory: setup ## estimated memory and operations of a step against real ones; a few minutes, 4 GiB

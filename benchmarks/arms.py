@@ -10,7 +10,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from finetune_api.trainer import LoraConfig
 from finetune_trainer.data.tokens import CacheKind, Pair, open_cache, write_cache
 from finetune_trainer.run.rows import PreferenceRows
 from finetune_trainer.step.adapter import new_adapter
+from finetune_trainer.step.fused import fuse
 from finetune_trainer.step.gradient import accumulate, scores
 from finetune_trainer.step.logps import sequence_logps
 from finetune_trainer.step.losses import preference_loss
@@ -112,6 +114,37 @@ class Task:
 
         return run
 
+    def by_peft(self, recipe: Recipe) -> Arm:
+        """The same with PEFT's own layers."""
+        step = self.ours(recipe)
+
+        def run() -> float:
+            with peft_layers(self.policy):
+                return step()
+
+        return run
+
+    def compiled(self, recipe: Recipe) -> Arm:
+        """The same with every layer compiled by itself (regional compilation), for lengths of any size."""
+        step, layers = self.ours(recipe), list(self.policy.backbone.layers)
+        backend = "inductor" if self.policy.device.type == "cuda" else "eager"
+        calls = []
+        for layer in layers:
+            layer.compile(dynamic=True, backend=backend)
+            calls.append(layer._compiled_call_impl)
+            layer._compiled_call_impl = None
+
+        def run() -> float:
+            for layer, call in zip(layers, calls, strict=True):
+                layer._compiled_call_impl = call
+            try:
+                return step()
+            finally:
+                for layer in layers:
+                    layer._compiled_call_impl = None
+
+        return run
+
     def unshared(self) -> Arm:
         """Both sides as a batch through stock attention, then our head: the same step without sharing a prompt."""
         lines, head = self._lines(), self.policy.head
@@ -132,9 +165,10 @@ class Task:
         def run() -> float:
             self._begin()
             given = {"input_ids": lines.ids, "attention_mask": lines.mask, "use_cache": False}
-            logits = self.policy.root(**given).logits[:, :-1].float()
-            logps = torch.log_softmax(logits, -1).gather(2, lines.ids[:, 1:, None])[..., 0]
-            return self._end((logps * lines.answers).double().sum(1))
+            with peft_layers(self.policy):
+                logits = self.policy.root(**given).logits[:, :-1].float()
+                logps = torch.log_softmax(logits, -1).gather(2, lines.ids[:, 1:, None])[..., 0]
+                return self._end((logps * lines.answers).double().sum(1))
 
         return run
 
@@ -163,6 +197,17 @@ class Task:
         loss = preference_loss(sums.view(-1, 2), reference, lengths, self.rows.objective).mean()
         loss.backward()
         return float(loss.detach())
+
+
+@contextmanager
+def peft_layers(policy: Policy) -> Iterator[None]:
+    """Adapted layers compute as PEFT has them."""
+    for layer in policy.root.modules():
+        layer.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        fuse(policy.root)
 
 
 def task_of(policy: Policy, shapes: Sequence[Shape], folder: Path) -> Task:

@@ -45,6 +45,8 @@ class Result:
     """Unshared over plain, median of rounds."""
     over_trl: float
     """TRL over shared, median of rounds."""
+    over_peft: float
+    """Shared with PEFT's layers over shared, median of rounds."""
     peaks: dict[str, int]
     losses: dict[str, float]
 
@@ -56,6 +58,8 @@ class Result:
             found.append(f"ratio {self.ratio:.2f} is under {SHARE_OF_TOKEN_RATIO * self.token_ratio:.2f}")
         if self.over_plain > SLOWER_THAN_PLAIN:
             found.append(f"the unshared arm takes {self.over_plain:.2f} times as long as plain transformers")
+        if self.over_peft < 1:
+            found.append(f"with PEFT's layers it takes {self.over_peft:.2f} of the time")
         if self.peaks["shared"] >= self.peaks["unshared"]:
             found.append("the shared arm's live tensors take no less memory")
         if max(self.losses.values()) - min(self.losses.values()) > LOSS_TOLERANCE:
@@ -70,6 +74,7 @@ def measure(shape: Shape, config: LlamaConfig, rounds: int, repeats: int, folder
         "plain": task.plain(),
         "unshared": task.unshared(),
         "shared": task.ours(Recipe(Level.SHARED, ONE_MICRO_BATCH)),
+        "PEFT's layers": task.by_peft(Recipe(Level.SHARED, ONE_MICRO_BATCH)),
         "TRL": trl(task, folder / "trl", PAIRS, precompute_ref_log_probs=True, activation_checkpointing=False),
     }
     losses = {name: arm() for name, arm in arms.items()}
@@ -86,6 +91,7 @@ def measure(shape: Shape, config: LlamaConfig, rounds: int, repeats: int, folder
         ratio=median("unshared", "shared"),
         over_plain=median("unshared", "plain"),
         over_trl=median("TRL", "shared"),
+        over_peft=median("PEFT's layers", "shared"),
         peaks=peaks,
         losses=losses,
     )
@@ -110,18 +116,19 @@ def written(results: list[Result]) -> str:
         f"{date.today()}; {versions()}. Written by `make bench-cpu`.",
         "",
         f"Forward and backward of {PAIRS} pairs, Llama of 4 layers, LoRA of rank 16, fp32, reference cached. Plain:"
-        " stock transformers, all logits. Unshared: stock sdpa, both sides as a batch, our head. Peak: live tensors"
-        " without weights. TRL scores every position on a CPU (its kernel for answers alone needs a GPU), so its column"
-        " says nothing about GPUs.",
+        " stock transformers and PEFT, all logits. Unshared: stock sdpa, both sides as a batch, our head. PEFT's"
+        " layers: shared, but each adapter beside its layer and not in one operation with it. Peak: live tensors"
+        " without weights. TRL scores every position on a CPU (its kernel for answers alone needs a GPU), so its"
+        " column says nothing about GPUs.",
         "",
         "| P, C, R | tokens, unshared / shared | time, unshared / shared | unshared / plain | TRL / shared"
-        " | shared | peak, unshared | peak, shared |",
-        "|---|---|---|---|---|---|---|---|",
+        " | PEFT's layers / shared | shared | peak, unshared | peak, shared | peak, PEFT's layers |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
-        peak = [f"{r.peaks[name] / 2**20:.0f} MiB" for name in ("unshared", "shared")]
-        ratios = f"{r.token_ratio:.2f} | {r.ratio:.2f} | {r.over_plain:.2f} | {r.over_trl:.2f}"
-        lines.append(f"| {r.shape} | {ratios} | {1000 * r.seconds['shared']:.0f} ms | {peak[0]} | {peak[1]} |")
+        peak = [f"{r.peaks[name] / 2**20:.0f} MiB" for name in ("unshared", "shared", "PEFT's layers")]
+        ratios = f"{r.token_ratio:.2f} | {r.ratio:.2f} | {r.over_plain:.2f} | {r.over_trl:.2f} | {r.over_peft:.3f}"
+        lines.append(f"| {r.shape} | {ratios} | {1000 * r.seconds['shared']:.0f} ms | {' | '.join(peak)} |")
     return "\n".join(lines) + "\n"
 
 

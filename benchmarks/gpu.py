@@ -1,7 +1,10 @@
 """What each technique gains on a GPU, against TRL as it comes and at its best: `make bench-gpu`, ten minutes.
 
 All arms hold the same weights and pairs and are interleaved, so that a GPU that slows down slows all of them. What is
-TRL's best was found here: reference scored beforehand, no checkpointing, the largest batch that fits.
+TRL's best was found here: reference scored beforehand, no checkpointing, the largest batch that fits. Liger's layers
+take part where the package is installed. Unsloth does not: it replaces parts of transformers and TRL when it is
+imported, so that no other arm could run beside it, and the newest that resolves beside these versions is older than
+both. Compiled layers are an arm and not in the trainer until this page shows what they gain.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 from arms import Arm, Shape, Task, policy_of, task_of, temporary, trl, versions
+from bars import bars
 from transformers import LlamaConfig, PreTrainedConfig, Qwen3Config
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -101,14 +106,24 @@ def arms_of(task: Task, folder: Path) -> dict[str, tuple[Callable[[], Arm], int]
     def theirs(**options: object) -> Callable[[], Arm]:
         return lambda: _largest(lambda batch: trl(task, folder / "trl", batch, **options))
 
+    best = {"activation_checkpointing": False, "precompute_ref_log_probs": True}
+    liger = {"TRL with Liger's layers": (theirs(**best, use_liger_kernel=True), task.tokens)} if _has_liger() else {}
     return {
         "TRL as it comes": (theirs(activation_checkpointing=True), task.tokens),
-        "TRL at its best": (theirs(activation_checkpointing=False, precompute_ref_log_probs=True), task.tokens),
+        "TRL at its best": (theirs(**best), task.tokens),
+        **liger,
         "ours, each sequence alone": (ours(Level.SINGLE), task.tokens),
         "+ packing": (ours(Level.PACKED), task.tokens),
         "+ shared prompts": (ours(Level.SHARED), task.shared_tokens),
+        "the same with PEFT's layers": (lambda: task.by_peft(rehearsal.plan(Level.SHARED)), task.shared_tokens),
+        "the same, layers compiled": (lambda: task.compiled(rehearsal.plan(Level.SHARED)), task.shared_tokens),
         "the same, activations computed again": (ours(Level.SHARED, checkpointing=True), task.shared_tokens),
     }
+
+
+def _has_liger() -> bool:
+    """Its kernels run on GPUs alone."""
+    return torch.cuda.is_available() and find_spec("liger_kernel") is not None
 
 
 def _largest(make: Callable[[int], Arm]) -> Arm:
@@ -195,12 +210,16 @@ def main(arguments: list[str] | None = None) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     page = f"# One optimiser step on a GPU: {given.model}\n\n{date.today()}; {name}; {versions()}.\n"
     policy = policy_of(MODELS[given.model](), device)
+    out, rates = given.out or Path(__file__).with_name(f"gpu-{given.model}.md"), {}
     for title, shapes in workloads(given.shrink).items():
         if given.only in (None, title[:2]):
             with temporary() as folder:
                 task = task_of(policy, shapes, Path(folder) / "cache")
-                page += table(title, task, measure(task, Path(folder), given.warm_up, given.steps))
-    (given.out or Path(__file__).with_name(f"gpu-{given.model}.md")).write_text(page)
+                rows = measure(task, Path(folder), given.warm_up, given.steps)
+                page += table(title, task, rows)
+                rates[title] = {row.name: len(task.pairs) / statistics.median(row.seconds) for row in rows}
+    out.with_suffix(".svg").write_text(bars(rates, "pairs a second"))
+    out.write_text(f"{page}\n![pairs a second]({out.with_suffix('.svg').name})\n")
     sys.stdout.write(page)
     return 0
 

@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -32,5 +33,7 @@ def test_what_runs_on_a_gpu(monkeypatch, tmp_path):
     sizes = ("--model", "tiny", "--shrink", "64", "--warm-up", "0", "--steps", "1")
     text = page(monkeypatch, "gpu.py", tmp_path / "gpu.md", "--device", "cpu", "--only", "W4", *sizes)
     losses = [float(line.split("|")[-2]) for line in text.splitlines() if re.match(r"\| (TRL|ours|\+|the same)", line)]
-    assert len(losses) == 6
-    assert losses == pytest.approx([losses[0]] * 6, abs=2e-5)
+    assert len(losses) == 8
+    assert losses == pytest.approx([losses[0]] * 8, abs=2e-5)
+    chart = ElementTree.parse(tmp_path / "gpu.svg")
+    assert len(chart.findall("{*}rect")) == 8

@@ -1,7 +1,7 @@
 """Bytes that an optimiser step takes in a process, from a model's shape: what the trainer will do, added up.
 
-Every formula counts what PyTorch keeps for the backward pass of transformers' layers, with PEFT's around them. A GPU
-computes in bf16 under autocast, which keeps its own narrow copy of each layer's input; a CPU computes in fp32.
+Every formula counts what PyTorch keeps for the backward pass of transformers' layers, with adapters on them. A GPU
+computes in bf16 under autocast, which narrows what is not narrow yet; a CPU computes in fp32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from finetune_api.method import ALL_LINEAR
 from finetune_api.trainer import LoraConfig
 from finetune_trainer.cost.load import Load
-from finetune_trainer.data.shape import ROUTERS, Input, Linear, Shape
+from finetune_trainer.data.shape import ROUTERS, TRANSPOSED, Input, Linear, Shape
 from finetune_trainer.step.recipe import LOGITS_BYTES, OPTIMIZER_STATES
 
 WIDE, NARROW, INTEGER = 4, 2, 8
@@ -65,6 +65,12 @@ class Training:
         return NARROW if self.gpu and self.lora else WIDE
 
     @property
+    def fused(self) -> bool:
+        """Whether adapters are computed in one operation with their layers, which keeps nothing narrow of its own."""
+        known = all(linear.name not in TRANSPOSED for linear in self.shape.linears)
+        return self.lora is not None and self.lora.dropout == 0 and known
+
+    @property
     def kept(self) -> tuple[Linear, ...]:
         """The layer's linear layers that keep their input, to get a gradient from it."""
         return tuple(linear for linear in self.shape.linears if self._adapted(linear))
@@ -101,7 +107,7 @@ def _held(training: Training) -> Memory:
     frozen = 0 if full else shape.parameters * training.stored // shards
     own = training.trained * WIDE // (shards if full else 1)
     cast = training.trained if not full else shape.in_layers if shards == 1 else 0
-    narrow = cast * NARROW if training.gpu else 0
+    narrow = cast * NARROW if training.gpu and not training.fused else 0
     overhead = CONTEXT if training.gpu else 0
     return Memory(frozen + own + narrow, own, OPTIMIZER_STATES * own, 0, 0, overhead)
 
@@ -142,16 +148,19 @@ def _norms(training: Training) -> int:
 
 
 def _inputs(training: Training) -> int:
-    """The inputs of linear layers: on a CPU one for all that have it in common, under autocast a narrow copy for each.
+    """The inputs of linear layers: one for all that have it in common.
 
-    What the heads give is narrow already; only PEFT makes a copy of it all the same.
+    Under autocast what the heads give is kept as such, but where queries, keys and values come from one layer; and
+    where all weights are trained, or PEFT computes an adapter, each layer has a narrow copy of its own.
     """
-    lora = training.lora
+    lora, shape = training.lora, training.shape
     rank = lora.rank * len(training.kept) if lora else 0
-    if training.gpu:
+    if training.gpu and not training.fused:
         widths = [linear.inputs for linear in training.kept if lora or linear.read is not Input.HEADS]
     else:
-        widths = list({linear.read: linear.inputs for linear in training.kept}.values())
+        common = {linear.read: linear.inputs for linear in training.kept}
+        as_given = Input.HEADS if training.gpu and not shape.fused else None
+        widths = [width for read, width in common.items() if read is not as_given]
     return training.computed * (sum(widths) + rank)
 
 

@@ -29,6 +29,7 @@ from finetune_api.method import ALL_LINEAR
 from finetune_api.trainer import LoraConfig
 from finetune_trainer.failures import MALFORMED, RunFailed, failed
 from finetune_trainer.files import ADAPTER_WEIGHTS
+from finetune_trainer.step.fused import fuse
 from finetune_trainer.step.weights import ADAPTER_CONFIG, StartFolders, vision_of
 
 Layer = TypeVar("Layer")
@@ -62,7 +63,7 @@ def new_adapter(
     torch.manual_seed(seed)
     with _quiet():
         model: Any = get_peft_model(causal, config)
-    return _named(model, start)
+    return _for_training(model, start)
 
 
 def continued_adapter(
@@ -78,7 +79,7 @@ def continued_adapter(
     if vision and without_vision(causal, adapted) == adapted:
         problem = "trainVision is true, and it has no layers in the vision encoder: set it to false"
         raise failed(FailureCode.ADAPTER_UNSUPPORTED, uri=start.adapter, problem=problem)
-    return _named(model, start)
+    return _for_training(model, start)
 
 
 def with_adapter_merged(causal: PreTrainedModel, start: StartFolders) -> PreTrainedModel:
@@ -163,8 +164,9 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _named(model: PeftModel, start: StartFolders) -> PeftModel:
-    """PEFT puts the folder of the base into the adapter's configuration; people need its public name."""
+def _for_training(model: PeftModel, start: StartFolders) -> PeftModel:
+    """Made fast, and named: PEFT puts the folder of the base into its configuration, people need the public name."""
+    fuse(model)
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = start.base_name, start.base_revision
     return model

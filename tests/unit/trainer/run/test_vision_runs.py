@@ -168,6 +168,14 @@ def test_status_and_report_tell_of_images_and_hold_no_heap_of_tokens(vision_mode
     run(config)
     samples = read_facts(Layout.of(config).output).samples
     assert max(sample.prompt.text.count("<|image|>") for sample in samples) == 1
+    assert [len(sample.images) for sample in samples] == [1, 1, 1, 1, 0]
+    page = (Layout.of(config).output / "report.html").read_text()
+    assert page.count('<img src="data:image/webp;base64,') == 4
+    assert f"<dd>{ROWS - WITHOUT}</dd>" in page.partition("images in them")[2][:40]
+    card = (Layout.of(config).final / "README.md").read_text()
+    assert "AutoModelForImageTextToText.from_pretrained" in card
+    assert "AutoProcessor" in card
+    assert "AutoModelForCausalLM" not in card
 
 
 def test_dropouts_of_a_models_parts_come_back(vision_model, tmp_path):
