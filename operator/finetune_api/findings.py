@@ -68,8 +68,8 @@ DATA_SENTENCES: dict[DataErrorCode, str] = {
     " and the like",
     DataErrorCode.IMAGE_NOT_FROM_USER: "only messages of the user may hold images: move it there",
     DataErrorCode.IMAGE_WEIGHTED: "a message with images is never learned: give it the weight 0 or none",
-    DataErrorCode.INVALID_IMAGE: "the image is no whole JPEG, PNG or WEBP in a URL such as data:image/png;base64,...:"
-    " write it again",
+    DataErrorCode.INVALID_IMAGE: "the image is no whole JPEG, PNG or WEBP of 8 bits a channel in a URL such as"
+    " data:image/png;base64,...: write it again",
     DataErrorCode.IMAGE_TOO_LARGE: "the image has more than 10 MiB, or more pixels than can be held: make it smaller",
     DataErrorCode.IMAGE_TOO_NARROW: "the image is more than 200 times as long as wide: cut it",
     DataErrorCode.TOO_MANY_IMAGES: "the row has more than 10 images: remove some",

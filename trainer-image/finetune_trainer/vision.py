@@ -15,8 +15,11 @@ from typing import Any
 
 VISION_MODELS = ("qwen3_vl",)
 """Values of model_type in config.json."""
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-"""Where a model says how its images are made ready; in the second one among others."""
+PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+"""Where a model says how its images are made ready; in the second one among others, and that one goes first."""
+EDGES = frozenset({"shortest_edge", "longest_edge"})
+FRAMES = 2
+"""Temporal patch size, where a processor does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,8 @@ class Vision:
     def expanded(self, text: str, token: str, images: Sequence[Mapping[str, Any]]) -> str | None:
         """`text` with `token` as often for each image as that has tokens; None where it does not stand there once."""
         parts = text.split(token)
-        if len(parts) != len(images) + 1:
-            return None
+        if len(parts) != len(images) + 1 or not all(parts[1:-1]):
+            return None  # two that touch would be taken for one
         counts = [*(self.tokens(image["height"], image["width"]) for image in images), 0]
         return "".join(part + token * count for part, count in zip(parts, counts, strict=True))
 
@@ -65,32 +68,37 @@ def read_vision(folder: Path, config: Mapping[str, Any]) -> Vision | None:
     """How the model in `folder`, with this config.json, takes images; None where it takes none that are known here.
 
     Raises:
-        KeyError, TypeError, ValueError: its files do not fit together.
+        KeyError, TypeError, ValueError: its files do not fit together, or ask for more than is known here.
     """
-    if config.get("model_type") not in VISION_MODELS:
+    if config.get("model_type") not in VISION_MODELS or (processor := _processor(folder)) is None:
         return None
-    processor = _processor(folder)
-    if processor is None:
-        return None
-    size = processor.get("size") or {}
-    encoder = config["vision_config"]
+    encoder, size = config["vision_config"], dict(processor.get("size") or {})
+    fewest, most = (processor.get(name) for name in ("min_pixels", "max_pixels"))
     vision = Vision(
-        token=int(config["image_token_id"]),
-        patch=int(processor["patch_size"]),
-        merge=int(processor["merge_size"]),
-        fewest_pixels=int(processor.get("min_pixels") or size["shortest_edge"]),
-        most_pixels=int(processor.get("max_pixels") or size["longest_edge"]),
+        token=_whole(config["image_token_id"]),
+        patch=_whole(processor["patch_size"]),
+        merge=_whole(processor["merge_size"]),
+        fewest_pixels=_whole(size["shortest_edge"] if fewest is None else fewest),
+        most_pixels=_whole(size["longest_edge"] if most is None else most),
     )
-    if (vision.patch, vision.merge) != (encoder["patch_size"], encoder["spatial_merge_size"]):
+    ours = vision.patch, vision.merge, processor.get("temporal_patch_size", FRAMES)
+    theirs = encoder["patch_size"], encoder["spatial_merge_size"], encoder["temporal_patch_size"]
+    if ours != theirs or processor.get("do_resize") is False or not size.keys() <= EDGES:
         raise ValueError("processor and vision encoder differ")
     return vision
 
 
+def _whole(number: Any) -> int:
+    if type(number) is not int or number < 1:
+        raise ValueError("no positive integer")
+    return number
+
+
 def _processor(folder: Path) -> dict[str, Any] | None:
-    for name in PROCESSOR_FILES:
-        if (folder / name).is_file():
-            found = dict(json.loads((folder / name).read_text()))
-            found = found.get("image_processor", found)
-            if "patch_size" in found:
-                return dict(found)
-    return None
+    """What the folder says of images, as transformers looks for it."""
+    nested = _read(folder / PROCESSOR_FILE).get("image_processor")
+    return dict(nested) if nested else _read(folder / PREPROCESSOR_FILE) or None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}

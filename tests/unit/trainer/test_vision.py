@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from finetune_api.failures import FailureCode
-from finetune_trainer.data.model import read_without_weights
+from finetune_api.trainer import Start
+from finetune_trainer.data.model import check_architecture, read_without_weights
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.vision import Vision, read_vision
 from tiny import save_vision_model
@@ -50,7 +52,7 @@ def test_a_text_has_the_tokens_of_each_image_in_its_place():
     images = [{"height": 16, "width": 16}, {"height": 16, "width": 24}]
     assert vision.expanded("a<i>b<i>c", "<i>", images) == "a" + 4 * "<i>" + "b" + 6 * "<i>" + "c"
     assert vision.expanded("a", "<i>", []) == "a"
-    for text in ("a<i>b", "a<i>b<i>c<i>", "a"):
+    for text in ("a<i>b", "a<i>b<i>c<i>", "a", "a<i><i>b"):
         assert vision.expanded(text, "<i>", images) is None
 
 
@@ -80,7 +82,31 @@ def test_other_models_take_none(vision_model):
     assert read_vision(vision_model, {}) is None
 
 
-@pytest.mark.parametrize("changes", [{"patch_size": 8}, {"merge_size": 4}, {"patch_size": "wide"}, {"size": {}}])
+def test_of_two_files_the_one_goes_first_that_transformers_reads(vision_model, tmp_path):
+    folder = copytree(vision_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    given = json.loads((folder / "preprocessor_config.json").read_text())
+    bounds = {"shortest_edge": 100, "longest_edge": 1000}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": given | {"size": bounds}}))
+    processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    assert dict(processor.size) == bounds
+    assert read_vision(folder, config) == Vision(config["image_token_id"], 4, 2, 100, 1000)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patch_size": 8},
+        {"merge_size": 4},
+        {"patch_size": "wide"},
+        {"patch_size": 4.0},
+        {"size": {}},
+        {"size": {"shortest_edge": 256, "longest_edge": 4096, "height": 32}},
+        {"min_pixels": 0},
+        {"do_resize": False},
+        {"temporal_patch_size": 1},
+    ],
+)
 def test_a_processor_that_does_not_fit_is_refused(vision_model, tmp_path, changes):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((vision_model / name).read_bytes())
@@ -89,3 +115,21 @@ def test_a_processor_that_does_not_fit_is_refused(vision_model, tmp_path, change
     with pytest.raises(RunFailed, match="does not fit its vision encoder") as end:
         read_without_weights(str(tmp_path), None)
     assert end.value.failure.code is FailureCode.MODEL_UNSUPPORTED
+
+
+def test_a_token_of_images_that_the_vocabulary_does_not_have_is_refused(vision_model, tmp_path):
+    folder = copytree(vision_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_token_id": 100000}))
+    with pytest.raises(RunFailed) as end:
+        read_without_weights(str(folder), None)
+    assert end.value.failure.code is FailureCode.MODEL_UNSUPPORTED
+
+
+def test_weights_of_another_encoder_do_not_stand_for_a_model(vision_model, tmp_path):
+    folder = copytree(vision_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["depth"] = 27
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunFailed, match=r"its vision_config\.depth is 27, that of .* is 2"):
+        check_architecture(Start(model=f"file://{folder}", same_as=f"file://{vision_model}"), {}, offline=True)

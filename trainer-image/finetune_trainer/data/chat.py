@@ -104,8 +104,10 @@ class ChatTokenizer:
         self.has_template = bool(own)
         self.marks_generation = isinstance(own, str) and GENERATION_MARK.search(own) is not None
         self.vision = vision
-        self.image_mark = str(self.tokenizer.convert_ids_to_tokens(vision.token)) if vision else None
+        self.image_mark: str | None = self.tokenizer.convert_ids_to_tokens(vision.token) if vision else None
         """What stands for an image, or a piece of one, in text."""
+        if vision and self.image_mark is None:
+            raise ValueError("the token of images is not in the vocabulary")
         self.bos: int | None = self.tokenizer.bos_token_id
         self.eos: int | None = self.tokenizer.eos_token_id
         self.adds_bos = self.bos is not None and self.encoder.encode("a").ids[:1] == [self.bos]
@@ -187,7 +189,7 @@ class ChatTokenizer:
         assert self.image_mark is not None
         expanded = vision.expanded(rendered, self.image_mark, images_in(messages))
         if expanded is None:
-            raise RowRefused(Part.PROMPT, Code.IMAGE_TOKEN)
+            raise RowRefused(Part.ROW, Code.IMAGE_TOKEN)
         return expanded
 
     def template(self, messages: Sequence[Row], tools: Tools, **options: Any) -> Any:

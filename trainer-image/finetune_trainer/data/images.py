@@ -10,13 +10,12 @@ import binascii
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from io import BytesIO
-from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from finetune_api.findings import DataErrorCode as Code
 from finetune_trainer.data.rows import Problem, Row
+from finetune_trainer.picture import DAMAGED, opened, size_of, upright
 
 IMAGE_URL = "image_url"
 """Type of a part that is an image, and its key."""
@@ -27,12 +26,9 @@ MAX_BYTES = 10 * 1024**2
 MAX_PIXELS = 2**26
 MAX_RATIO = 200
 """Of the longer side to the shorter: beyond it Qwen's processors refuse an image."""
-KINDS = ("JPEG", "PNG", "WEBP")
 URL = re.compile(r"data:image/(?:jpeg|png|webp);base64,")
-DAMAGED = (OSError, SyntaxError, ValueError, OverflowError)
-"""What Pillow raises for a file that is none, or not whole."""
-ON_ITS_SIDE = range(5, 9)
-"""Values of the EXIF orientation by which width and height change places."""
+WIDE = "I"
+"""Modes of more than 8 bits a channel, of which nothing but white would be left."""
 
 
 def check_image(path: str, part: Row) -> Iterator[Problem]:
@@ -48,7 +44,7 @@ def check_image(path: str, part: Row) -> Iterator[Problem]:
 def for_template(part: Row) -> Row:
     """A good image in the shape that templates expect, with its size in pixels."""
     url = part[IMAGE_URL]["url"]
-    height, width = _size(Image.open(BytesIO(file_of(url)), formats=KINDS))
+    height, width = size_of(opened(file_of(url)))
     return {"type": "image", "image": url, "height": height, "width": width}
 
 
@@ -75,20 +71,15 @@ def _fault(url: str) -> Code | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(file_of(url)), formats=KINDS)
-        height, width = _size(image)
-        if height * width > MAX_PIXELS:
+            image = opened(file_of(url))
+        if image.width * image.height > MAX_PIXELS:
             return Code.IMAGE_TOO_LARGE
-        image.load()
+        height, width = size_of(image)
+        upright(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return Code.IMAGE_TOO_LARGE
     except (binascii.Error, *DAMAGED):
         return Code.INVALID_IMAGE
+    if image.mode.startswith(WIDE):
+        return Code.INVALID_IMAGE
     return Code.IMAGE_TOO_NARROW if max(height, width) > MAX_RATIO * min(height, width) else None
-
-
-def _size(image: Any) -> tuple[int, int]:
-    """Height and width in pixels, as a viewer shows it."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in ON_ITS_SIDE
-    width, height = image.size
-    return (width, height) if turned else (height, width)

@@ -43,6 +43,7 @@ ARCHITECTURE = (
     *("n_embd", "n_layer", "n_head", "num_local_experts", "num_experts"),
 )
 """What two configurations share that differ only in their weights; a vocabulary may have grown by a few tokens."""
+VISION_ARCHITECTURE = ("hidden_size", "depth", "intermediate_size", "num_heads", "patch_size", "out_hidden_size")
 SANE_LENGTH = 10**9
 """Tokenizers without a limit of their own carry a huge number in its place."""
 MAX_HEADER_BYTES = 100_000_000
@@ -155,13 +156,13 @@ def check_architecture(start: Start, mounts: Mapping[str, str], offline: bool) -
     if start.same_as is None:
         return
     theirs, ours = (
-        _of_text(_read_config(uri, fetch_model(uri, mounts, offline, tokenizer_only=True).path))
+        _architecture(_read_config(uri, fetch_model(uri, mounts, offline, tokenizer_only=True).path))
         for uri in (start.model, start.same_as)
     )
-    for key in ARCHITECTURE:
-        if theirs.get(key) != ours.get(key):
+    for key, value in theirs.items():
+        if value != ours[key]:
             problem = (
-                f"its {key} is {theirs.get(key)}, that of {start.same_as} is {ours.get(key)}:"
+                f"its {key} is {value}, that of {start.same_as} is {ours[key]}:"
                 " fromHfModel takes weights of the same architecture and size"
             )
             raise failed(FailureCode.MODEL_UNSUPPORTED, uri=start.model, problem=problem)
@@ -178,6 +179,13 @@ def inherited_template(start: Start, mounts: Mapping[str, str]) -> str | None:
     with _reading_checkpoint(start.adapter):
         file = fetch_checkpoint(start.adapter, mounts) / TEMPLATE_FILE
         return file.read_text(encoding="utf-8") if file.exists() else None
+
+
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config.json two models have in common that differ only in their weights."""
+    text, encoder = _of_text(config), dict(config.get("vision_config") or {})
+    sees = {f"vision_config.{key}": encoder.get(key) for key in VISION_ARCHITECTURE}
+    return {key: text.get(key) for key in ARCHITECTURE} | sees
 
 
 @contextmanager

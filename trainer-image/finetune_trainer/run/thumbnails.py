@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 from io import BytesIO
 
-from PIL import Image, ImageOps
-
 from finetune_trainer.data.tokens import ByteArray
+from finetune_trainer.picture import opened, upright
 
 SIDE = 192
 """Pixels of the longer side, at most."""
@@ -16,7 +15,7 @@ QUALITY = 60
 
 def thumbnail(file: ByteArray) -> str:
     """A URL that holds the image in a few kilobytes, as viewers turn it."""
-    image = ImageOps.exif_transpose(Image.open(BytesIO(file.tobytes()))).convert("RGB")
+    image = upright(opened(file.tobytes()))
     image.thumbnail((SIDE, SIDE))
     small = BytesIO()
     image.save(small, "WEBP", quality=QUALITY)

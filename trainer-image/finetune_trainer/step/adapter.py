@@ -46,11 +46,14 @@ def new_adapter(
     """An adapter that changes nothing yet: A random from `seed`, B zero; on a vision encoder only with `vision`.
 
     Raises:
-        RunFailed: AdapterModulesUnknown, AdapterOnHead, AdapterInExperts.
+        RunFailed: ConfigInvalid, AdapterModulesUnknown, AdapterOnHead, AdapterInExperts.
     """
     layers = linear_layers(causal) if vision else without_vision(causal, linear_layers(causal))
     targets = _targets(causal, layers, lora.trainable_modules)
-    transposed = [isinstance(layer, Conv1D) for path, layer in layers.items() if _names(targets, path)]
+    if vision and without_vision(causal, named := _named(layers, targets)) == named:
+        problem = "lora.trainableModules names no layer of the vision encoder: set it to false, or name one"
+        raise failed(FailureCode.CONFIG_INVALID, field="trainVision", problem=problem)
+    transposed = [isinstance(layer, Conv1D) for layer in _named(layers, targets).values()]
     config = PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank, a float is as good
@@ -214,6 +217,11 @@ def _targets(causal: PreTrainedModel, layers: dict[str, nn.Module], wanted: tupl
     if not targets:
         raise _no_layer(causal, ALL_LINEAR, known)
     return sorted(targets)
+
+
+def _named(layers: dict[str, nn.Module], targets: list[str]) -> dict[str, nn.Module]:
+    """Those of `layers` that `targets` mean."""
+    return {path: layer for path, layer in layers.items() if _names(targets, path)}
 
 
 def _names(targets: list[str], *paths: str) -> bool:

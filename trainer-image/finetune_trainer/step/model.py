@@ -50,6 +50,8 @@ class Policy:
     kind: TrainingKind
     ranks: Ranks = ALONE
     """The processes that train it as one."""
+    still: nn.Module | None = None
+    """A vision encoder that stays as it is."""
 
     @property
     def sharded(self) -> bool:
@@ -110,6 +112,8 @@ class Policy:
     def training(self, on: bool) -> None:
         """Adapter dropout on or off; the base has none."""
         self.root.train(on)
+        if self.still is not None:
+            self.still.eval()
 
     def release(self) -> None:
         """Give back the memory of the weights; nothing can be computed afterwards."""
@@ -173,9 +177,13 @@ def load_policy(
         root = continued_adapter(causal, start, lora, vision)
     else:
         root = new_adapter(causal, start, lora, seed, vision)
-    if encoder is not None and not vision:
-        encoder.requires_grad_(False)
-    return Policy(root, backbone_of(causal), head_of(causal), base, device, kind, ranks)
+    still = None if vision else encoder
+    if still is not None:
+        still.requires_grad_(False)
+    if vision and lora is not None and is_sharded(causal):
+        # Else only a pass with images had a gradient before the first layer, and processes would wait for each other.
+        causal.enable_input_require_grads()
+    return Policy(root, backbone_of(causal), head_of(causal), base, device, kind, ranks, still)
 
 
 def _starting_base(start: StartFolders, kind: TrainingKind, device: torch.device, ranks: Ranks) -> Base:

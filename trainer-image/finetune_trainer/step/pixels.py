@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+import torch
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from finetune_trainer.picture import opened, upright
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -44,6 +45,10 @@ class ImageProcessor:
 
     def __call__(self, images: Sequence[Bytes]) -> Pixels:
         """Pixels of the files of a row's images, at least one, as viewers turn them and without transparency."""
-        opened = [ImageOps.exif_transpose(Image.open(BytesIO(image.tobytes()))).convert("RGB") for image in images]
-        made = self._processor(images=opened, return_tensors="pt")
+        made = [self._one(image.tobytes()) for image in images]
+        return Pixels(torch.cat([one.values for one in made]), torch.cat([one.grid for one in made]))
+
+    def _one(self, image: bytes) -> Pixels:
+        """Of one image, so that no more than one is there in the size of its file."""
+        made = self._processor(images=[upright(opened(image))], return_tensors="pt")
         return Pixels(made["pixel_values"], made["image_grid_thw"])

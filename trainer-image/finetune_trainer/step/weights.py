@@ -142,8 +142,9 @@ def _switch_off_dropouts(config: Any) -> Dropouts:
     changed: Dropouts = {name: value for name, value in before.items() if isinstance(value, float) and value > 0}
     for name in changed:
         setattr(config, name, 0.0)
-    parts = {name: _switch_off_dropouts(getattr(config, name)) for name in config.sub_configs}
-    return changed | {name: found for name, found in parts.items() if found}
+    parts = {name: part for name in config.sub_configs if (part := getattr(config, name, None)) is not None}
+    inside = {name: _switch_off_dropouts(part) for name, part in parts.items()}
+    return changed | {name: found for name, found in inside.items() if found}
 
 
 def with_dropouts(config: dict[str, Any], dropouts: Dropouts) -> dict[str, Any]:

@@ -33,6 +33,20 @@ def noise(width: int, height: int, kind: str = "PNG") -> str:
     return url_of(file.getvalue(), kind)
 
 
+def of_mode(mode: str, kind: str = "PNG") -> str:
+    file = BytesIO()
+    Image.new(mode, (20, 10)).save(file, kind)
+    return url_of(file.getvalue(), kind)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [*((mode, "PNG") for mode in ("1", "L", "LA", "P", "RGBA")), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "WEBP")],
+)
+def test_images_of_every_mode_are_good(mode, kind):
+    assert found(pair_about(of_mode(mode, kind))) == []
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_images_of_every_kind_are_good(kind):
     assert found(pair_about(picture(kind=kind), "What is it?", picture(8, 8, kind=kind))) == []
@@ -55,6 +69,7 @@ def test_an_image_may_call_itself_of_another_known_kind():
         (cut(noise(64, 64, "JPEG"), 0.5), "InvalidImage"),
         (cut(noise(64, 64, "WEBP"), 0.5), "InvalidImage"),
         (cut(GOOD, 0.1), "InvalidImage"),
+        (of_mode("I;16"), "InvalidImage"),
         (url_of(b"\0" * (MAX_BYTES + 1)), "ImageTooLarge"),
         (picture(8200, 8200), "ImageTooLarge"),
         (picture(12000, 12000), "ImageTooLarge"),
@@ -67,6 +82,12 @@ def test_an_image_that_cannot_be_trained_on_is_told_apart(url, code):
     row = preference()
     row["input"]["messages"][0]["content"] = [part(url)]
     assert found(row) == [(URL, code)]
+
+
+def test_camera_data_that_nobody_can_read_is_a_fault_of_the_image():
+    file = BytesIO()
+    Image.new("RGB", (20, 10)).save(file, "WEBP", exif=b"II*\0")
+    assert found(pair_about(url_of(file.getvalue(), "WEBP"))) == [(URL, "InvalidImage")]
 
 
 def test_a_file_of_just_the_size_that_is_allowed_is_not_refused_for_it():

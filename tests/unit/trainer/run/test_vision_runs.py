@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from shutil import copytree
+from struct import pack
 from threading import Event
 
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -20,8 +23,9 @@ from finetune_trainer.out.facts import read_facts
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.prepare import prepare
 from finetune_trainer.run.train import train
+from finetune_trainer.step import model
 from finetune_trainer.step.pixels import ImageProcessor
-from pictures import colour_pairs, colour_talks
+from pictures import colour_pairs, colour_talks, pair_about, url_of
 from runs import Stopping, assert_same, attempt, keep_last_states, prepared, run
 from tiny import save_vision_model
 from together import together
@@ -37,6 +41,7 @@ METHODS = {
     "DPO full and vision": FULL | VISION,
     "SFT LoRA and vision": SFT | VISION,
 }
+RESOLUTION_IN_WORDS = pack(">HHI4s", 0x11A, 2, 4, b"wide")
 ROWS, WITHOUT = 7, 3
 """Training rows, and how many of them have no image: some steps have none at all."""
 
@@ -46,7 +51,7 @@ def vision_model(tmp_path_factory):
     return save_vision_model(tmp_path_factory.mktemp("vision") / "model")
 
 
-def config_for(model, folder, method, **changes):
+def config_for(base, folder, method, **changes):
     folder.mkdir(exist_ok=True)
     make = colour_talks if method.startswith("SFT") else colour_pairs
     write_jsonl(folder / "train.jsonl", make(ROWS, without=WITHOUT))
@@ -59,7 +64,7 @@ def config_for(model, folder, method, **changes):
         **METHODS[method],
         **changes,
     }
-    return prepared(trainer_config(model, folder, **fields))
+    return prepared(trainer_config(base, folder, **fields))
 
 
 def outcome(config) -> dict:
@@ -108,10 +113,16 @@ def test_stopped_and_resumed_it_is_the_same_run(vision_model, tmp_path, method, 
     assert_same(Layout.of(again).output, Layout.of(whole).output)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_train_as_one(vision_model, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "spread"),
+    [*((method, False) for method in METHODS), ("DPO LoRA", True), ("DPO LoRA and vision", True)],
+    ids=[*METHODS, "DPO LoRA, base spread", "DPO LoRA and vision, base spread"],
+)
+def test_two_processes_train_as_one(vision_model, tmp_path, method, spread, monkeypatch):
     alone, both = (config_for(vision_model, tmp_path / name, method) for name in ("alone", "both"))
     run(alone)
+    if spread:
+        monkeypatch.setattr(model, "most_frozen", lambda device: 0)
 
     def work(ranks):
         try:
@@ -130,8 +141,7 @@ def test_the_result_loads_where_anybody_loads_it(vision_model, tmp_path):
     run(merged)
     run(full)
     out = Layout.of(merged)
-    model = AutoModelForImageTextToText.from_pretrained(vision_model)
-    adapted = PeftModel.from_pretrained(model, out.final)
+    adapted = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(vision_model), out.final)
     assert any("visual" in name for name, _ in adapted.named_parameters() if "lora_B" in name)
     for folder in (out.final, out.merged, Layout.of(full).final):
         assert ImageProcessor(folder) is not None
@@ -151,6 +161,24 @@ def test_an_adapter_goes_on_as_it_is(vision_model, tmp_path):
     asked = config_for(vision_model, tmp_path / "third", "DPO LoRA and vision", start=start)
     with pytest.raises(RunFailed, match="no layers in the vision encoder"):
         run(asked)
+
+
+def test_odd_entries_about_the_camera_are_no_matter(vision_model, tmp_path):
+    head, entries = b"Exif\0\0MM\0*" + pack(">IH", 8, 2), (pack(">HHIHH", 0x112, 3, 1, 6, 0), RESOLUTION_IN_WORDS)
+    file = BytesIO()
+    Image.new("RGB", (24, 16), "red").save(file, "JPEG", exif=head + b"".join(entries) + bytes(4))
+    with pytest.raises(TypeError):
+        ImageOps.exif_transpose(Image.open(BytesIO(file.getvalue())))
+    rows = [pair_about(url_of(file.getvalue(), "JPEG"), f"Row {number}?") for number in range(4)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    report = run(prepared(trainer_config(vision_model, tmp_path)))
+    assert report.checkpoints
+
+
+def test_named_modules_without_any_in_the_encoder_are_refused(vision_model, tmp_path):
+    named = {"rank": 4, "alpha": 8, "dropout": 0, "trainableModules": ["q_proj"]}
+    with pytest.raises(RunFailed, match="names no layer of the vision encoder"):
+        run(config_for(vision_model, tmp_path, "DPO LoRA and vision", lora=named))
 
 
 def test_a_text_model_has_nothing_to_train_there(tiny_model, tmp_path):
@@ -179,11 +207,11 @@ def test_status_and_report_tell_of_images_and_hold_no_heap_of_tokens(vision_mode
 
 
 def test_dropouts_of_a_models_parts_come_back(vision_model, tmp_path):
-    model = copytree(vision_model, tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
+    folder = copytree(vision_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
     config["text_config"]["attention_dropout"] = 0.1
-    (model / "config.json").write_text(json.dumps(config))
-    trained = config_for(model, tmp_path / "run", "DPO full")
+    (folder / "config.json").write_text(json.dumps(config))
+    trained = config_for(folder, tmp_path / "run", "DPO full")
     run(trained)
     first = next(row for row in metrics_rows(Layout.of(trained).metrics) if "train/loss" in row)
     assert first["train/loss"] == pytest.approx(0.6931, abs=1e-4), "no dropout in training"

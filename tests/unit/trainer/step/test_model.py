@@ -7,11 +7,18 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.step.logps import sequence_logps
 from finetune_trainer.step.model import choose_device
+from finetune_trainer.step.weights import load_base
 from training import disturb, load, lora, start_folders
 
 LINES = torch.randint(10, 300, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -148,3 +155,17 @@ def test_a_published_adapter_brings_its_own_tokenizer(tmp_path):
     assert start_folders(base, adapter).tokenizer == base, "an adapter of PEFT alone has none"
     (adapter / "tokenizer.json").write_text("{}")
     assert start_folders(base, adapter).tokenizer == adapter
+
+
+def test_a_configuration_may_lack_some_of_its_parts(tmp_path):
+    text = {
+        **{"vocab_size": 320, "vocab_size_per_layer_input": 320, "hidden_size": 32, "intermediate_size": 64},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+        **{"global_head_dim": 8, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0},
+        **{"layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 512},
+        **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    }
+    config = Gemma4Config(text_config=text)
+    assert config.audio_config is None
+    Gemma4ForConditionalGeneration(config).save_pretrained(tmp_path)
+    assert load_base(tmp_path, "file://gemma4", torch.float32, torch.device("cpu")).dropouts == {}

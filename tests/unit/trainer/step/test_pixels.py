@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from finetune_api.failures import FailureCode
+from finetune_api.method import TrainingKind
 from finetune_trainer.data.tokens import Conversation, Pair
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.step.adapter import adapted_layers
@@ -97,7 +98,7 @@ def test_scores_and_gradients_are_the_models_own(vision_model, processor, kind, 
 
 def policy_of(model, kind):
     some = lora() if kind.startswith("LoRA") else None
-    training = load(model, lora=some).kind
+    training = TrainingKind.LORA if some else TrainingKind.FULL
     return load_policy(start_folders(model), training, some, 7, CPU, vision=kind.endswith("vision"))
 
 
@@ -116,9 +117,22 @@ def test_the_vision_encoder_moves_only_where_it_is_asked_to(vision_model, kind):
         assert {id(parameter) for parameter in encoder.parameters()} <= moving
 
 
+@torch.no_grad()
+def test_an_encoder_that_stays_has_no_dropout_of_its_adapter(vision_model, processor, tmp_path):
+    some = lora(dropout=0.5)
+    first = load_policy(start_folders(vision_model), TrainingKind.LORA, some, 7, CPU, vision=True)
+    disturb(first)
+    first.saving()(tmp_path)
+    policy = load(vision_model, lora=some, adapter=tmp_path)
+    policy.training(True)
+    seen = processor(pair("red").images)
+    passes = [vision_of(policy.base.causal)(seen.values, grid_thw=seen.grid).pooler_output for _ in range(2)]
+    torch.testing.assert_close(*passes, rtol=0, atol=0)
+
+
 def test_a_named_layer_of_the_encoder_needs_it_to_be_trained(vision_model):
     start, some = start_folders(vision_model), lora(trainable_modules=("qkv",))
-    kind = load(vision_model, lora=lora()).kind
+    kind = TrainingKind.LORA
     with pytest.raises(RunFailed) as end:
         load_policy(start, kind, some, 7, CPU)
     assert end.value.failure.code is FailureCode.ADAPTER_MODULES_UNKNOWN
