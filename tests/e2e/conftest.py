@@ -12,6 +12,9 @@ import bringup
 import pytest
 
 from e2e.jobs import DATA, NAMESPACE, OUTPUTS, apply, long_job
+from pictures import colour_pairs
+from tiny import save_vision_model
+from training import write_jsonl
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,9 +33,16 @@ def installed() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the demo's model and data."""
+    """A folder with the demo's model and data, and a model that sees with pairs about images, one file of them cut."""
     folder = tmp_path_factory.mktemp("data")
     bringup.run(sys.executable, "hack/demo/material.py", str(folder), quiet=True)
+    save_vision_model(folder / "tiny-vision")
+    pairs = colour_pairs(48)
+    write_jsonl(folder / "images.jsonl", pairs)
+    write_jsonl(folder / "images-eval.jsonl", colour_pairs(24, seed=1))
+    image = pairs[1]["input"]["messages"][0]["content"][0]["image_url"]
+    image["url"] = image["url"][: len(image["url"]) // 8 * 4]
+    write_jsonl(folder / "images-cut.jsonl", pairs[:4])
     return folder
 
 

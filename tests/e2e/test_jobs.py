@@ -7,6 +7,7 @@ import random
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,40 @@ def test_dpo_continues_the_sft_job_and_publishes_an_adapter(namespace: str, tmp_
     del simpo["spec"]["model"]
     apply(simpo)
     assert complete("simpo")["output"]["modelUri"].endswith("/model")
+
+
+def test_what_is_in_images_is_learned(namespace: str, tmp_path: Path) -> None:
+    """DPO on rows whose answers only an image tells, with the vision encoder; a damaged image is found beforehand."""
+    apply(vision_job("images-cut", trainingFile="pvc://finetune-data/images-cut.jsonl"))
+    apply(
+        vision_job(
+            "images",
+            validationFile="pvc://finetune-data/images-eval.jsonl",
+            evaluation={"nEvals": 1},
+            hyperparameters={"batchSize": 8, "nEpochs": 6, "learningRate": 3e-3},
+        )
+    )
+    done = complete("images")
+    assert done["data"]["images"] == done["data"]["pairs"] == 48
+    assert done["metrics"]["eval"]["rewardAccuracy"] > 0.8
+    folder = fetch(done["outputName"], tmp_path / "images")
+    assert (folder / "adapter" / "preprocessor_config.json").is_file()
+    assert 'src="data:image/webp' in (folder / "report.html").read_text()
+
+    cut = until(lambda: condition("images-cut", "Failed"), "an end of the job with a damaged image")
+    assert cut["reason"] == "DataInvalid"
+    [error] = status("images-cut")["data"]["errors"]
+    assert (error["line"], error["code"]) == (2, "InvalidImage")
+    assert [pod["metadata"]["labels"]["finetune.dev/stage"].lower() for pod in children("pods", "images-cut")] in (
+        [],
+        ["prepare"],
+    )
+
+
+def vision_job(name: str, **spec: Any) -> dict[str, Any]:
+    """A job on the model that sees."""
+    given = {"trainingFile": "pvc://finetune-data/images.jsonl", "trainVision": True, **spec}
+    return a_job(name, model="pvc://finetune-data/tiny-vision", **given)
 
 
 def test_status_follows_the_trainer_while_it_runs(undisturbed: str) -> None:

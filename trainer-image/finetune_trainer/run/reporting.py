@@ -21,7 +21,7 @@ from finetune_trainer.out.publish import Publisher
 from finetune_trainer.run.loop import Position
 from finetune_trainer.run.rows import PreferenceRows
 from finetune_trainer.run.samples import Samples, Scores
-from finetune_trainer.run.thumbnails import thumbnail
+from finetune_trainer.run.thumbnails import thumbnails
 from finetune_trainer.step.losses import preference_rewards
 
 PROMPT_CHARACTERS, ANSWER_CHARACTERS = 1500, 2500
@@ -80,7 +80,7 @@ class _Telling:
             prompt, answers = found.tokens[:begin], [(found.tokens[begin:], int(found.targets.sum()))]
         return Sample(
             line=found.line,
-            images=tuple(map(thumbnail, found.images)),
+            images=thumbnails(found.images),
             prompt=passage(self.chat, prompt, PROMPT_CHARACTERS, from_end=True),
             answers=tuple(
                 Answer(
