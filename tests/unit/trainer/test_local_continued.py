@@ -10,13 +10,13 @@ import pytest
 
 from finetune_trainer.__main__ import main
 from finetune_trainer.local import LocalRun, Refused
+from rows import preference
 from training import (
     QUICK,
     conversation_rows,
     local,
     manifest,
     metrics_rows,
-    preference_rows,
     write_jsonl,
     write_manifest,
 )
@@ -62,7 +62,8 @@ def test_dpo_goes_on_with_the_adapter_of_an_sft_job(tmp_path, tiny_model, traini
 
 
 def test_a_job_starts_from_the_best_checkpoint_of_another(tmp_path, tiny_model, training_file):
-    validation = write_jsonl(tmp_path / "eval.jsonl", preference_rows(3, seed=1))
+    strange = [preference(f"{number}?", "\N{OHM SIGN}" * 20, "no") for number in range(3)]
+    validation = write_jsonl(tmp_path / "eval.jsonl", strange)  # the less likely, the more is learned
     sft = manifest(
         tiny_model,
         training_file,
@@ -70,7 +71,7 @@ def test_a_job_starts_from_the_best_checkpoint_of_another(tmp_path, tiny_model, 
         trainingMethod={"type": "SFT"},
         validationFile=f"file://{validation}",
         evaluation={"nEvals": 4},
-        hyperparameters={**QUICK, "nEpochs": 6, "learningRate": 0.3},
+        hyperparameters={**QUICK, "nEpochs": 6, "learningRate": 0.1},
     )
     assert local(tmp_path, sft) == 0
     output = tmp_path / "out" / "sft"
