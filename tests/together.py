@@ -10,12 +10,22 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from apiserver import free_ports
+from finetune_api.failures import FailureCode
+from finetune_api.trainer import Stage, TrainerConfig
+from finetune_trainer.failures import RunFailed
+from finetune_trainer.layout import Layout
+from finetune_trainer.out.progress import Reporter
+from finetune_trainer.run.train import train
 from finetune_trainer.step.ranks import PeerLost, Ranks, meeting
+from training import metrics_rows
 
 DEADLINE_SECONDS = 120.0
 PEER_LOST = "PeerLost"
@@ -73,3 +83,39 @@ def _wait(children: list[int]) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert not left, f"{len(left)} of {len(children)} processes did not end in {DEADLINE_SECONDS:g} s"
+
+
+def outcome(config: TrainerConfig) -> dict[str, Any]:
+    """What a run left: its metrics, and its weights by step."""
+    out = Layout.of(config)
+    weights = {path.parent.name: load_file(path) for path in sorted(out.checkpoints.glob("*/*.safetensors"))}
+    return {"metrics": metrics_rows(out.metrics), "weights": weights}
+
+
+def train_together(
+    config: TrainerConfig, size: int, stopping: Callable[[Ranks], Event] | None = None
+) -> list[int | FailureCode]:
+    """The step that each of `size` processes went on from, or why it ended early."""
+
+    def work(ranks):
+        reporter = Reporter(config.job, Stage.TRAIN, "pod-1")
+        try:
+            train(config, reporter, stopping(ranks) if stopping else Event(), ranks)
+        except RunFailed as end:
+            return end.failure.code
+        return reporter.report.resumed_from_step
+
+    return together(size, work)
+
+
+def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Two outcomes are the same but for rounding."""
+    assert len(found["metrics"]) == len(expected["metrics"])
+    for one, other in zip(found["metrics"], expected["metrics"], strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert value == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
+    assert found["weights"].keys() == expected["weights"].keys() != set()
+    for folder, weights in expected["weights"].items():
+        for name, tensor in weights.items():
+            torch.testing.assert_close(found["weights"][folder][name], tensor, rtol=0, atol=1e-5)

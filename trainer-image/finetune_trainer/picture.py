@@ -65,6 +65,6 @@ def upright(image: Image.Image) -> Image.Image:
     return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> Any:
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+def _orientation(image: Image.Image) -> int:
+    found: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found if isinstance(found, int) else 1

@@ -5,7 +5,7 @@ import pytest
 from buckets import serving
 from held import mlflow_server
 from rows import save_light_model
-from tiny import save_model
+from tiny import save_model, save_vision_model
 from training import preference_rows, write_jsonl
 
 
@@ -18,6 +18,12 @@ def light_model(tmp_path_factory):
 def tiny_model(tmp_path_factory):
     """A random Llama with tokenizer and chat template."""
     return save_model(tmp_path_factory.mktemp("tiny") / "model", hidden=32, layers=2, heads=4)
+
+
+@pytest.fixture(scope="session")
+def vision_model(tmp_path_factory):
+    """A random Qwen3-VL with tokenizer, chat template and image processor."""
+    return save_vision_model(tmp_path_factory.mktemp("vision") / "model")
 
 
 @pytest.fixture

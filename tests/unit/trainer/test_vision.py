@@ -17,14 +17,8 @@ from finetune_api.trainer import Start
 from finetune_trainer.data.model import check_architecture, read_without_weights
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.vision import Vision, read_vision
-from tiny import save_vision_model
 
 SIDES = st.integers(1, 4000)
-
-
-@pytest.fixture(scope="module")
-def vision_model(tmp_path_factory):
-    return save_vision_model(tmp_path_factory.mktemp("vision") / "model")
 
 
 @given(SIDES, SIDES, st.sampled_from([4, 14, 16]), st.integers(1, 3), st.integers(1, 400), st.integers(1, 3000))
@@ -56,24 +50,21 @@ def test_a_text_has_the_tokens_of_each_image_in_its_place():
         assert vision.expanded(text, "<i>", images) is None
 
 
-def test_a_model_says_in_either_file_how_it_takes_images(vision_model):
-    config = json.loads((vision_model / "config.json").read_text())
-    first = vision_model / "preprocessor_config.json"
+def test_a_model_says_in_either_file_how_it_takes_images(vision_model, tmp_path):
+    folder = copytree(vision_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    first, second = folder / "preprocessor_config.json", folder / "processor_config.json"
     expected = Vision(config["image_token_id"], 4, 2, 16 * 16, 64 * 64)
-    assert read_vision(vision_model, config) == expected
+    assert read_vision(folder, config) == expected
     given = json.loads(first.read_text())
-    try:
-        first.unlink()
-        assert read_vision(vision_model, config) is None
-        (vision_model / "processor_config.json").write_text(json.dumps({"image_processor": given}))
-        assert read_vision(vision_model, config) == expected
-        size = given.pop("size")
-        old = given | {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-        (vision_model / "processor_config.json").write_text(json.dumps({"image_processor": old}))
-        assert read_vision(vision_model, config) == expected
-    finally:
-        (vision_model / "processor_config.json").unlink(missing_ok=True)
-        first.write_text(json.dumps(given | {"size": size}))
+    first.unlink()
+    assert read_vision(folder, config) is None
+    second.write_text(json.dumps({"image_processor": given}))
+    assert read_vision(folder, config) == expected
+    size = given.pop("size")
+    old = given | {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    second.write_text(json.dumps({"image_processor": old}))
+    assert read_vision(folder, config) == expected
 
 
 def test_other_models_take_none(vision_model):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,11 @@ class ChatTokenizer:
         parts = [self.encoder.to_str(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map]
         parts += [asdict(self.vision)] if self.vision else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    @cached_property
+    def control(self) -> dict[int, str]:
+        """The tokens that are no text, and how they are written."""
+        return {token: found.content for token, found in self.tokenizer.added_tokens_decoder.items() if found.special}
 
     def pair(self, pair: ChatPair) -> TokenisedPair:
         """A preference row. The border is the longest common prefix of the prompt and both whole renderings."""

@@ -113,11 +113,10 @@ def _content(path: str, role: str, content: Any) -> Iterator[Problem]:
             yield Problem(f"{path}[{index}]", Code.WRONG_TYPE)
         elif kind == IMAGE_URL and role == USER:
             yield from check_image(f"{path}[{index}]", part)
+        elif kind == IMAGE_URL:
+            yield Problem(f"{path}[{index}].type", Code.IMAGE_NOT_FROM_USER)
         elif kind != TEXT:
-            wrong_place = kind == IMAGE_URL
-            yield Problem(
-                f"{path}[{index}].type", Code.IMAGE_NOT_FROM_USER if wrong_place else Code.UNSUPPORTED_CONTENT
-            )
+            yield Problem(f"{path}[{index}].type", Code.UNSUPPORTED_CONTENT)
         elif not isinstance(part.get("text"), str):
             yield Problem(f"{path}[{index}].text", Code.WRONG_TYPE)
 

@@ -48,7 +48,7 @@ def facts_of(publisher: Publisher, prepared: Prepared, report: Report, samples: 
         report=report.model_copy(update={"history": None, "data": None, "resolved": None}),
         held_out=samples.held_out,
         samples=_Telling(samples, chat).all(position) if position.samples_before and position.samples_after else (),
-        control_tokens=tuple(sorted({t.content for t in chat.tokenizer.added_tokens_decoder.values() if t.special})),
+        control_tokens=tuple(sorted(set(chat.control.values()))),
     )
 
 
@@ -112,8 +112,7 @@ def passage(chat: ChatTokenizer, tokens: IntArray, most: int, *, from_end: bool 
 
     A run of one and the same control token, of which an image has hundreds, stands once.
     """
-    control = [token for token, found in chat.tokenizer.added_tokens_decoder.items() if found.special]
-    repeats = np.append(False, tokens[1:] == tokens[:-1]) & np.isin(tokens, control)
+    repeats = np.append(False, tokens[1:] == tokens[:-1]) & np.isin(tokens, list(chat.control))
     text = str(chat.tokenizer.decode(tokens[~repeats].tolist(), clean_up_tokenization_spaces=False))
     kept = text[-most:] if from_end else text[:most]
     return Passage(text=kept, omitted=len(text) - len(kept))

@@ -105,7 +105,7 @@ def identity_of(config: TrainerConfig, prepared: Prepared) -> str:
         config.checkpointing.n_checkpoints,
         config.batch_size,
         prepared.key,
-        *["train_vision"] * config.train_vision,
+        *["train_vision"] * config.train_vision,  # where it is false, what an older version has saved is of use
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

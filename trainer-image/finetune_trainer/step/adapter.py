@@ -50,10 +50,11 @@ def new_adapter(
     """
     layers = linear_layers(causal) if vision else without_vision(causal, linear_layers(causal))
     targets = _targets(causal, layers, lora.trainable_modules)
-    if vision and without_vision(causal, named := _named(layers, targets)) == named:
+    named = {path: layer for path, layer in layers.items() if _names(targets, path)}
+    if vision and not _reach_vision(causal, named):
         problem = "lora.trainableModules names no layer of the vision encoder: set it to false, or name one"
         raise failed(FailureCode.CONFIG_INVALID, field="trainVision", problem=problem)
-    transposed = [isinstance(layer, Conv1D) for layer in _named(layers, targets).values()]
+    transposed = [isinstance(layer, Conv1D) for layer in named.values()]
     config = PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank, a float is as good
@@ -78,8 +79,7 @@ def continued_adapter(
         RunFailed: CheckpointMissing, AdapterUnsupported.
     """
     model = _loaded(causal, start, dropout=lora.dropout, trainable=True)
-    adapted = adapted_layers(model)
-    if vision and without_vision(causal, adapted) == adapted:
+    if vision and not _reach_vision(causal, adapted_layers(model)):
         problem = "trainVision is true, and it has no layers in the vision encoder: set it to false"
         raise failed(FailureCode.ADAPTER_UNSUPPORTED, uri=start.adapter, problem=problem)
     return _for_training(model, start)
@@ -126,6 +126,11 @@ def without_vision(causal: PreTrainedModel, layers: Mapping[str, Layer]) -> dict
     encoder = vision_of(causal)
     inside = set(encoder.modules()) if encoder is not None else set()
     return {path: layer for path, layer in layers.items() if layer not in inside}
+
+
+def _reach_vision(causal: PreTrainedModel, layers: Mapping[str, Layer]) -> bool:
+    """Whether some of `layers` are in a vision encoder."""
+    return len(without_vision(causal, layers)) < len(layers)
 
 
 def adapted_layers(model: PeftModel) -> dict[str, LoraLayer]:
@@ -217,11 +222,6 @@ def _targets(causal: PreTrainedModel, layers: dict[str, nn.Module], wanted: tupl
     if not targets:
         raise _no_layer(causal, ALL_LINEAR, known)
     return sorted(targets)
-
-
-def _named(layers: dict[str, nn.Module], targets: list[str]) -> dict[str, nn.Module]:
-    """Those of `layers` that `targets` mean."""
-    return {path: layer for path, layer in layers.items() if _names(targets, path)}
 
 
 def _names(targets: list[str], *paths: str) -> bool:

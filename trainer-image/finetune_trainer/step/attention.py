@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from finetune_trainer.step.precision import computed_in
+
 PREF_VARLEN = "pref_varlen"
 ASKS_FOR_MORE = ("softcap", "s_aux", "position_bias", "indices", "block_indices")
 """Arguments by which a layer asks for more than masked softmax attention."""
@@ -134,7 +136,7 @@ def attention(
         raise AttentionUnsupported("its attention gets no layout")
     window = given.get("sliding_window")
     if query.device.type == "cuda":
-        computed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+        computed = computed_in(query, query.dtype)
         if computed in KERNEL_TYPES:
             query, key, value = query.to(computed), key.to(computed), value.to(computed)
             return _varlen(query, key, value, scaling, window, given), None

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from finetune_trainer.step.precision import computed_in
+
 ADAPTER = "default"
 """What PEFT calls the one adapter of a model."""
 
@@ -32,20 +34,13 @@ def _forward(layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """In the place of a layer's forward; PEFT's own is called where the layer does more than this, such as dropout."""
     base: Any = layer.get_base_layer()
     a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    computed = _computed_in(x)
     drops = layer.training and not isinstance(layer.lora_dropout[ADAPTER], nn.Identity)
-    mixed = computed is None and not x.dtype == base.weight.dtype == a.dtype
+    mixed = not torch.is_autocast_enabled(x.device.type) and not x.dtype == base.weight.dtype == a.dtype
     if args or kwargs or drops or mixed or layer.disable_adapters or layer.merged or base.weight.requires_grad:
         return type(layer).forward(layer, x, *args, **kwargs)
-    x = x if computed is None else x.to(computed)
+    x = x.to(computed_in(x, x.dtype))
     result: Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[ADAPTER])
     return result
-
-
-def _computed_in(x: Tensor) -> torch.dtype | None:
-    """The precision of products under autocast; None outside it."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from finetune_trainer.step.precision import computed_in
 from finetune_trainer.step.recipe import LOGITS_BYTES
 
 
@@ -88,13 +89,12 @@ class _TokenLogps(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, rows: int
     ) -> Tensor:
-        kind = hidden.device.type
-        compute = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        compute = computed_in(hidden, weight.dtype)
         trained = weight.requires_grad or (bias is not None and bias.requires_grad)
         ready = hidden.requires_grad and not trained
         changes = torch.empty_like(hidden, dtype=compute) if ready else None
         logps = torch.empty(len(targets), dtype=_wide(compute), device=hidden.device)
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False):
             projection = weight.to(compute)
             for own in _chunks(len(targets), rows):
                 states = hidden[own].to(compute)

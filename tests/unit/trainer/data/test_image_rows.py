@@ -20,15 +20,10 @@ from finetune_trainer.data.tokens import open_cache, write_cache
 from pictures import colour_pairs, colour_talks, pair_about, picture, shown
 from preparing import quiet
 from rows import GENERATION, assistant, conversation, preference, write_rows
-from tiny import VISION_TEMPLATE, save_vision_model
+from tiny import VISION_TEMPLATE
 
 SMALL, WIDE = picture(16, 16), picture(24, 16)
 """4 and 6 tokens."""
-
-
-@pytest.fixture(scope="module")
-def vision_model(tmp_path_factory):
-    return save_vision_model(tmp_path_factory.mktemp("vision") / "model")
 
 
 @pytest.fixture(scope="module")

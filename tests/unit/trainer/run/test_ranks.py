@@ -10,11 +10,9 @@ from threading import Event
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from finetune_api.trainer import Stage
 from finetune_trainer.data.tokens import open_cache
-from finetune_trainer.failures import RunFailed
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.progress import Reporter
 from finetune_trainer.run.rows import PreferenceRows
@@ -25,13 +23,12 @@ from finetune_trainer.step.ranks import Ranks
 from finetune_trainer.step.recipe import Level, Recipe
 from finetune_trainer.step.rehearsal import Rehearsal
 from runs import Stopping, prepared, run
-from together import PEER_LOST, together
+from together import PEER_LOST, assert_alike, outcome, together, train_together
 from training import (
     conversation_rows,
     limit_memory,
     load,
     lora,
-    metrics_rows,
     preference_rows,
     trainer_config,
     write_jsonl,
@@ -60,36 +57,6 @@ def config_for(model, folder, method="DPO", **changes):
     return prepared(trainer_config(model, folder, **fields))
 
 
-def outcome(config) -> dict:
-    out = Layout.of(config)
-    weights = {path.parent.name: load_file(path) for path in sorted(out.checkpoints.glob("*/*.safetensors"))}
-    return {"metrics": metrics_rows(out.metrics), "weights": weights}
-
-
-def train_together(config, size, stopping=None):
-    def work(ranks):
-        reporter = Reporter(config.job, Stage.TRAIN, "pod-1")
-        try:
-            train(config, reporter, stopping(ranks) if stopping else Event(), ranks)
-        except RunFailed as end:
-            return end.failure.code
-        return reporter.report.resumed_from_step
-
-    return together(size, work)
-
-
-def assert_same(found, expected):
-    assert len(found["metrics"]) == len(expected["metrics"])
-    for one, other in zip(found["metrics"], expected["metrics"], strict=True):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            assert value == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
-    assert found["weights"].keys() == expected["weights"].keys() != set()
-    for folder, weights in expected["weights"].items():
-        for name, tensor in weights.items():
-            torch.testing.assert_close(found["weights"][folder][name], tensor, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batch", [BATCH, 2], ids=["batch 4", "batch 2, fewer than processes"])
 def test_the_number_of_processes_changes_nothing(tiny_model, tmp_path, method, batch):
@@ -98,7 +65,7 @@ def test_the_number_of_processes_changes_nothing(tiny_model, tmp_path, method, b
     for size in (2, 4):
         config = config_for(tiny_model, tmp_path / str(size), method, batchSize=batch)
         assert train_together(config, size) == [0] * size
-        assert_same(outcome(config), outcome(alone))
+        assert_alike(outcome(config), outcome(alone))
 
 
 @pytest.mark.parametrize("method", ["DPO", "DPO full"])
@@ -114,7 +81,7 @@ def test_what_two_have_begun_one_and_four_end(tiny_model, tmp_path, method):
         (resumed, *others) = train_together(ended, size)
         assert 0 < resumed < 6
         assert others == [resumed] * (size - 1)
-        assert_same(outcome(ended), outcome(whole))
+        assert_alike(outcome(ended), outcome(whole))
 
 
 def rows_of(config):

@@ -16,19 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from finetune_api.failures import FailureCode
-from finetune_api.trainer import Stage
 from finetune_trainer.failures import RunFailed
 from finetune_trainer.layout import Layout
 from finetune_trainer.out.facts import read_facts
-from finetune_trainer.out.progress import Reporter
 from finetune_trainer.prepare import prepare
-from finetune_trainer.run.train import train
 from finetune_trainer.step import model
 from finetune_trainer.step.pixels import ImageProcessor
 from pictures import colour_pairs, colour_talks, pair_about, url_of
 from runs import Stopping, assert_same, attempt, keep_last_states, prepared, run
-from tiny import save_vision_model
-from together import together
+from together import assert_alike, outcome, train_together
 from training import metrics_rows, preference_rows, trainer_config, write_jsonl
 
 SFT = {"trainingMethod": {"type": "SFT"}}
@@ -46,11 +42,6 @@ ROWS, WITHOUT = 7, 3
 """Training rows, and how many of them have no image: some steps have none at all."""
 
 
-@pytest.fixture(scope="module")
-def vision_model(tmp_path_factory):
-    return save_vision_model(tmp_path_factory.mktemp("vision") / "model")
-
-
 def config_for(base, folder, method, **changes):
     folder.mkdir(exist_ok=True)
     make = colour_talks if method.startswith("SFT") else colour_pairs
@@ -65,23 +56,6 @@ def config_for(base, folder, method, **changes):
         **changes,
     }
     return prepared(trainer_config(base, folder, **fields))
-
-
-def outcome(config) -> dict:
-    out = Layout.of(config)
-    weights = {path.parent.name: load_file(path) for path in sorted(out.checkpoints.glob("*/*.safetensors"))}
-    return {"metrics": metrics_rows(out.metrics), "weights": weights}
-
-
-def assert_alike(found: dict, right: dict) -> None:
-    for ours, theirs in zip(found["metrics"], right["metrics"], strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert ours[name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
-    assert found["weights"].keys() == right["weights"].keys()
-    for step, tensors in right["weights"].items():
-        for name, tensor in tensors.items():
-            torch.testing.assert_close(found["weights"][step][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 def test_the_colour_in_an_image_is_learned(vision_model, tmp_path):
@@ -124,14 +98,7 @@ def test_two_processes_train_as_one(vision_model, tmp_path, method, spread, monk
     if spread:
         monkeypatch.setattr(model, "most_frozen", lambda device: 0)
 
-    def work(ranks):
-        try:
-            train(both, Reporter(both.job, Stage.TRAIN, "pod-1"), Event(), ranks)
-        except RunFailed as end:
-            return end.failure.sentence
-        return None
-
-    assert together(2, work) == [None, None]
+    assert train_together(both, 2) == [0, 0]
     assert_alike(outcome(both), outcome(alone))
 
 

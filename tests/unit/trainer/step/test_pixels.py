@@ -20,17 +20,11 @@ from finetune_trainer.step.pixels import ImageProcessor
 from finetune_trainer.step.recipe import Level
 from finetune_trainer.step.weights import vision_of
 from pictures import picture
-from tiny import save_vision_model
 from training import disturb, load, lora, start_folders
 
 IMAGE = 8
 """The token of images."""
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def vision_model(tmp_path_factory):
-    return save_vision_model(tmp_path_factory.mktemp("vision") / "model")
 
 
 @pytest.fixture(scope="module")
